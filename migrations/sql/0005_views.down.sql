@@ -1,0 +1,1 @@
+DROP VIEW tasker.step_dependencies, tasker.task_summaries;
