@@ -1,0 +1,60 @@
+# What can be done with this repository. `make` lists it.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+# Go packages to test, and flags for `go test`: make test PACKAGES=./dag FLAGS='-run Viable -v'
+PACKAGES ?= ./...
+FLAGS ?=
+
+# Go stamps programs with the commit. Where git refuses to tell it (no .git, or
+# a checkout that belongs to somebody else), build without.
+ifneq ($(shell git rev-parse HEAD 2>/dev/null | wc -l),1)
+export GOFLAGS := $(GOFLAGS) -buildvcs=false
+endif
+
+.PHONY: help
+help: ## show this list
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: setup
+setup: ## install what is missing: Postgres, Redis, Ruby and its libraries (Debian packages)
+	@scripts/setup
+
+.PHONY: build
+build: ## build bin/tasker
+	go build -o bin/tasker ./cmd/tasker
+
+.PHONY: demo
+demo: setup build ## run the example application: orders through Rails, tasker and Sidekiq
+	@scripts/demo
+
+.PHONY: test
+test: setup ## run all tests, Go and Ruby, on one pair of servers
+	@go build -o bin/testservers ./testenv/servers
+	@PACKAGES='$(PACKAGES)' FLAGS='$(FLAGS)' bin/testservers -- scripts/test
+
+.PHONY: lint
+lint: setup bin/golangci-lint ## check the code: gofmt, vet, golangci-lint with the import rules, rubocop
+	@scripts/lint
+
+.PHONY: fmt
+fmt: bin/golangci-lint ## format Go and Ruby code
+	bin/golangci-lint fmt ./...
+	scripts/rubocop --autocorrect
+
+.PHONY: docs
+docs: ## write the generated parts of the documentation anew
+	go generate ./...
+
+.PHONY: clean
+clean: ## remove what was built
+	rm -rf bin
+
+# The linter's version is in tools/go.mod; a change of it builds it anew. The
+# first build takes a few minutes.
+bin/golangci-lint: tools/go.mod tools/go.sum
+	@echo '── building golangci-lint (a few minutes the first time)'
+	@GOFLAGS=-buildvcs=false go build -C tools -o ../bin/golangci-lint github.com/golangci/golangci-lint/v2/cmd/golangci-lint

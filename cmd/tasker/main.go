@@ -1,0 +1,67 @@
+// Command tasker migrates the database, runs workers, and shows and steers
+// tasks. This package is flags, wiring and signals; the work is done elsewhere.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/taskerhq/tasker/migrations"
+	"github.com/taskerhq/tasker/store"
+	"github.com/taskerhq/tasker/template"
+)
+
+// version is set when a release is built.
+var version = "dev"
+
+// Exit codes; docs/cli.md lists them for scripts.
+const (
+	exitDone     = 0
+	exitFailed   = 1
+	exitUsage    = 2 // wrong flags or arguments
+	exitNotFound = 3
+	exitRefused  = 4 // bad input: a template, a context, an unmigrated database
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	code := run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr)
+	stop()
+	os.Exit(code)
+}
+
+func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	root := newRoot(stdin, stdout, stderr)
+	root.SetArgs(args)
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		return exitDone
+	}
+	fmt.Fprintln(stderr, "tasker:", err)
+	var (
+		usage     *usageError
+		refused   *store.RefusedError
+		templates template.Errors
+	)
+	switch {
+	case errors.As(err, &usage):
+		return exitUsage
+	case errors.Is(err, store.ErrNotFound):
+		return exitNotFound
+	case errors.As(err, &refused), errors.As(err, &templates),
+		errors.Is(err, migrations.ErrNotMigrated), errors.Is(err, migrations.ErrNewer):
+		return exitRefused
+	}
+	return exitFailed
+}
+
+// usageError is a mistake in flags or arguments.
+type usageError struct{ err error }
+
+func (e *usageError) Error() string { return e.err.Error() }
+func (e *usageError) Unwrap() error { return e.err }

@@ -1,0 +1,153 @@
+package main
+
+import (
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/taskerhq/tasker/migrations"
+)
+
+func (a *app) migrateCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "migrate",
+		Short: "Bring the database's schema up to this release, take it back, or show where it is",
+		Long: `Everything lives in the schema "tasker": River's tables and tasker's own.
+Any number of machines may migrate at once: one works, the others wait for it.`,
+	}
+	var dryRun bool
+	up := &cobra.Command{
+		Use: "up", Short: "Apply what is missing", Args: argsExactly(0),
+		RunE: func(c *cobra.Command, _ []string) error { return a.migrateUp(c, dryRun) },
+	}
+	up.Flags().BoolVar(&dryRun, "dry-run", false, "print the SQL instead of running it")
+
+	var all bool
+	var steps int
+	down := &cobra.Command{
+		Use: "down", Short: "Take migrations back, the last one first", Args: argsExactly(0),
+		RunE: func(c *cobra.Command, _ []string) error {
+			pool, err := a.database(c.Context())
+			if err != nil {
+				return err
+			}
+			defer pool.Close()
+			undone, err := migrations.Down(c.Context(), pool, steps, all)
+			if a.output == "json" && err == nil {
+				return a.printJSON(map[string]any{"taken_back": versions(undone), "all": all})
+			}
+			for _, m := range undone {
+				fmt.Fprintf(a.stdout, "took back %04d %s\n", m.Version, m.Name)
+			}
+			if err == nil && all {
+				fmt.Fprintf(a.stdout, "schema %s is gone, River's tables with it\n", migrations.Schema)
+			}
+			return err
+		},
+	}
+	down.Flags().BoolVar(&all, "all", false, "remove everything: River's tables, every task, the schema itself")
+	down.Flags().IntVar(&steps, "steps", 1, "how many migrations to take back")
+
+	status := &cobra.Command{
+		Use: "status", Short: "Show what is applied and what is missing", Args: argsExactly(0),
+		RunE: func(c *cobra.Command, _ []string) error { return a.migrateStatus(c) },
+	}
+	c.AddCommand(up, down, status)
+	return c
+}
+
+func versions(list []migrations.Migration) []int {
+	numbers := make([]int, len(list))
+	for i, m := range list {
+		numbers[i] = m.Version
+	}
+	return numbers
+}
+
+func (a *app) migrateUp(c *cobra.Command, dryRun bool) error {
+	pool, err := a.database(c.Context())
+	if err != nil {
+		return err
+	}
+	defer pool.Close()
+	if dryRun {
+		sql, err := migrations.DryRun(c.Context(), pool)
+		if err != nil {
+			return err
+		}
+		if sql == "" {
+			sql = "-- nothing to do: the schema is current\n"
+		}
+		_, err = fmt.Fprint(a.stdout, sql)
+		return err
+	}
+	before, err := migrations.ReadStatus(c.Context(), pool)
+	if err != nil {
+		return err
+	}
+	if err := migrations.Up(c.Context(), pool); err != nil {
+		return err
+	}
+	if a.output == "json" {
+		return a.printJSON(map[string]any{"applied": before.Pending, "river": migrations.RiverVersion, "current": true})
+	}
+	if before.Current() {
+		fmt.Fprintln(a.stdout, "the schema is current")
+		return nil
+	}
+	if before.River < migrations.RiverVersion {
+		fmt.Fprintf(a.stdout, "River's schema is at version %d\n", migrations.RiverVersion)
+	}
+	for _, m := range migrations.All() {
+		for _, version := range before.Pending {
+			if m.Version == version {
+				fmt.Fprintf(a.stdout, "applied %04d %s\n", m.Version, m.Name)
+			}
+		}
+	}
+	return nil
+}
+
+func (a *app) migrateStatus(c *cobra.Command) error {
+	pool, err := a.database(c.Context())
+	if err != nil {
+		return err
+	}
+	defer pool.Close()
+	status, err := migrations.ReadStatus(c.Context(), pool)
+	if err != nil {
+		return err
+	}
+	if a.output == "json" {
+		return a.printJSON(map[string]any{
+			"river": status.River, "river_target": status.RiverTarget, "applied": status.Applied, "pending": status.Pending,
+			"unknown_newer": status.UnknownNewer, "current": status.Current(),
+		})
+	}
+	var t table
+	t.add("migration", "state")
+	state := "applied"
+	switch {
+	case status.River < status.RiverTarget:
+		state = fmt.Sprintf("at version %d, missing up to %d", status.River, status.RiverTarget)
+	case status.River > status.RiverTarget:
+		state = fmt.Sprintf("at version %d, newer than this binary (%d)", status.River, status.RiverTarget)
+	}
+	t.add("River", state)
+	pending := map[int]bool{}
+	for _, v := range status.Pending {
+		pending[v] = true
+	}
+	for _, m := range migrations.All() {
+		state := "applied"
+		if pending[m.Version] {
+			state = "missing"
+		}
+		t.add(fmt.Sprintf("%04d %s", m.Version, m.Name), state)
+	}
+	for _, v := range status.UnknownNewer {
+		t.add(fmt.Sprintf("%04d", v), "from a newer release")
+	}
+	t.print(a.stdout)
+	return nil
+}

@@ -1,0 +1,177 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"gopkg.in/yaml.v3"
+
+	"github.com/taskerhq/tasker"
+	"github.com/taskerhq/tasker/store"
+	"github.com/taskerhq/tasker/template"
+)
+
+func (a *app) templateCommand() *cobra.Command {
+	c := &cobra.Command{Use: "template", Short: "Check, register and show workflow templates"}
+	var environment string
+	load := func(folder string) ([]*template.Loaded, error) {
+		return template.LoadFolder(folder, template.Options{Environment: environment})
+	}
+	validate := &cobra.Command{
+		Use: "validate FOLDER", Short: "Check the templates of a folder, without a database", Args: argsExactly(1),
+		RunE: func(_ *cobra.Command, args []string) error {
+			loaded, err := load(args[0])
+			if err != nil {
+				return err
+			}
+			return a.printLoaded(loaded, func(l *template.Loaded) (string, error) { return "valid", nil })
+		},
+	}
+	register := &cobra.Command{
+		Use: "register FOLDER", Short: "Put the templates of a folder into the database", Args: argsExactly(1),
+		Long: `A version that tasks have used can't change: give the template a new version.
+Workers register the folder given to them with --templates when they start.`,
+		RunE: func(c *cobra.Command, args []string) error {
+			loaded, err := load(args[0])
+			if err != nil {
+				return err
+			}
+			return a.withStore(c.Context(), func(s *store.Store) error {
+				return a.printLoaded(loaded, func(l *template.Loaded) (string, error) {
+					done, err := s.RegisterTemplate(c.Context(), l.Template, template.Checksum(l.Template))
+					if err != nil {
+						return "", fmt.Errorf("%s: %w", l.File, err)
+					}
+					return string(done), nil
+				})
+			})
+		},
+	}
+	for _, c := range []*cobra.Command{validate, register} {
+		c.Flags().StringVar(&environment, "environment", firstOf(os.Getenv("TASKER_ENV"), os.Getenv("RAILS_ENV")), "whose overlays to apply ($TASKER_ENV, $RAILS_ENV)")
+	}
+	list := &cobra.Command{
+		Use: "list", Short: "List the registered templates", Args: argsExactly(0),
+		RunE: func(c *cobra.Command, _ []string) error {
+			return a.withStore(c.Context(), func(s *store.Store) error {
+				templates, err := s.Templates(c.Context())
+				if err != nil {
+					return err
+				}
+				if a.output == "json" {
+					return a.printJSON(templates)
+				}
+				var t table
+				t.add("template", "version", "steps", "used", "description")
+				for _, x := range templates {
+					used := "no"
+					if x.UsedAt != nil {
+						used = "since " + x.UsedAt.Local().Format("2006-01-02 15:04")
+					}
+					t.add(x.Namespace+"/"+x.Name, x.Version, fmt.Sprint(x.Steps), used, x.Description)
+				}
+				t.print(a.stdout)
+				return nil
+			})
+		},
+	}
+	show := &cobra.Command{
+		Use: "show NAMESPACE/NAME[@VERSION]", Short: "Show a registered template, by default the latest version", Args: argsExactly(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			namespace, name, version, err := parseName(args[0])
+			if err != nil {
+				return err
+			}
+			return a.withStore(c.Context(), func(s *store.Store) error {
+				t, err := s.FindTemplate(c.Context(), namespace, name, version)
+				if err != nil {
+					return err
+				}
+				return a.printTemplate(t)
+			})
+		},
+	}
+	c.AddCommand(validate, register, list, show)
+	return c
+}
+
+// parseName takes namespace/name@version apart; the namespace may be left out.
+func parseName(full string) (namespace, name, version string, err error) {
+	namespace = "default"
+	name, version, _ = strings.Cut(full, "@")
+	if before, after, found := strings.Cut(name, "/"); found {
+		namespace, name = before, after
+	}
+	if namespace == "" || name == "" {
+		return "", "", "", &usageError{fmt.Errorf("%q is no template name: it looks like billing/settle_invoice or billing/settle_invoice@1.2.0", full)}
+	}
+	return namespace, name, version, nil
+}
+
+func (a *app) printLoaded(loaded []*template.Loaded, do func(*template.Loaded) (string, error)) error {
+	type line struct {
+		Template string `json:"template"`
+		File     string `json:"file"`
+		Steps    int    `json:"steps"`
+		Result   string `json:"result"`
+	}
+	var lines []line
+	var failed error
+	for _, l := range loaded {
+		result, err := do(l)
+		if err != nil {
+			failed = err
+			break
+		}
+		lines = append(lines, line{l.Template.FullName(), l.File, len(l.Template.Steps), result})
+	}
+	if a.output == "json" {
+		if err := a.printJSON(lines); err != nil {
+			return err
+		}
+		return failed
+	}
+	for _, l := range lines {
+		fmt.Fprintf(a.stdout, "%s  %s  (%d steps, %s)\n", l.Result, l.Template, l.Steps, l.File)
+	}
+	return failed
+}
+
+func (a *app) printTemplate(t *tasker.Template) error {
+	if a.output == "json" {
+		return a.printJSON(t)
+	}
+	fmt.Fprintf(a.stdout, "%s\n", t.FullName())
+	if t.Description != "" {
+		fmt.Fprintf(a.stdout, "%s\n", t.Description)
+	}
+	fmt.Fprintf(a.stdout, "up to %d steps at once\n\n", t.MaxParallelSteps)
+	var out table
+	out.add("step", "handler", "after", "attempts", "backoff", "queue")
+	for i := range t.Steps {
+		s := &t.Steps[i]
+		queue := s.Queue
+		if s.HandlerClass != "" && queue == "" {
+			queue = "default"
+		}
+		out.add(s.Name, s.HandlerClass+s.Handler, firstOf(strings.Join(s.DependsOn, ", "), "-"), fmt.Sprint(s.AttemptLimit()),
+			fmt.Sprintf("%s from %gs to %gs", s.Retry.Backoff, s.Retry.Base, s.Retry.Cap), firstOf(queue, "-"))
+	}
+	out.print(a.stdout)
+	for i := range t.Steps {
+		if c := t.Steps[i].HandlerConfig; len(c) > 0 && string(c) != "{}" && string(c) != "null" {
+			var config any
+			if yaml.Unmarshal(c, &config) == nil { // JSON is YAML, and YAML reads better here
+				text, err := yaml.Marshal(config)
+				if err != nil {
+					return fmt.Errorf("print handler_config of %s: %w", t.Steps[i].Name, err)
+				}
+				fmt.Fprintf(a.stdout, "\nhandler_config of %s:\n  %s", t.Steps[i].Name, strings.ReplaceAll(strings.TrimSpace(string(text)), "\n", "\n  "))
+				fmt.Fprintln(a.stdout)
+			}
+		}
+	}
+	return nil
+}

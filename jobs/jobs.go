@@ -1,0 +1,112 @@
+// Package jobs is all that tasker has to do with River: the job that runs a
+// task, the client that works it, and River's settings.
+//
+// A River job makes a worker look at a task; it carries no truth. Jobs may come
+// late, twice or after their task is finished: claiming the task decides. There
+// is one job per task when it is enqueued and one for each time that it comes
+// back after having been given up; the number of steps does not matter.
+//
+// River's own retries repair orchestration (the database was away), never a
+// step: a step's retries are the finalizer's.
+package jobs
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/riverqueue/river"
+	"github.com/riverqueue/river/riverdriver/riverpgxv5"
+	"github.com/riverqueue/river/rivertype"
+
+	"github.com/taskerhq/tasker/migrations"
+)
+
+// TaskExecutionArgs are the arguments of the job that runs a task. SQL inserts
+// the same: tasker.expand_tasks and tasker.schedule_runs.
+type TaskExecutionArgs struct {
+	TaskID int64 `json:"task_id"`
+}
+
+// Kind is the job's kind in river_job.
+func (TaskExecutionArgs) Kind() string { return "task_execution" }
+
+// Runner runs tasks.
+type Runner interface {
+	Run(ctx context.Context, task int64) error
+}
+
+type taskWorker struct {
+	river.WorkerDefaults[TaskExecutionArgs]
+	runner Runner
+}
+
+func (w *taskWorker) Work(ctx context.Context, job *river.Job[TaskExecutionArgs]) error {
+	return w.runner.Run(ctx, job.Args.TaskID)
+}
+
+// Timeout is none: a loop runs as long as its steps do, and each step has its
+// own timeout.
+func (w *taskWorker) Timeout(*river.Job[TaskExecutionArgs]) time.Duration { return -1 }
+
+// NextRetry is soon: what failed is the orchestration, mostly for want of a
+// database.
+func (w *taskWorker) NextRetry(*river.Job[TaskExecutionArgs]) time.Time {
+	return time.Now().Add(5 * time.Second)
+}
+
+// Client is a River client that works tasks.
+type Client = river.Client[pgx.Tx]
+
+// Config is what a client needs.
+type Config struct {
+	ID       string // enters river_job.attempted_by: finds the jobs that a dead worker left running
+	MaxTasks int    // tasks that this worker runs at once
+	Runner   Runner
+	Logger   *slog.Logger
+}
+
+// NewClient returns a client over the pool.
+func NewClient(pool *pgxpool.Pool, c Config) (*Client, error) {
+	workers := river.NewWorkers()
+	if err := river.AddWorkerSafely(workers, &taskWorker{runner: c.Runner}); err != nil {
+		return nil, fmt.Errorf("set up River: %w", err)
+	}
+	client, err := river.NewClient(riverpgxv5.New(pool), &river.Config{
+		ID:      c.ID,
+		Schema:  migrations.Schema,
+		Workers: workers,
+		Logger:  c.Logger,
+		Queues:  map[string]river.QueueConfig{river.QueueDefault: {MaxWorkers: c.MaxTasks}},
+		// The default of 100 ms would be most of a short task's time. Fetches
+		// happen when a notification comes or a slot gets free.
+		FetchCooldown: 2 * time.Millisecond,
+		// Finds what no notification told of, and jobs due within seconds.
+		FetchPollInterval: 500 * time.Millisecond,
+		JobTimeout:        -1,
+		// The history is in tasker.events; River's rows are only in the way.
+		CompletedJobRetentionPeriod: 10 * time.Minute,
+		CancelledJobRetentionPeriod: 10 * time.Minute,
+		ReindexerSchedule:           river.NeverSchedule(),
+		ErrorHandler:                &errorHandler{c.Logger},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("set up River: %w", err)
+	}
+	return client, nil
+}
+
+type errorHandler struct{ log *slog.Logger }
+
+func (h *errorHandler) HandleError(_ context.Context, job *rivertype.JobRow, err error) *river.ErrorHandlerResult {
+	h.log.Error("task could not be run; River tries again", "job_id", job.ID, "args", string(job.EncodedArgs), "error", err)
+	return nil
+}
+
+func (h *errorHandler) HandlePanic(_ context.Context, job *rivertype.JobRow, panicked any, trace string) *river.ErrorHandlerResult {
+	h.log.Error("the loop of a task panicked; River tries again", "job_id", job.ID, "args", string(job.EncodedArgs), "panic", panicked, "trace", trace)
+	return nil
+}

@@ -1,0 +1,659 @@
+package orchestrator
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"runtime/debug"
+	"slices"
+	"time"
+
+	"github.com/taskerhq/tasker"
+	"github.com/taskerhq/tasker/dag"
+	"github.com/taskerhq/tasker/finalizer"
+	"github.com/taskerhq/tasker/store"
+)
+
+// loop is the orchestration loop over one task. Everything but mail and again
+// belongs to its goroutine.
+type loop struct {
+	o     *Orchestrator
+	id    int64
+	mail  mailbox
+	again bool // guarded by o.mu: another River job asked for this task meanwhile
+
+	task     *store.Claimed
+	template *compiled
+	steps    []step
+	progress *dag.Progress
+	position map[int64]int // step id → position
+	running  map[int]running
+	fresh    []int                   // positions with news
+	results  map[int]json.RawMessage // of finished steps that pending Go steps need
+	uses     []int32                 // per step: how many pending Go steps need its result
+	quiet    time.Time               // since when nothing has happened
+}
+
+// running is an attempt of a Go step in this process.
+type running struct {
+	attempt int
+	cancel  context.CancelFunc
+}
+
+// step is what a loop knows of a step besides its state, which progress holds.
+type step struct {
+	id      int64
+	attempt int
+	losses  int
+	due     time.Time // in waiting_for_retry: when the delay is over, by this process's clock
+	out     bool      // the current attempt is at Sidekiq
+	news    *outcome  // the attempt's outcome is in, and not yet written
+}
+
+// outcome is how the current attempt of a step ended.
+type outcome struct {
+	kind    finalizer.Outcome
+	result  json.RawMessage
+	failure *tasker.Failure
+}
+
+// action is what a decision sets in motion once it is committed.
+type action struct {
+	starts []int // positions whose claimed attempt begins
+	done   bool  // the loop gives the task up with this write
+}
+
+func newLoop(o *Orchestrator, task int64) *loop {
+	return &loop{o: o, id: task, mail: newMailbox(), running: map[int]running{}, results: map[int]json.RawMessage{}}
+}
+
+// runSafely turns a panic of the loop into an error. It is a bug in here; its
+// task must not stay owned by a loop that is gone.
+func (l *loop) runSafely() (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = l.giveUp(fmt.Errorf("its loop panicked: %v\n%s", p, debug.Stack()))
+		}
+	}()
+	return l.run()
+}
+
+func (l *loop) run() error {
+	if err := l.claim(); err != nil || l.progress == nil {
+		return err
+	}
+	defer l.leave()
+	for {
+		now := time.Now()
+		l.read(now)
+		unit, act := l.decide(now)
+		if err := l.write(unit); err != nil {
+			if again, err := l.recover(err, unit); !again {
+				return err
+			}
+			continue
+		}
+		l.forget()
+		if err := l.act(act); err != nil || act.done {
+			return err
+		}
+		if err := l.wait(); err != nil {
+			return err
+		}
+	}
+}
+
+// claim makes this worker the task's owner and builds the loop's view. There is
+// no view afterwards when there is nothing to own.
+func (l *loop) claim() error {
+	claimed, err := store.Patiently(l.o.ctx, func() (*store.Claimed, error) { return l.o.claimer.Claim(l.o.ctx, l.id) })
+	if err != nil || claimed == nil {
+		return err
+	}
+	l.task = claimed
+	if l.template, err = l.o.template(claimed.TemplateID); err != nil {
+		return l.giveUp(err)
+	}
+	l.see(claimed.Steps)
+	claimed.Steps = nil
+	l.quiet = time.Now()
+	return nil
+}
+
+// recover deals with a write that was refused, and says whether the loop goes
+// on with a new view.
+func (l *loop) recover(err error, unit *store.Unit) (again bool, _ error) {
+	var refused *store.RefusedError
+	switch {
+	case errors.Is(err, store.ErrStale), errors.As(err, &refused) && l.rejectResults(unit, refused):
+		err := l.reload()
+		return err == nil, err
+	case errors.Is(err, store.ErrWorkerDead) || l.o.ctx.Err() != nil:
+		return false, err
+	}
+	return false, l.giveUp(err)
+}
+
+// giveUp lets go of a task that the loop can't move for a reason that nothing
+// it knows would mend. Better to try again later than to keep it.
+func (l *loop) giveUp(reason error) error {
+	l.o.Logger.Error("task is given up for a minute", "task_id", l.id, "error", reason)
+	if l.task == nil {
+		return reason
+	}
+	return l.o.writer.Write(l.o.ctx, &store.Unit{Task: l.id, Epoch: l.task.Epoch, Release: true, Rerun: new(time.Minute)})
+}
+
+// rejectResults makes failures of the results in a write whose values Postgres
+// won't take (a number out of jsonb's range, say). It returns false when there
+// was none.
+func (l *loop) rejectResults(unit *store.Unit, refused *store.RefusedError) bool {
+	found := false
+	for _, w := range unit.Steps {
+		if w.Result == nil {
+			continue
+		}
+		i := l.position[w.Step]
+		l.steps[i].news = &outcome{kind: finalizer.Failed, failure: &tasker.Failure{
+			Class: "Result", Code: tasker.CodeResultNotSerializable, Permanent: true, Handler: l.template.Steps[i].Handler,
+			Message: "Postgres refuses the result: " + refused.Error(),
+		}}
+		found = true
+	}
+	return found
+}
+
+// reload forgets the view and reads the task again.
+func (l *loop) reload() error {
+	rows, err := store.Patiently(l.o.ctx, func() ([]store.StepRow, error) {
+		return l.o.Store.Steps(l.o.ctx, l.o.Worker, l.id, l.task.Epoch)
+	})
+	if err != nil {
+		return err
+	}
+	l.o.Logger.Debug("task read again", "task_id", l.id)
+	l.see(rows)
+	return nil
+}
+
+// see builds the view from rows. Of what it knew before, it keeps the attempts
+// that it runs itself and outcomes that are still to be written.
+func (l *loop) see(rows []store.StepRow) {
+	now := time.Now()
+	before := l.steps
+	l.steps = make([]step, len(rows))
+	l.position = make(map[int64]int, len(rows))
+	l.fresh = l.fresh[:0]
+	l.uses = make([]int32, len(rows))
+	states := make([]tasker.StepState, len(rows))
+	var out []int64
+	for i, row := range rows {
+		s := step{id: row.StepID, attempt: row.Attempts, losses: row.Losses}
+		states[i] = row.State
+		l.position[row.StepID] = i
+		var known *outcome
+		same := before != nil && before[i].attempt == row.Attempts
+		if same {
+			known = before[i].news
+		}
+		mine := l.running[i].attempt == row.Attempts
+		if row.State == tasker.StepPending && l.template.Steps[i].Handler != "" {
+			for _, d := range l.template.graph.Dependencies(i) {
+				l.uses[d]++
+			}
+		}
+		switch {
+		case row.State == tasker.StepWaitingForRetry:
+			s.due = now.Add(row.RetryIn)
+		case !row.State.Outstanding():
+		case l.template.Steps[i].Handler != "":
+			if s.news = known; known == nil && !mine {
+				// Claimed by an owner that is gone, or by a write of ours whose
+				// answer was lost before the handler was started.
+				s.news = &outcome{kind: finalizer.Lost}
+			}
+		case row.Failure != nil:
+			s.out, s.news = true, reported(row.Failure)
+		case row.Dispatched:
+			s.out = true
+			out = append(out, s.id)
+		default:
+			s.news = &outcome{kind: finalizer.Lost} // no dispatch knows of it, so nothing would ever report
+		}
+		if r, ok := l.running[i]; ok && !(mine && row.State == tasker.StepInProgress) {
+			r.cancel() // its result can't be accepted any more
+			delete(l.running, i)
+		}
+		if s.news != nil {
+			l.fresh = append(l.fresh, i)
+		}
+		l.steps[i] = s
+	}
+	l.progress = dag.NewProgress(l.template.graph, states)
+	l.o.await(l.id, out)
+}
+
+// read opens the mail.
+func (l *loop) read(now time.Time) {
+	for _, letter := range l.mail.take() {
+		l.quiet = now
+		if e := letter.ended; e != nil {
+			if r, ok := l.running[e.position]; ok && r.attempt == e.attempt {
+				r.cancel()
+				delete(l.running, e.position)
+			}
+			s := &l.steps[e.position]
+			if s.attempt != e.attempt || l.progress.State(e.position) != tasker.StepInProgress {
+				continue // given up meanwhile
+			}
+			l.fresh = append(l.fresh, e.position)
+			switch {
+			case e.lost:
+				s.news = &outcome{kind: finalizer.Lost}
+			case e.failure != nil:
+				s.news = &outcome{kind: finalizer.Failed, failure: e.failure}
+			default:
+				s.news = &outcome{kind: finalizer.Succeeded, result: e.result}
+			}
+			continue
+		}
+		r := letter.report
+		i, ok := l.position[r.StepID]
+		if !ok || l.steps[i].attempt != r.Attempts || l.steps[i].news != nil {
+			continue
+		}
+		switch {
+		case r.Failure != nil && r.State.Outstanding():
+			l.progress.Set(i, r.State) // started meanwhile, or not
+			l.steps[i].news = reported(r.Failure)
+			l.fresh = append(l.fresh, i)
+		case !r.State.Outstanding() && r.State != l.progress.State(i):
+			l.progress.Set(i, r.State)
+			l.steps[i].out = false
+			l.o.settle(r.StepID)
+		}
+	}
+}
+
+// reported reads the failure that a process reported.
+func reported(doc json.RawMessage) *outcome {
+	var f struct {
+		tasker.Failure
+		Lost bool `json:"lost"`
+	}
+	if err := json.Unmarshal(doc, &f); err != nil {
+		f.Failure = tasker.Failure{Class: "MalformedFailure", Message: "the process reported a failure that can't be read: " + err.Error(), Context: doc}
+	}
+	if f.Lost {
+		return &outcome{kind: finalizer.Lost}
+	}
+	return &outcome{kind: finalizer.Failed, failure: &f.Failure}
+}
+
+// decide works out the next write: outcomes that are in, attempts to start, and
+// what becomes of the task. It moves the view ahead; if the write is refused,
+// reload puts it back.
+func (l *loop) decide(now time.Time) (*store.Unit, action) {
+	unit := &store.Unit{Task: l.id, Epoch: l.task.Epoch}
+	slices.Sort(l.fresh)
+	l.decideOutcomes(unit, now)
+
+	var act action
+	ready := l.progress.ViableCount()
+	var due []int
+	var earliest time.Time
+	retrying := 0
+	for _, i := range l.progress.Retryable() {
+		switch at := l.steps[i].due; {
+		case !at.After(now):
+			due = append(due, i)
+		case earliest.IsZero() || at.Before(earliest):
+			earliest = at
+			retrying++
+		default:
+			retrying++
+		}
+	}
+	ready += len(due)
+	if !l.drains() {
+		act.starts = l.claims(unit, due)
+		ready -= len(act.starts)
+	}
+
+	standing := finalizer.Standing{
+		Ready: ready, Outstanding: l.progress.Outstanding(), Retrying: retrying, EarliestRetry: earliest,
+		Unfinished: l.progress.Unfinished(), Failed: l.names(l.progress.FailedSteps()), Cancelled: l.names(l.progress.CancelledSteps()),
+	}
+	d := finalizer.DecideTask(standing, now)
+	if standing.Outstanding > 0 && d.Outcome == finalizer.HasReady && !l.drains() {
+		d.Outcome = finalizer.Waiting // max_parallel_steps is reached: a result must come first
+	}
+	if len(unit.Steps) > 0 {
+		l.quiet = now
+	}
+	l.conclude(unit, &act, d, now)
+	return unit, act
+}
+
+// decideOutcomes has the finalizer judge the attempts that ended.
+func (l *loop) decideOutcomes(unit *store.Unit, now time.Time) {
+	for _, i := range l.fresh {
+		s := &l.steps[i]
+		d := finalizer.DecideAttempt(&l.template.Steps[i], finalizer.Attempt{
+			Number: s.attempt, Losses: s.losses, Outcome: s.news.kind, Failure: s.news.failure,
+		}, now, draw())
+		w := store.StepWrite{
+			Step: s.id, Was: l.progress.State(i), WasAttempt: s.attempt,
+			State: d.State, Attempt: s.attempt, Losses: d.Losses, RetryIn: d.Delay, Result: s.news.result,
+		}
+		if d.Failure != nil {
+			d.Failure.Attempt = s.attempt
+			w.Error, _ = json.Marshal(d.Failure) // a Failure always marshals: its raw parts came out of JSON
+		}
+		if s.out {
+			unit.Settled = append(unit.Settled, s.id)
+		}
+		unit.Steps = append(unit.Steps, w)
+		s.losses, s.due = d.Losses, now.Add(d.Delay)
+		l.progress.Set(i, d.State)
+		if d.State == tasker.StepComplete && l.uses[i] > 0 {
+			l.results[i] = s.news.result
+		}
+		if d.Note != "" {
+			l.o.Logger.Warn(d.Note, "task_id", l.id, "step", l.template.Steps[i].Name, "attempt", s.attempt)
+		}
+	}
+}
+
+// claims adds the attempts that may start now, in template order, up to
+// max_parallel_steps. A step whose outcome is in the same write has to wait for
+// the next one.
+func (l *loop) claims(unit *store.Unit, due []int) []int {
+	room := l.template.MaxParallelSteps - l.progress.Outstanding()
+	if room <= 0 {
+		return nil
+	}
+	settled := make(map[int64]bool, len(unit.Steps))
+	for _, w := range unit.Steps {
+		settled[w.Step] = true
+	}
+	candidates := l.progress.FirstViable(room)
+	for _, i := range due {
+		if !settled[l.steps[i].id] {
+			candidates = append(candidates, i)
+		}
+	}
+	slices.Sort(candidates)
+	candidates = candidates[:min(len(candidates), room)]
+	for _, i := range candidates {
+		s, spec := &l.steps[i], &l.template.Steps[i]
+		w := store.StepWrite{
+			Step: s.id, Was: l.progress.State(i), WasAttempt: s.attempt,
+			State: tasker.StepInProgress, Attempt: s.attempt + 1, Losses: s.losses,
+		}
+		if spec.HandlerClass != "" {
+			w.State, w.Queue = tasker.StepEnqueued, queueOf(spec)
+		}
+		unit.Steps = append(unit.Steps, w)
+		if w.Was == tasker.StepPending && spec.Handler != "" {
+			for _, d := range l.template.graph.Dependencies(i) {
+				l.uses[d]--
+			}
+		}
+		s.attempt++
+		s.out = w.State == tasker.StepEnqueued
+		l.progress.Set(i, w.State)
+	}
+	return candidates
+}
+
+// conclude says what becomes of the task: finished, given up until something
+// happens, or kept.
+func (l *loop) conclude(unit *store.Unit, act *action, d finalizer.TaskDecision, now time.Time) {
+	giveUp := func() { unit.Release, act.done = true, true }
+	runsHere := len(l.running) > 0 || slices.ContainsFunc(act.starts, func(i int) bool { return !l.steps[i].out })
+	idle := len(unit.Steps) == 0 && len(act.starts) == 0 && now.Sub(l.quiet) >= l.o.ParkAfter
+	switch d.Outcome {
+	case finalizer.TaskComplete:
+		unit.State = tasker.TaskComplete
+		giveUp()
+	case finalizer.TaskFailed:
+		unit.State = tasker.TaskError
+		unit.Error, _ = json.Marshal(struct {
+			Message string   `json:"message"`
+			Steps   []string `json:"steps"`
+		}{d.Message, d.Steps}) // strings always marshal
+		giveUp()
+	case finalizer.RetryViable:
+		if l.drains() || d.Delay > l.o.ParkAfter {
+			unit.Rerun = &d.Delay
+			giveUp()
+		}
+	case finalizer.Waiting:
+		if runsHere || !(idle || l.drains()) {
+			return
+		}
+		unit.Parked = l.atSidekiq()
+		if !d.RetryAt.IsZero() {
+			unit.Rerun = &d.Delay
+		}
+		giveUp()
+	case finalizer.HasReady:
+		// Only when draining: otherwise it would have been started.
+		if l.drains() && !runsHere {
+			unit.Parked = l.atSidekiq()
+			unit.Rerun = new(time.Duration)
+			giveUp()
+		}
+	}
+}
+
+// atSidekiq lists the steps whose report is still to come.
+func (l *loop) atSidekiq() []int64 {
+	var ids []int64
+	for i := range l.steps {
+		if l.steps[i].out && l.steps[i].news == nil && l.progress.State(i).Outstanding() {
+			ids = append(ids, l.steps[i].id)
+		}
+	}
+	return ids
+}
+
+func (l *loop) write(unit *store.Unit) error {
+	if len(unit.Steps) == 0 && !unit.Release {
+		return nil
+	}
+	return l.o.writer.Write(l.o.ctx, unit)
+}
+
+// forget drops the outcomes that the committed write has settled.
+func (l *loop) forget() {
+	for _, i := range l.fresh {
+		s := &l.steps[i]
+		if s.news != nil && s.out {
+			l.o.settle(s.id)
+			s.out = false
+		}
+		s.news = nil
+	}
+	l.fresh = l.fresh[:0]
+}
+
+// act starts what was claimed.
+func (l *loop) act(act action) error {
+	var dispatches []tasker.Dispatch
+	var local []int
+	var out []int64
+	for _, i := range act.starts {
+		s, spec := &l.steps[i], &l.template.Steps[i]
+		if !s.out {
+			local = append(local, i)
+			continue
+		}
+		dispatches = append(dispatches, tasker.Dispatch{
+			TaskID: l.id, StepID: s.id, Attempt: s.attempt, Handler: spec.HandlerClass, Queue: queueOf(spec),
+		})
+		out = append(out, s.id)
+	}
+	if len(dispatches) > 0 {
+		if !act.done {
+			l.o.await(l.id, out)
+		}
+		l.o.Dispatcher.Push(dispatches)
+	}
+	if len(local) == 0 {
+		return nil
+	}
+	if err := l.fetchResults(local); err != nil {
+		return err
+	}
+	for _, i := range local {
+		l.start(i)
+	}
+	l.dropResults(local)
+	return nil
+}
+
+// fetchResults reads the results that the given steps need and the loop doesn't
+// have: those of Ruby steps, and those from before this worker owned the task.
+func (l *loop) fetchResults(positions []int) error {
+	var missing []int64
+	for _, i := range positions {
+		for _, d := range l.template.graph.Dependencies(i) {
+			if _, have := l.results[d]; !have {
+				missing = append(missing, l.steps[d].id)
+			}
+		}
+	}
+	if len(missing) == 0 {
+		return nil
+	}
+	results, err := store.Patiently(l.o.ctx, func() (map[int64]json.RawMessage, error) {
+		return l.o.Store.Results(l.o.ctx, missing)
+	})
+	if err != nil {
+		return err
+	}
+	for id, result := range results {
+		l.results[l.position[id]] = result
+	}
+	return nil
+}
+
+// dropResults lets go of results that no step will ask for again, so that a
+// long chain does not keep them all. A retry reads what it needs anew.
+func (l *loop) dropResults(started []int) {
+	for _, i := range started {
+		for _, d := range l.template.graph.Dependencies(i) {
+			if l.uses[d] == 0 {
+				delete(l.results, d)
+			}
+		}
+	}
+}
+
+// start runs the claimed attempt of a Go step.
+func (l *loop) start(i int) {
+	s, spec := &l.steps[i], &l.template.Steps[i]
+	attempt := &tasker.Attempt{
+		TaskID: l.id, StepID: s.id, Template: l.template.FullName(), Step: spec.Name,
+		Number: s.attempt, Used: s.attempt - s.losses, Limit: spec.AttemptLimit(),
+		CorrelationID: l.task.CorrelationID, Timeout: spec.Timeout.Duration(),
+		Context: l.task.Context, Config: spec.HandlerConfig,
+	}
+	if deps := l.template.graph.Dependencies(i); len(deps) > 0 {
+		attempt.Dependencies = make(map[string]json.RawMessage, len(deps))
+		for _, d := range deps {
+			attempt.Dependencies[l.template.Steps[d].Name] = l.results[d]
+		}
+	}
+	ctx, cancel := context.WithCancel(l.o.handlers)
+	if attempt.Timeout > 0 {
+		ctx, cancel = context.WithTimeout(l.o.handlers, attempt.Timeout)
+	}
+	l.running[i] = running{s.attempt, cancel}
+	go func() {
+		result, failure := l.o.Handlers.Run(ctx, spec.Handler, attempt)
+		lost := failure != nil && l.o.handlers.Err() != nil
+		l.mail.put(letter{ended: &ended{position: i, attempt: attempt.Number, result: result, failure: failure, lost: lost}})
+	}()
+}
+
+// wait returns when there is something to decide.
+func (l *loop) wait() error {
+	draining := l.o.draining
+	if l.drains() {
+		draining = nil // closed: it is known already
+		if len(l.running) == 0 {
+			return nil
+		}
+	}
+	wake, stop := until(l.next(), time.Now())
+	defer stop()
+	select {
+	case <-l.mail.signal:
+	case <-wake:
+	case <-draining:
+	case <-l.o.ctx.Done():
+		return context.Cause(l.o.ctx)
+	}
+	return nil
+}
+
+// next is when the loop has to look at its task again without being told: a
+// retry is due and may start, or it is time to park.
+func (l *loop) next() time.Time {
+	var at time.Time
+	if l.progress.Outstanding() < l.template.MaxParallelSteps {
+		for _, i := range l.progress.Retryable() {
+			if due := l.steps[i].due; at.IsZero() || due.Before(at) {
+				at = due
+			}
+		}
+	}
+	if l.progress.Outstanding() > 0 && len(l.running) == 0 {
+		if park := l.quiet.Add(l.o.ParkAfter); at.IsZero() || park.Before(at) {
+			at = park
+		}
+	}
+	return at
+}
+
+func (l *loop) drains() bool {
+	select {
+	case <-l.o.draining:
+		return true
+	default:
+		return false
+	}
+}
+
+// leave lets go of everything when the loop ends, however it ends.
+func (l *loop) leave() {
+	for _, r := range l.running {
+		r.cancel()
+	}
+	var out []int64
+	for i := range l.steps {
+		if l.steps[i].out {
+			out = append(out, l.steps[i].id)
+		}
+	}
+	l.o.settle(out...)
+}
+
+func (l *loop) names(positions []int) []string {
+	names := make([]string, len(positions))
+	for i, p := range positions {
+		names[i] = l.template.Steps[p].Name
+	}
+	return names
+}
+
+func queueOf(s *tasker.StepTemplate) string {
+	if s.Queue == "" {
+		return "default"
+	}
+	return s.Queue
+}

@@ -1,0 +1,205 @@
+// Package orchestrator runs tasks: it loads a task's steps once, decides in
+// memory what may start, has each decision written, and acts on it only then.
+//
+// Who decides. What may start is dag's to say; what a finished attempt or a
+// drained task means is finalizer's. This package carries it out. Each task has
+// one loop, and a loop is one goroutine: it owns all it knows about its task,
+// so there are no locks inside it. Others put mail into its mailbox.
+//
+// What is trusted. Postgres, and nothing else. A loop assumes that its view is
+// right and writes with the state and attempt that it saw; when the database
+// refuses (the task was taken over, cancelled, or a report came in between) the
+// loop forgets its view and reads the task again. A notification only says
+// where to look.
+//
+// What happens when things break. A loop whose worker is declared dead stops
+// without another word; the tasks are taken over with all that was committed,
+// and attempts of Go handlers that were out count as lost. When Postgres is
+// away, writes wait for it. When Redis is away, attempts stay claimed and the
+// dispatcher pushes them when it is back.
+//
+// First commit, then act: no handler runs and nothing leaves for Redis before
+// the attempt is committed.
+package orchestrator
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"github.com/taskerhq/tasker"
+	"github.com/taskerhq/tasker/dag"
+	"github.com/taskerhq/tasker/store"
+)
+
+// Handlers runs attempts of Go steps.
+type Handlers interface {
+	Run(ctx context.Context, name string, attempt *tasker.Attempt) (json.RawMessage, *tasker.Failure)
+}
+
+// Dispatcher brings attempts to Sidekiq. Push does not block and does not fail:
+// what can't be pushed now is pushed later.
+type Dispatcher interface {
+	Push(dispatches []tasker.Dispatch)
+}
+
+// Config is what an Orchestrator needs. All fields must be set.
+type Config struct {
+	Store      *store.Store
+	Worker     int64 // its number in tasker.workers
+	Handlers   Handlers
+	Dispatcher Dispatcher
+	Logger     *slog.Logger
+	// ParkAfter is how long a loop keeps a task that only waits for Sidekiq, or
+	// for a retry. Afterwards the task costs no memory and no River slot, and is
+	// taken up again by a River job.
+	ParkAfter time.Duration
+}
+
+// Orchestrator runs the loops of one worker.
+type Orchestrator struct {
+	Config
+	writer  *store.Writer
+	claimer *store.Claimer
+
+	ctx      context.Context // ends when the worker may not write any more
+	abandon  context.CancelCauseFunc
+	handlers context.Context // ends when handlers have to stop
+	stop     context.CancelFunc
+	draining chan struct{} // closed: take nothing new, hand back what is held
+
+	mu        sync.Mutex
+	loops     map[int64]*loop
+	awaiting  map[int64]int64 // step → task, of the attempts out at Sidekiq
+	drained   bool
+	templates sync.Map // template id → *compiled
+	inbox     chan []int64
+	finished  sync.WaitGroup
+}
+
+// New returns an orchestrator. It must be closed.
+func New(c Config) *Orchestrator {
+	o := &Orchestrator{
+		Config:   c,
+		draining: make(chan struct{}),
+		loops:    map[int64]*loop{},
+		awaiting: map[int64]int64{},
+		inbox:    make(chan []int64, 1024),
+	}
+	o.ctx, o.abandon = context.WithCancelCause(context.Background())
+	o.handlers, o.stop = context.WithCancel(o.ctx)
+	o.writer = c.Store.NewWriter(o.ctx, c.Worker)
+	o.claimer = c.Store.NewClaimer(o.ctx, c.Worker)
+	o.finished.Go(o.readReports)
+	return o
+}
+
+// Run takes the task if it is free and runs its loop until the task is
+// finished, waits for something that is far away, or the worker drains.
+func (o *Orchestrator) Run(ctx context.Context, task int64) error {
+	l := newLoop(o, task)
+	o.mu.Lock()
+	if there := o.loops[task]; there != nil {
+		// A second River job for a task that this worker holds. It may be the
+		// wake-up for a report that came just after that loop parked: have it
+		// look once more when it is done.
+		there.again = true
+		o.mu.Unlock()
+		return nil
+	}
+	o.loops[task] = l
+	o.mu.Unlock()
+
+	for {
+		err := l.runSafely()
+		o.mu.Lock()
+		if !l.again || err != nil {
+			delete(o.loops, task)
+			o.mu.Unlock()
+			return o.explain(task, err)
+		}
+		fresh := newLoop(o, task)
+		o.loops[task], l = fresh, fresh
+		o.mu.Unlock()
+	}
+}
+
+// explain turns the ways in which a loop loses its task into nil: whoever has
+// it now goes on.
+func (o *Orchestrator) explain(task int64, err error) error {
+	switch {
+	case err == nil, errors.Is(err, store.ErrStale):
+		return nil
+	case errors.Is(err, store.ErrWorkerDead):
+		o.Abandon(err)
+		return nil
+	case o.ctx.Err() != nil:
+		return nil
+	}
+	return fmt.Errorf("task %d: %w", task, err)
+}
+
+// Drain makes every loop hand its task back as soon as its running Go attempts
+// have ended. When ctx ends first, their contexts end too, and attempts that do
+// not return a result then are given up as lost, at no cost to their limit.
+func (o *Orchestrator) Drain(ctx context.Context) {
+	o.mu.Lock()
+	if !o.drained {
+		o.drained = true
+		close(o.draining)
+	}
+	o.mu.Unlock()
+	context.AfterFunc(ctx, o.stop)
+}
+
+// Abandon stops every loop where it is: the worker may not write any more.
+func (o *Orchestrator) Abandon(cause error) { o.abandon(cause) }
+
+// Abandoned is closed when the loops were told to stop where they are.
+func (o *Orchestrator) Abandoned() <-chan struct{} { return o.ctx.Done() }
+
+// Cause says why the loops were told to stop.
+func (o *Orchestrator) Cause() error { return context.Cause(o.ctx) }
+
+// Close ends the orchestrator. No Run may be under way.
+func (o *Orchestrator) Close() {
+	o.abandon(context.Canceled)
+	o.finished.Wait()
+}
+
+// Held is how many tasks this worker runs at the moment.
+func (o *Orchestrator) Held() int {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return len(o.loops)
+}
+
+// compiled is a template with its graph.
+type compiled struct {
+	*tasker.Template
+	graph *dag.Graph
+}
+
+func (o *Orchestrator) template(id int64) (*compiled, error) {
+	if t, ok := o.templates.Load(id); ok {
+		return t.(*compiled), nil
+	}
+	t, err := store.Patiently(o.ctx, func() (*tasker.Template, error) { return o.Store.Template(o.ctx, id) })
+	if err != nil {
+		return nil, err
+	}
+	graph, err := dag.New(t.Steps)
+	if err != nil {
+		return nil, fmt.Errorf("compile template %s: %w", t.FullName(), err)
+	}
+	c := &compiled{Template: t, graph: graph}
+	o.templates.Store(id, c) // immutable: the task that led here has used it
+	return c, nil
+}
+
+func draw() float64 { return rand.Float64() }

@@ -1,0 +1,108 @@
+package orchestrator
+
+import (
+	"context"
+	"time"
+
+	"github.com/taskerhq/tasker/store"
+)
+
+// Rung takes note that reports of these steps were committed. It does not
+// block.
+func (o *Orchestrator) Rung(steps []int64) {
+	if len(steps) == 0 {
+		return
+	}
+	select {
+	case o.inbox <- steps:
+	default:
+		// The reader is far behind. CatchUp finds what is dropped here.
+	}
+}
+
+// CatchUp looks for reports whose notification was missed: on a fresh
+// connection, and every now and then.
+func (o *Orchestrator) CatchUp(ctx context.Context) error {
+	o.mu.Lock()
+	waiting := make([]int64, 0, len(o.awaiting))
+	for step := range o.awaiting {
+		waiting = append(waiting, step)
+	}
+	o.mu.Unlock()
+	if len(waiting) == 0 {
+		return nil
+	}
+	out, err := o.Store.Awaited(ctx, o.Worker)
+	if err != nil {
+		return err
+	}
+	var missed []int64
+	for _, step := range waiting {
+		if !out[step] {
+			missed = append(missed, step)
+		}
+	}
+	o.Rung(missed)
+	return nil
+}
+
+// readReports reads what the bell rang for, all that has come together at once,
+// and hands it to the loops.
+func (o *Orchestrator) readReports() {
+	for {
+		var steps []int64
+		select {
+		case steps = <-o.inbox:
+		case <-o.ctx.Done():
+			return
+		}
+		for more := true; more; {
+			select {
+			case next := <-o.inbox:
+				steps = append(steps, next...)
+			default:
+				more = false
+			}
+		}
+		reports, err := store.Patiently(o.ctx, func() ([]store.Report, error) { return o.Store.Reports(o.ctx, steps) })
+		if err != nil {
+			if o.ctx.Err() == nil {
+				o.Logger.Error("reports can't be read; they are looked for again", "error", err)
+			}
+			continue
+		}
+		o.mu.Lock()
+		for i := range reports {
+			if l := o.loops[reports[i].TaskID]; l != nil {
+				l.mail.put(letter{report: &reports[i]})
+			}
+		}
+		o.mu.Unlock()
+	}
+}
+
+// await and settle keep the set of attempts that are out at Sidekiq.
+func (o *Orchestrator) await(task int64, steps []int64) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, s := range steps {
+		o.awaiting[s] = task
+	}
+}
+
+func (o *Orchestrator) settle(steps ...int64) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, s := range steps {
+		delete(o.awaiting, s)
+	}
+}
+
+// until is a timer for a time that may be zero: never.
+func until(at, now time.Time) (<-chan time.Time, func() bool) {
+	if at.IsZero() {
+		return nil, func() bool { return true }
+	}
+	t := time.NewTimer(at.Sub(now))
+	return t.C, t.Stop
+}

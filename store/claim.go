@@ -1,0 +1,205 @@
+package store
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/taskerhq/tasker"
+)
+
+// Claimed is a task that a worker has just become the owner of.
+type Claimed struct {
+	TaskID        int64
+	TemplateID    int64
+	Epoch         int
+	First         bool // nobody has owned it before
+	Priority      int
+	Context       json.RawMessage
+	CorrelationID string
+	CreatedAt     time.Time
+	Steps         []StepRow // by position
+}
+
+// StepRow is a step as a loop needs it. Results are read when a handler needs
+// them.
+type StepRow struct {
+	StepID     int64
+	Position   int
+	State      tasker.StepState
+	Attempts   int
+	Losses     int
+	RetryIn    time.Duration   // in waiting_for_retry: until it is due; negative when overdue
+	Dispatched bool            // an attempt is out at Sidekiq
+	Failure    json.RawMessage // reported for that attempt, and not yet decided on
+}
+
+// Claimer claims tasks for one worker, many in one transaction.
+type Claimer struct {
+	store  *Store
+	worker int64
+	ctx    context.Context
+	group  *group[int64, *Claimed]
+}
+
+// NewClaimer returns a claimer for the worker.
+func (s *Store) NewClaimer(ctx context.Context, worker int64) *Claimer {
+	c := &Claimer{store: s, worker: worker, ctx: ctx}
+	c.group = newGroup(writersPerWorker, 200, c.flush)
+	return c
+}
+
+// Claim makes the worker the owner of the task and reads its steps. It returns
+// nil when there is nothing to do: the task is finished, owned by another
+// worker, or does not exist.
+func (c *Claimer) Claim(ctx context.Context, task int64) (*Claimed, error) {
+	return c.group.do(ctx, task)
+}
+
+func (c *Claimer) flush(tasks []int64) []outcome[*Claimed] {
+	claimed, err := c.claim(tasks)
+	outcomes := make([]outcome[*Claimed], len(tasks))
+	for i, id := range tasks {
+		if err != nil {
+			outcomes[i].err = fmt.Errorf("claim task %d: %w", id, err)
+			continue
+		}
+		outcomes[i].value = claimed[id]
+		delete(claimed, id) // the same task twice in one batch: one gets it
+	}
+	return outcomes
+}
+
+// claim claims and reads in one transaction and one round trip. Reports that
+// arrive meanwhile wait for it at the rows of dispatches that it adopts, and
+// then ring for this worker: none falls in between.
+func (c *Claimer) claim(tasks []int64) (map[int64]*Claimed, error) {
+	var batch pgx.Batch
+	claimed := make(map[int64]*Claimed, len(tasks))
+	batch.Queue(`SELECT task_id, template_id, epoch, first, priority, context, coalesce(correlation_id, ''), created_at
+		FROM tasker.claim_tasks($1, $2)`, c.worker, tasks).Query(func(rows pgx.Rows) error {
+		var t Claimed
+		_, err := pgx.ForEachRow(rows, []any{&t.TaskID, &t.TemplateID, &t.Epoch, &t.First, &t.Priority, &t.Context, &t.CorrelationID, &t.CreatedAt}, func() error {
+			one := t
+			claimed[t.TaskID] = &one
+			t.Context = nil
+			return nil
+		})
+		return err
+	})
+	batch.Queue(stepRows, tasks).Query(func(rows pgx.Rows) error {
+		return scanSteps(rows, func(task int64, step StepRow) {
+			if t := claimed[task]; t != nil {
+				t.Steps = append(t.Steps, step)
+			}
+		})
+	})
+	if err := c.store.pool.SendBatch(c.ctx, &batch).Close(); err != nil {
+		return nil, translate(err)
+	}
+	return claimed, nil
+}
+
+const stepRows = `
+	SELECT s.task_id, s.step_id, s.position, s.state, s.attempts, s.losses,
+	       coalesce(extract(epoch FROM s.retry_at - clock_timestamp()), 0)::float8, d.step_id IS NOT NULL, d.failure
+	FROM tasker.steps s LEFT JOIN tasker.dispatches d USING (step_id)
+	WHERE s.task_id = ANY ($1) ORDER BY s.task_id, s.position`
+
+func scanSteps(rows pgx.Rows, add func(task int64, step StepRow)) error {
+	var (
+		task    int64
+		retryIn float64
+		s       StepRow
+	)
+	_, err := pgx.ForEachRow(rows, []any{&task, &s.StepID, &s.Position, &s.State, &s.Attempts, &s.Losses, &retryIn, &s.Dispatched, &s.Failure}, func() error {
+		s.RetryIn = time.Duration(retryIn * float64(time.Second))
+		add(task, s)
+		s.Failure = nil
+		return nil
+	})
+	return err
+}
+
+// Steps reads the steps of a task that the worker owns with this epoch, after a
+// write of its loop was refused. ErrStale: the worker does not own it any more.
+func (s *Store) Steps(ctx context.Context, worker, task int64, epoch int) ([]StepRow, error) {
+	var (
+		batch pgx.Batch
+		owned bool
+		steps []StepRow
+	)
+	batch.Queue(`SELECT EXISTS (SELECT FROM tasker.tasks WHERE task_id = $1 AND owner = $2 AND epoch = $3)`,
+		task, worker, epoch).QueryRow(func(row pgx.Row) error { return row.Scan(&owned) })
+	batch.Queue(stepRows, []int64{task}).Query(func(rows pgx.Rows) error {
+		return scanSteps(rows, func(_ int64, step StepRow) { steps = append(steps, step) })
+	})
+	if err := s.pool.SendBatch(ctx, &batch).Close(); err != nil {
+		return nil, fmt.Errorf("read steps of task %d: %w", task, translate(err))
+	}
+	if !owned {
+		return nil, ErrStale
+	}
+	return steps, nil
+}
+
+// Results reads the results of finished steps; null for one without a result.
+func (s *Store) Results(ctx context.Context, steps []int64) (map[int64]json.RawMessage, error) {
+	rows, err := s.pool.Query(ctx, `SELECT step_id, coalesce(result, 'null') FROM tasker.steps WHERE step_id = ANY ($1)`, steps)
+	if err != nil {
+		return nil, fmt.Errorf("read results: %w", err)
+	}
+	results := make(map[int64]json.RawMessage, len(steps))
+	var (
+		id     int64
+		result json.RawMessage
+	)
+	_, err = pgx.ForEachRow(rows, []any{&id, &result}, func() error {
+		results[id] = result
+		result = nil
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read results: %w", err)
+	}
+	return results, nil
+}
+
+// Report is where an attempt that was out at Sidekiq stands.
+type Report struct {
+	TaskID   int64
+	StepID   int64
+	State    tasker.StepState
+	Attempts int
+	Failure  json.RawMessage // reported and not yet decided on
+}
+
+// Reports reads where the given steps stand.
+func (s *Store) Reports(ctx context.Context, steps []int64) ([]Report, error) {
+	rows, err := s.pool.Query(ctx, `SELECT s.task_id, s.step_id, s.state, s.attempts, d.failure
+		FROM tasker.steps s LEFT JOIN tasker.dispatches d USING (step_id) WHERE s.step_id = ANY ($1) ORDER BY s.step_id`, steps)
+	if err != nil {
+		return nil, fmt.Errorf("read reports: %w", err)
+	}
+	reports, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Report])
+	if err != nil {
+		return nil, fmt.Errorf("read reports: %w", err)
+	}
+	return reports, nil
+}
+
+// Awaited lists the steps whose reports would ring for the worker, and have not.
+func (s *Store) Awaited(ctx context.Context, worker int64) (map[int64]bool, error) {
+	rows, err := s.pool.Query(ctx, `SELECT step_id FROM tasker.dispatches WHERE awaited_by = $1 AND failure IS NULL`, worker)
+	if err != nil {
+		return nil, fmt.Errorf("read awaited attempts: %w", err)
+	}
+	awaited := map[int64]bool{}
+	var id int64
+	if _, err := pgx.ForEachRow(rows, []any{&id}, func() error { awaited[id] = true; return nil }); err != nil {
+		return nil, fmt.Errorf("read awaited attempts: %w", err)
+	}
+	return awaited, nil
+}

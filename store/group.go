@@ -1,0 +1,85 @@
+package store
+
+import (
+	"context"
+	"sync"
+)
+
+// group turns calls of many goroutines into few calls of flush.
+//
+// It never waits for company: an idle group flushes a lone item at once. While
+// all its flushers are busy the items queue up, and the next flusher takes all
+// that wait, up to most. So a batch grows with the load and latency is paid
+// only where there is a queue anyway. Callers wait for their own item, which is
+// the back-pressure: there are never more items than callers.
+type group[I any, O any] struct {
+	flush func([]I) []outcome[O]
+	most  int
+
+	mu      sync.Mutex
+	waiting []request[I, O]
+	idle    int // flushers that may still be started
+}
+
+type outcome[O any] struct {
+	value O
+	err   error
+}
+
+type request[I any, O any] struct {
+	item I
+	done chan outcome[O]
+}
+
+// newGroup makes a group whose flush gets 1 to most items and returns an
+// outcome for each, in order; up to flushers calls run at once.
+func newGroup[I any, O any](flushers, most int, flush func([]I) []outcome[O]) *group[I, O] {
+	return &group[I, O]{flush: flush, most: most, idle: flushers}
+}
+
+// do hands the item in and waits for its outcome, or for ctx. An item that was
+// handed in is flushed even when its caller has stopped waiting.
+func (g *group[I, O]) do(ctx context.Context, item I) (O, error) {
+	r := request[I, O]{item: item, done: make(chan outcome[O], 1)}
+	g.mu.Lock()
+	g.waiting = append(g.waiting, r)
+	if g.idle > 0 {
+		g.idle--
+		go g.work()
+	}
+	g.mu.Unlock()
+	select {
+	case out := <-r.done:
+		return out.value, out.err
+	case <-ctx.Done():
+		var none O
+		return none, ctx.Err()
+	}
+}
+
+// work flushes until nothing waits.
+func (g *group[I, O]) work() {
+	for {
+		g.mu.Lock()
+		if len(g.waiting) == 0 {
+			g.idle++
+			g.mu.Unlock()
+			return
+		}
+		n := min(len(g.waiting), g.most)
+		batch := g.waiting[:n:n]
+		g.waiting = g.waiting[n:]
+		if len(g.waiting) == 0 {
+			g.waiting = nil // let the batch's array go once it is flushed
+		}
+		g.mu.Unlock()
+
+		items := make([]I, n)
+		for i, r := range batch {
+			items[i] = r.item
+		}
+		for i, out := range g.flush(items) {
+			batch[i].done <- out
+		}
+	}
+}

@@ -1,0 +1,164 @@
+// Package store is the only Go that speaks SQL.
+//
+// Atomicity belongs to the SQL functions of package migrations; this package
+// calls them, groups many callers into one call, and turns their refusals into
+// the errors below. Losing is normal here: ErrStale and ErrWorkerDead are
+// answers, not faults.
+//
+// What happens when Postgres is away: reads return the error. Grouped writes
+// try again until the connection is back or their context ends, because the
+// loop that waits for one can do nothing else. A write whose answer was lost
+// may have been committed; sent again it is refused as stale, and the loop
+// reads its task anew.
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// Store reads and writes tasks, steps, templates and workers.
+type Store struct {
+	pool *pgxpool.Pool
+}
+
+// New returns a store over the pool. The caller closes the pool.
+func New(pool *pgxpool.Pool) *Store { return &Store{pool: pool} }
+
+// Errors that callers act on.
+var (
+	// ErrStale says that a loop's write was refused: it has lost its task, or a
+	// step is not in the state that the loop saw. Read the task again.
+	ErrStale = errors.New("the task has moved on")
+	// ErrWorkerDead says that this worker was declared dead. Its tasks belong to
+	// others: stop every loop and register again.
+	ErrWorkerDead = errors.New("this worker has been declared dead")
+	// ErrNotFound says that what was asked for does not exist.
+	ErrNotFound = errors.New("not found")
+)
+
+// SQLSTATEs that our functions raise; migrations/sql documents them.
+const (
+	codeUnknownTemplate = "TK001"
+	codeTemplateChanged = "TK002"
+	codeBadContext      = "TK003"
+	codeWorkerDead      = "TK004"
+	codeStale           = "TK005"
+)
+
+// RefusedError is bad input that the database refused with a message for
+// people: an unknown template, a context that is no object, a changed template.
+type RefusedError struct {
+	Message string
+	Hint    string
+}
+
+func (e *RefusedError) Error() string {
+	if e.Hint == "" {
+		return e.Message
+	}
+	return e.Message + " (" + e.Hint + ")"
+}
+
+// translate turns a driver's error into one of this package's, where there is
+// one for it.
+func translate(err error) error {
+	var pg *pgconn.PgError
+	if !errors.As(err, &pg) {
+		if errors.Is(err, pgx.ErrNoRows) {
+			return ErrNotFound
+		}
+		return err
+	}
+	switch pg.Code {
+	case codeStale:
+		return fmt.Errorf("%w: %s", ErrStale, pg.Message)
+	case codeWorkerDead:
+		return fmt.Errorf("%w: %s", ErrWorkerDead, pg.Message)
+	case codeUnknownTemplate, codeTemplateChanged, codeBadContext:
+	default:
+		// Class 22 is "data exception" (a value that its type can't hold), 23 a
+		// violated constraint.
+		if class := pg.Code[:2]; class != "22" && class != "23" {
+			return err
+		}
+	}
+	message := pg.Message
+	if pg.Detail != "" {
+		message += ": " + pg.Detail
+	}
+	return &RefusedError{Message: message, Hint: pg.Hint}
+}
+
+// temporary reports whether the same call may succeed later without any change
+// of its input: the connection broke, the server is starting, stopping or out
+// of something, or two transactions got in each other's way.
+func temporary(err error) bool {
+	var pg *pgconn.PgError
+	if !errors.As(err, &pg) {
+		// Not an answer of the server at all: a broken or refused connection.
+		return !errors.Is(err, context.Canceled) && !errors.Is(err, ErrWorkerDead)
+	}
+	switch pg.Code[:2] {
+	case "08", "40", "53", "57", "58":
+		return true
+	}
+	return false
+}
+
+// patience is how long to wait before call n (from 1) of something temporary
+// is tried again.
+func patience(n int) time.Duration {
+	return min(50*time.Millisecond<<min(n, 10), 2*time.Second)
+}
+
+// Patiently makes a call again and again while its failure is temporary, until
+// ctx ends.
+func Patiently[T any](ctx context.Context, call func() (T, error)) (T, error) {
+	for n := 1; ; n++ {
+		value, err := call()
+		if err == nil || !temporary(err) || ctx.Err() != nil {
+			return value, err
+		}
+		select {
+		case <-time.After(patience(n)):
+		case <-ctx.Done():
+			return value, errors.Join(context.Cause(ctx), err)
+		}
+	}
+}
+
+// Open connects to the database and checks that it answers. name is what the
+// server shows as application_name.
+func Open(ctx context.Context, url, name string, connections int32) (*pgxpool.Pool, error) {
+	config, err := pgxpool.ParseConfig(url)
+	if err != nil {
+		return nil, fmt.Errorf("database URL: %w; it looks like postgres://USER:PASSWORD@HOST:5432/DATABASE (--database-url, TASKER_DATABASE_URL or DATABASE_URL)", err)
+	}
+	if !strings.Contains(url, "pool_max_conns") {
+		config.MaxConns = connections
+	}
+	if config.ConnConfig.RuntimeParams["application_name"] == "" {
+		config.ConnConfig.RuntimeParams["application_name"] = name
+	}
+	pool, err := pgxpool.NewWithConfig(ctx, config)
+	if err != nil {
+		return nil, fmt.Errorf("set up the connection pool: %w", err)
+	}
+	ping, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	if err := pool.Ping(ping); err != nil {
+		pool.Close()
+		c := config.ConnConfig
+		return nil, fmt.Errorf("no connection to database %q at %s:%d: %w; check --database-url (TASKER_DATABASE_URL, DATABASE_URL) and that the server runs",
+			c.Database, c.Host, c.Port, err)
+	}
+	return pool, nil
+}

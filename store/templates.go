@@ -1,0 +1,131 @@
+package store
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/taskerhq/tasker"
+)
+
+// Registration says what registering a template did.
+type Registration string
+
+// What registering a template can do.
+const (
+	Registered Registration = "registered"
+	Unchanged  Registration = "unchanged"
+	Replaced   Registration = "replaced" // the same version, changed before any task used it
+)
+
+// RegisterTemplate puts a validated template in place. A *RefusedError: the
+// version exists, has been used, and was different.
+func (s *Store) RegisterTemplate(ctx context.Context, t *tasker.Template, checksum string) (Registration, error) {
+	definition, err := json.Marshal(t)
+	if err != nil {
+		return "", fmt.Errorf("register template %s: %w", t.FullName(), err)
+	}
+	steps, err := json.Marshal(stepSpecs(t))
+	if err != nil {
+		return "", fmt.Errorf("register template %s: %w", t.FullName(), err)
+	}
+	var done Registration
+	err = s.pool.QueryRow(ctx, `SELECT tasker.register_template($1, $2, $3, $4, $5, $6, $7, $8)`,
+		t.Namespace, t.Name, t.Version, text(t.Description), definition, checksum, t.MaxParallelSteps, steps).Scan(&done)
+	if err != nil {
+		return "", fmt.Errorf("register template %s: %w", t.FullName(), translate(err))
+	}
+	return done, nil
+}
+
+// stepSpec is a row of tasker.template_steps.
+type stepSpec struct {
+	Position       int             `json:"position"`
+	Name           string          `json:"name"`
+	HandlerClass   *string         `json:"handler_class"`
+	Handler        *string         `json:"handler"`
+	Queue          *string         `json:"queue"`
+	DependsOn      []int           `json:"depends_on"`
+	AttemptLimit   int             `json:"attempt_limit"`
+	TimeoutSeconds *float64        `json:"timeout_seconds"`
+	HandlerConfig  json.RawMessage `json:"handler_config,omitempty"`
+}
+
+func stepSpecs(t *tasker.Template) []stepSpec {
+	position := make(map[string]int, len(t.Steps))
+	for i := range t.Steps {
+		position[t.Steps[i].Name] = i
+	}
+	specs := make([]stepSpec, len(t.Steps))
+	for i := range t.Steps {
+		step := &t.Steps[i]
+		depends := make([]int, len(step.DependsOn))
+		for j, name := range step.DependsOn {
+			depends[j] = position[name]
+		}
+		specs[i] = stepSpec{
+			Position: i, Name: step.Name,
+			HandlerClass: text(step.HandlerClass), Handler: text(step.Handler), Queue: text(step.Queue),
+			DependsOn: depends, AttemptLimit: step.AttemptLimit(), HandlerConfig: step.HandlerConfig,
+		}
+		if step.Timeout > 0 {
+			specs[i].TimeoutSeconds = new(float64(step.Timeout))
+		}
+	}
+	return specs
+}
+
+// Template reads the template with this id.
+func (s *Store) Template(ctx context.Context, id int64) (*tasker.Template, error) {
+	return s.template(ctx, fmt.Sprintf("template %d", id), `SELECT definition FROM tasker.task_templates WHERE template_id = $1`, id)
+}
+
+// FindTemplate reads a template by name; an empty version means the latest.
+func (s *Store) FindTemplate(ctx context.Context, namespace, name, version string) (*tasker.Template, error) {
+	label := "template " + namespace + "/" + name
+	if version != "" {
+		label += "@" + version
+	}
+	return s.template(ctx, label, `SELECT definition FROM tasker.task_templates
+		WHERE namespace = $1 AND name = $2 AND ($3 = '' OR version = $3) ORDER BY version_key DESC LIMIT 1`, namespace, name, version)
+}
+
+func (s *Store) template(ctx context.Context, label, sql string, args ...any) (*tasker.Template, error) {
+	var definition json.RawMessage
+	if err := s.pool.QueryRow(ctx, sql, args...).Scan(&definition); err != nil {
+		return nil, fmt.Errorf("read %s: %w", label, translate(err))
+	}
+	var t tasker.Template
+	if err := json.Unmarshal(definition, &t); err != nil {
+		return nil, fmt.Errorf("read %s: %w", label, err)
+	}
+	return &t, nil
+}
+
+// TemplateSummary is a line of the list of templates.
+type TemplateSummary struct {
+	Namespace    string     `json:"namespace"`
+	Name         string     `json:"name"`
+	Version      string     `json:"version"`
+	Description  string     `json:"description"`
+	Steps        int        `json:"steps"`
+	RegisteredAt time.Time  `json:"registered_at"`
+	UsedAt       *time.Time `json:"used_at"` // null: no task has used it
+}
+
+// Templates lists all templates, the latest version of each name first.
+func (s *Store) Templates(ctx context.Context) ([]TemplateSummary, error) {
+	rows, err := s.pool.Query(ctx, `SELECT namespace, name, version, coalesce(description, ''),
+			jsonb_array_length(definition -> 'step_templates'), registered_at, used_at
+		FROM tasker.task_templates ORDER BY namespace, name, version_key DESC`)
+	if err != nil {
+		return nil, fmt.Errorf("list templates: %w", err)
+	}
+	list, err := pgx.CollectRows(rows, pgx.RowToStructByPos[TemplateSummary])
+	if err != nil {
+		return nil, fmt.Errorf("list templates: %w", err)
+	}
+	return list, nil
+}

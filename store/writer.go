@@ -1,0 +1,185 @@
+package store
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"slices"
+	"time"
+
+	"github.com/taskerhq/tasker"
+)
+
+// Unit is what one loop writes at once: results of its last wave, claims of the
+// next, and what becomes of the task. All of it is written, or nothing.
+type Unit struct {
+	Task    int64
+	Epoch   int
+	State   tasker.TaskState // empty: stays as it is
+	Error   json.RawMessage  // with State error: what blocked the task
+	Release bool             // give the task up: nobody owns it afterwards
+	Rerun   *time.Duration   // ask for a River job after so long
+	Steps   []StepWrite      // a step at most once
+	Settled []int64          // steps whose reported failure is hereby taken
+	Parked  []int64          // steps whose report shall insert a River job from now on
+}
+
+// StepWrite is one transition of a step. Was and WasAttempt are what the loop
+// saw: if the row differs, the whole unit is refused.
+type StepWrite struct {
+	Step       int64
+	Was        tasker.StepState
+	WasAttempt int
+	State      tasker.StepState
+	Attempt    int
+	Losses     int
+	Result     json.RawMessage
+	Error      json.RawMessage
+	RetryIn    time.Duration // with StepWaitingForRetry
+	Queue      string        // with StepEnqueued
+}
+
+// Writer writes the units of all the loops of one worker in few transactions.
+//
+// A transaction is one call of tasker.write_batch with the units that have come
+// together while the last call was under way. When the function refuses, it
+// rolls back everything; if several units were in the call, each is then sent
+// alone, so that only the one at fault learns of it. Two calls run side by
+// side: one is being built and received while the other commits. Units of one
+// task never meet, because its loop waits for each.
+type Writer struct {
+	store  *Store
+	worker int64
+	ctx    context.Context
+	group  *group[*Unit, struct{}]
+}
+
+// writersPerWorker is how many transactions one worker has under way. More
+// would make batches smaller and commits more, on the same disk.
+const writersPerWorker = 2
+
+// NewWriter returns a writer for the worker. It gives up on a Postgres that is
+// away when ctx ends.
+func (s *Store) NewWriter(ctx context.Context, worker int64) *Writer {
+	w := &Writer{store: s, worker: worker, ctx: ctx}
+	w.group = newGroup(writersPerWorker, 500, w.flush)
+	return w
+}
+
+// Write returns when the unit is committed, or refused: ErrStale,
+// ErrWorkerDead, or the error of a database that refuses this unit.
+func (w *Writer) Write(ctx context.Context, u *Unit) error {
+	_, err := w.group.do(ctx, u)
+	return err
+}
+
+func (w *Writer) flush(units []*Unit) []outcome[struct{}] {
+	outcomes := make([]outcome[struct{}], len(units))
+	err := w.send(units)
+	if err == nil {
+		return outcomes
+	}
+	alone := len(units) == 1 || errors.Is(err, ErrWorkerDead) || w.ctx.Err() != nil
+	for i, u := range units {
+		if alone {
+			outcomes[i].err = err
+		} else {
+			outcomes[i].err = w.send([]*Unit{u})
+		}
+	}
+	return outcomes
+}
+
+// send makes one call, again and again while the reason is temporary.
+func (w *Writer) send(units []*Unit) error {
+	args := encode(w.worker, units)
+	for n := 1; ; n++ {
+		_, err := w.store.pool.Exec(w.ctx, writeBatch, args...)
+		if err == nil || !temporary(err) {
+			return translate(err)
+		}
+		select {
+		case <-time.After(patience(n)):
+		case <-w.ctx.Done():
+			return errors.Join(w.ctx.Err(), err)
+		}
+	}
+}
+
+const writeBatch = `SELECT tasker.write_batch($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20)`
+
+// encode lays the units out as the columns of tasker.write_batch.
+func encode(worker int64, units []*Unit) []any {
+	n, steps := len(units), 0
+	for _, u := range units {
+		steps += len(u.Steps)
+	}
+	var (
+		tasks, epochs     = make([]int64, 0, n), make([]int32, 0, n)
+		states, errs      = make([]*string, 0, n), make([]*string, 0, n)
+		release, rerun    = make([]bool, 0, n), make([]*float64, 0, n)
+		settled, parked   = []int64{}, []int64{}
+		rows              = make([]row, 0, steps)
+		ids, of           = make([]int64, 0, steps), make([]int64, 0, steps)
+		was, state        = make([]string, 0, steps), make([]string, 0, steps)
+		wasAttempt        = make([]int32, 0, steps)
+		attempt, losses   = make([]int32, 0, steps), make([]int32, 0, steps)
+		results, failures = make([]*string, 0, steps), make([]*string, 0, steps)
+		retryIn           = make([]*float64, 0, steps)
+		queues            = make([]*string, 0, steps)
+	)
+	for _, u := range units {
+		tasks, epochs = append(tasks, u.Task), append(epochs, int32(u.Epoch))
+		states, errs = append(states, text(string(u.State))), append(errs, document(u.Error))
+		release = append(release, u.Release)
+		var in *float64
+		if u.Rerun != nil {
+			in = new(u.Rerun.Seconds())
+		}
+		rerun = append(rerun, in)
+		settled, parked = append(settled, u.Settled...), append(parked, u.Parked...)
+		for i := range u.Steps {
+			rows = append(rows, row{u.Task, &u.Steps[i]})
+		}
+	}
+	// The lock order: inside a table by ascending id.
+	slices.SortFunc(rows, func(a, b row) int { return cmp.Compare(a.step.Step, b.step.Step) })
+	for _, r := range rows {
+		w := r.step
+		ids, of = append(ids, w.Step), append(of, r.task)
+		was, wasAttempt = append(was, string(w.Was)), append(wasAttempt, int32(w.WasAttempt))
+		state, attempt, losses = append(state, string(w.State)), append(attempt, int32(w.Attempt)), append(losses, int32(w.Losses))
+		results, failures = append(results, document(w.Result)), append(failures, document(w.Error))
+		var in *float64
+		if w.State == tasker.StepWaitingForRetry {
+			in = new(w.RetryIn.Seconds())
+		}
+		retryIn = append(retryIn, in)
+		queues = append(queues, text(w.Queue))
+	}
+	return []any{worker, tasks, epochs, states, errs, release, rerun,
+		ids, of, was, wasAttempt, state, attempt, losses, results, failures, retryIn, queues, settled, parked}
+}
+
+type row struct {
+	task int64
+	step *StepWrite
+}
+
+// text is s, or NULL for the empty string.
+func text(s string) *string {
+	if s == "" {
+		return nil
+	}
+	return &s
+}
+
+// document is a JSON document as text, or NULL for none.
+func document(d json.RawMessage) *string {
+	if d == nil {
+		return nil
+	}
+	s := string(d)
+	return &s
+}

@@ -1,0 +1,54 @@
+package worker
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"time"
+)
+
+// group waits for goroutines.
+type group struct{ wg sync.WaitGroup }
+
+func (g *group) run(f func()) { g.wg.Go(f) }
+func (g *group) wait()        { g.wg.Wait() }
+
+// every calls f now and again after each interval until ctx ends. Failures are
+// logged when they begin and when they end, not each time.
+func every(ctx context.Context, interval time.Duration, log *slog.Logger, f func(context.Context) error) {
+	ticker := time.NewTicker(interval)
+	defer ticker.Stop()
+	failing := false
+	for {
+		switch err := f(ctx); {
+		case ctx.Err() != nil:
+			return
+		case err != nil && !failing:
+			failing = true
+			log.Warn("a periodic service fails; it keeps trying", "error", err)
+		case err == nil && failing:
+			failing = false
+			log.Info("the periodic service works again")
+		}
+		select {
+		case <-ticker.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// quiet lets only warnings and errors through: River narrates its maintenance.
+func quiet(log *slog.Logger) *slog.Logger { return slog.New(quietHandler{log.Handler()}) }
+
+type quietHandler struct{ slog.Handler }
+
+func (h quietHandler) Enabled(ctx context.Context, level slog.Level) bool {
+	return level >= slog.LevelWarn && h.Handler.Enabled(ctx, level)
+}
+func (h quietHandler) WithAttrs(attrs []slog.Attr) slog.Handler {
+	return quietHandler{h.Handler.WithAttrs(attrs)}
+}
+func (h quietHandler) WithGroup(name string) slog.Handler {
+	return quietHandler{h.Handler.WithGroup(name)}
+}

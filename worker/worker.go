@@ -1,0 +1,343 @@
+// Package worker wires store, handlers, Sidekiq and River into a running
+// worker. `tasker worker` is this package with flags; a program with Go
+// handlers of its own calls Run itself:
+//
+//	handlers := handler.NewRegistry()
+//	handlers.Register("billing.charge", charge)
+//	err := worker.Run(ctx, worker.Config{DatabaseURL: url, Handlers: handlers, Templates: "config/tasker/tasks"})
+//
+// Any number of workers share the work of one database. A worker that dies is
+// found by the others, or by the next one to start, when its lease is over;
+// what it held is taken up from the last commit.
+package worker
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/redis/go-redis/v9"
+
+	"github.com/taskerhq/tasker"
+	"github.com/taskerhq/tasker/handler"
+	"github.com/taskerhq/tasker/jobs"
+	"github.com/taskerhq/tasker/migrations"
+	"github.com/taskerhq/tasker/orchestrator"
+	"github.com/taskerhq/tasker/sidekiq"
+	"github.com/taskerhq/tasker/store"
+	"github.com/taskerhq/tasker/template"
+)
+
+// Config is what a worker needs to know. The zero value of a field means its
+// default.
+type Config struct {
+	DatabaseURL string
+	RedisURL    string            // Sidekiq's Redis; empty: Ruby steps are not pushed
+	Handlers    *handler.Registry // default: the built-in handlers
+	Templates   string            // folder of YAML to register at start; empty: none
+	Environment string            // whose overlays to apply to the templates
+	MaxTasks    int               // tasks run at once; default 500
+	Lease       time.Duration     // silence after which a worker is dead; default 4 s
+	ParkAfter   time.Duration     // how long a task that only waits is kept; default 2 s
+	Shutdown    time.Duration     // how long running Go handlers may take when the worker stops; default 25 s
+	Logger      *slog.Logger
+	Started     func(worker int64) // called when the worker takes tasks
+}
+
+// Silences and intervals. Each is a trade between how soon a loss is noticed
+// and what an idle system costs.
+const (
+	connections   = 20
+	catchUpEvery  = 2 * time.Second // missed notifications
+	repairEvery   = 5 * time.Second // lost Sidekiq jobs and processes
+	silentProcess = 10 * time.Second
+	unstartedFor  = 5 * time.Second // then a look into Redis is due
+	repairBatch   = 10_000
+)
+
+func (c *Config) setDefaults() {
+	if c.Handlers == nil {
+		c.Handlers = handler.NewRegistry()
+	}
+	if c.MaxTasks == 0 {
+		c.MaxTasks = 500
+	}
+	if c.Lease == 0 {
+		c.Lease = 4 * time.Second
+	}
+	if c.ParkAfter == 0 {
+		c.ParkAfter = 2 * time.Second
+	}
+	if c.Shutdown == 0 {
+		c.Shutdown = 25 * time.Second
+	}
+	if c.Logger == nil {
+		c.Logger = slog.Default()
+	}
+	if c.Started == nil {
+		c.Started = func(int64) {}
+	}
+}
+
+// Run works until ctx ends, then stops taking tasks, lets running Go handlers
+// finish, hands back what it holds, and returns nil. An error says why it could
+// not start, or could not go on.
+func Run(ctx context.Context, c Config) error {
+	c.setDefaults()
+	pool, err := store.Open(ctx, c.DatabaseURL, "tasker worker", connections)
+	if err != nil {
+		return err
+	}
+	defer pool.Close()
+	if err := migrations.Check(ctx, pool); err != nil {
+		return err
+	}
+	// Heartbeats must not queue behind work.
+	pulse, err := store.Open(ctx, c.DatabaseURL, "tasker worker heartbeat", 2)
+	if err != nil {
+		return err
+	}
+	defer pulse.Close()
+
+	w := &worker{Config: c, pool: pool, store: store.New(pool), pulse: store.New(pulse)}
+	if c.Templates != "" {
+		if err := w.registerTemplates(ctx); err != nil {
+			return err
+		}
+	}
+	if c.RedisURL != "" {
+		if w.redis, err = sidekiq.Open(c.RedisURL); err != nil {
+			return err
+		}
+		defer w.redis.Close()
+		if err := w.redis.Ping(ctx).Err(); err != nil {
+			c.Logger.Error("redis is away: Go steps run, Ruby steps wait until it is back; check --redis-url and that the server runs",
+				"address", w.redis.Options().Addr, "error", err)
+		}
+	}
+	for {
+		err := w.session(ctx)
+		if errors.Is(err, store.ErrWorkerDead) && ctx.Err() == nil {
+			c.Logger.Warn("this worker was silent for so long that others took its tasks; it starts anew", "lease", c.Lease)
+			continue
+		}
+		return err
+	}
+}
+
+type worker struct {
+	Config
+	pool  *pgxpool.Pool
+	store *store.Store
+	pulse *store.Store
+	redis *redis.Client
+}
+
+func (w *worker) registerTemplates(ctx context.Context) error {
+	loaded, err := template.LoadFolder(w.Templates, template.Options{Environment: w.Environment})
+	if err != nil {
+		return err
+	}
+	for _, l := range loaded {
+		done, err := w.store.RegisterTemplate(ctx, l.Template, template.Checksum(l.Template))
+		if err != nil {
+			return fmt.Errorf("%s: %w", l.File, err)
+		}
+		w.Logger.Info("template "+string(done), "template", l.Template.FullName(), "steps", len(l.Template.Steps))
+		w.warnOfMissingHandlers(l.Template)
+	}
+	return nil
+}
+
+func (w *worker) warnOfMissingHandlers(t *tasker.Template) {
+	have := map[string]bool{}
+	for _, name := range w.Handlers.Names() {
+		have[name] = true
+	}
+	for i := range t.Steps {
+		if h := t.Steps[i].Handler; h != "" && !have[h] {
+			w.Logger.Warn("this worker has no such Go handler; the step will fail here", "handler", h, "step", t.Steps[i].Name, "template", t.FullName())
+		}
+	}
+}
+
+// session is the worker under one number in tasker.workers.
+func (w *worker) session(ctx context.Context) (err error) {
+	host, _ := os.Hostname() // a name for people: an empty one does no harm
+	name := fmt.Sprintf("%s:%d", host, os.Getpid())
+	client := name + ":" + rand.Text()[:8]
+	id, err := w.store.RegisterWorker(ctx, name, client, map[string]any{"handlers": w.Handlers.Names(), "max_tasks": w.MaxTasks})
+	if err != nil {
+		return err
+	}
+	log := w.Logger.With("worker", id)
+
+	push := orchestrator.Dispatcher(undeliverable{log})
+	var pusher *sidekiq.Pusher
+	if w.redis != nil {
+		pusher = sidekiq.NewPusher(w.redis, log)
+		push = pusher
+	}
+	o := orchestrator.New(orchestrator.Config{
+		Store: w.store, Worker: id, Handlers: w.Handlers, Dispatcher: push, Logger: log, ParkAfter: w.ParkAfter,
+	})
+	river, err := jobs.NewClient(w.pool, jobs.Config{ID: client, MaxTasks: w.MaxTasks, Runner: o, Logger: quiet(log)})
+	if err != nil {
+		return err
+	}
+
+	background, end := context.WithCancel(context.Background())
+	var services group
+	services.run(func() { w.beat(background, id, o, log) })
+	services.run(func() { w.listen(background, id, o, log) })
+	services.run(func() { every(background, catchUpEvery, log, o.CatchUp) })
+	if pusher != nil {
+		services.run(func() { pusher.Run(background) })
+		services.run(func() {
+			every(background, repairEvery, log, func(ctx context.Context) error { return w.repair(ctx, pusher, log) })
+		})
+	}
+	defer func() {
+		end()
+		services.wait()
+		o.Close()
+	}()
+
+	if err := river.Start(background); err != nil {
+		return fmt.Errorf("start River: %w", err)
+	}
+	log.Info("worker takes tasks", "max_tasks", w.MaxTasks, "handlers", strings.Join(w.Handlers.Names(), " "))
+	w.Started(id)
+
+	select {
+	case <-ctx.Done():
+		log.Info("worker stops: it takes no new tasks and hands back what it holds", "tasks", o.Held())
+	case <-o.Abandoned():
+	}
+	return w.finish(o, river, id, client, log)
+}
+
+// finish ends a session: orderly, or at once when the worker was declared dead.
+func (w *worker) finish(o *orchestrator.Orchestrator, river *jobs.Client, id int64, client string, log *slog.Logger) error {
+	grace, cancel := context.WithTimeout(context.Background(), w.Shutdown)
+	defer cancel()
+	o.Drain(grace)
+	// Handlers that don't return when their context ends get a little longer;
+	// then their tasks are taken from them.
+	last, cancelLast := context.WithTimeout(context.Background(), w.Shutdown+3*time.Second)
+	defer cancelLast()
+	if err := river.Stop(last); err != nil {
+		log.Warn("handlers did not stop in time; their attempts run again elsewhere", "tasks", o.Held(), "error", err)
+		o.Abandon(context.DeadlineExceeded)
+		stopping, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		defer cancel()
+		if err := river.StopAndCancel(stopping); err != nil {
+			log.Warn("River did not stop", "error", err)
+		}
+	}
+	select {
+	case <-o.Abandoned():
+		if cause := o.Cause(); errors.Is(cause, store.ErrWorkerDead) {
+			return cause
+		}
+	default:
+	}
+	signOff, cancelSignOff := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancelSignOff()
+	if err := w.pulse.StopWorker(signOff, id, client); err != nil {
+		return err
+	}
+	log.Info("worker has stopped")
+	return nil
+}
+
+// beat says four times per lease that this worker lives, and finds the others
+// that don't.
+func (w *worker) beat(ctx context.Context, id int64, o *orchestrator.Orchestrator, log *slog.Logger) {
+	every(ctx, w.Lease/4, log, func(ctx context.Context) error {
+		ctx, cancel := context.WithTimeout(ctx, w.Lease)
+		defer cancel()
+		freed, err := w.pulse.Beat(ctx, id, w.Lease)
+		if freed > 0 {
+			log.Warn("a worker died; its tasks go on elsewhere", "tasks", freed)
+		}
+		if errors.Is(err, store.ErrWorkerDead) {
+			o.Abandon(err)
+			return nil
+		}
+		return err
+	})
+}
+
+// listen keeps listening for reports.
+func (w *worker) listen(ctx context.Context, id int64, o *orchestrator.Orchestrator, log *slog.Logger) {
+	for ctx.Err() == nil {
+		err := w.store.Listen(ctx, id, func() {
+			if err := o.CatchUp(ctx); err != nil && ctx.Err() == nil {
+				log.Warn("missed reports could not be looked up; the next round does it", "error", err)
+			}
+		}, o.Rung)
+		if ctx.Err() != nil {
+			return
+		}
+		log.Warn("the connection that listens for reports broke; until it is back they are polled for", "error", err)
+		select {
+		case <-time.After(500 * time.Millisecond):
+		case <-ctx.Done():
+		}
+	}
+}
+
+// repair finds attempts whose Sidekiq process died, which then are lost, and
+// attempts whose job is in no queue though nobody has started it, which are
+// pushed again: the fence lets only one copy start.
+func (w *worker) repair(ctx context.Context, pusher *sidekiq.Pusher, log *slog.Logger) error {
+	lost, err := w.store.ReapProcesses(ctx, silentProcess)
+	if err != nil {
+		return err
+	}
+	if lost > 0 {
+		log.Warn("a process that ran Ruby steps died; their attempts were lost and run again", "attempts", lost)
+	}
+	unstarted, err := w.store.Unstarted(ctx, unstartedFor, repairBatch)
+	if err != nil || len(unstarted) == 0 {
+		return err
+	}
+	missing, err := pusher.Missing(ctx, unstarted)
+	if err != nil || len(missing) == 0 {
+		return err
+	}
+	ids := make([]int64, len(missing))
+	for i, d := range missing {
+		ids[i] = d.StepID
+	}
+	won, err := w.store.Repush(ctx, ids, unstartedFor)
+	if err != nil {
+		return err
+	}
+	var again []tasker.Dispatch
+	for _, d := range missing {
+		if won[d.StepID] {
+			again = append(again, d)
+		}
+	}
+	if len(again) > 0 {
+		log.Warn("jobs were in no queue any more and are pushed again", "attempts", len(again))
+		pusher.Push(again)
+	}
+	return nil
+}
+
+// undeliverable stands in for Sidekiq in a worker that was given no Redis.
+type undeliverable struct{ log *slog.Logger }
+
+func (u undeliverable) Push(dispatches []tasker.Dispatch) {
+	u.log.Error("a Ruby step can't be pushed: this worker has no Redis (--redis-url); a worker that has one will push it",
+		"handler", dispatches[0].Handler, "task_id", dispatches[0].TaskID)
+}
