@@ -64,6 +64,14 @@ func TestGraphKnowsItsShape(t *testing.T) {
 	}
 }
 
+func TestTheOrderWithinALevelIsTheTemplates(t *testing.T) {
+	// b comes after a, and frees a step before the one that a frees.
+	g := graph(t, "x:b y:a a b")
+	if want := []int{2, 3, 0, 1}; !slices.Equal(g.TopologicalOrder(), want) {
+		t.Errorf("%v, want %v", g.TopologicalOrder(), want)
+	}
+}
+
 func TestGraphWithoutSteps(t *testing.T) {
 	g := graph(t, "")
 	if path, total := g.CriticalPath(func(int) float64 { return 1 }); g.Len() != 0 || path != nil || total != 0 {

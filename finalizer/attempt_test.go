@@ -82,6 +82,8 @@ func TestAnAttemptIsDecided(t *testing.T) {
 			tasker.StepWaitingForRetry, time.Hour, 0, finalizer.ReasonRetryAfter, "retry_after 86400 was cut"},
 		{"a wish that can't be read", step(3), finalizer.Attempt{Number: 1, Outcome: finalizer.Failed, Failure: failedWith(`"soon"`)},
 			tasker.StepWaitingForRetry, time.Second, 0, finalizer.ReasonBackoff, `retry_after "soon" was ignored`},
+		{"a wish that goes on and on", step(3), finalizer.Attempt{Number: 1, Outcome: finalizer.Failed, Failure: failedWith(`"` + strings.Repeat("later ", 99) + `"`)},
+			tasker.StepWaitingForRetry, time.Second, 0, finalizer.ReasonBackoff, "later l… was ignored"},
 		{"no wish", step(3), finalizer.Attempt{Number: 1, Outcome: finalizer.Failed, Failure: failedWith("null")},
 			tasker.StepWaitingForRetry, time.Second, 0, finalizer.ReasonBackoff, ""},
 		{"wishes aren't heard", deaf, finalizer.Attempt{Number: 1, Outcome: finalizer.Failed, Failure: failedWith("60")},

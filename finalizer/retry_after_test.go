@@ -66,3 +66,14 @@ func TestRetryAfterReadsNumbersAndTextsAlike(t *testing.T) {
 		}
 	})
 }
+
+func FuzzRetryAfter(f *testing.F) {
+	for _, seed := range []string{`1`, `"1.5"`, `"Sun, 01 Mar 2026 12:00:10 GMT"`, `-1`, `1e999`, `"`, `{}`} {
+		f.Add([]byte(seed))
+	}
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		if d, err := finalizer.RetryAfter(raw, now); d < 0 || (err != nil && d != 0) {
+			t.Errorf("%q: %v, %v", raw, d, err)
+		}
+	})
+}

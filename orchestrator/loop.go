@@ -46,9 +46,10 @@ type step struct {
 	id      int64
 	attempt int
 	losses  int
-	due     time.Time // in waiting_for_retry: when the delay is over, by this process's clock
-	out     bool      // the current attempt is at Sidekiq
-	news    *outcome  // the attempt's outcome is in, and not yet written
+	delay   time.Duration // in waiting_for_retry: as decided
+	due     time.Time     // in waiting_for_retry: when the delay is over, by this process's clock
+	out     bool          // the current attempt is at Sidekiq
+	news    *outcome      // the attempt's outcome is in, and not yet written
 }
 
 // outcome is how the current attempt of a step ended.
@@ -126,7 +127,7 @@ func (l *loop) claim() error {
 func (l *loop) recover(err error, unit *store.Unit) (again bool, _ error) {
 	var refused *store.RefusedError
 	switch {
-	case errors.Is(err, store.ErrStale), errors.As(err, &refused) && l.rejectResults(unit, refused):
+	case errors.Is(err, store.ErrStale), errors.As(err, &refused) && l.rejectResults(unit):
 		err := l.reload()
 		return err == nil, err
 	case errors.Is(err, store.ErrWorkerDead) || l.o.ctx.Err() != nil:
@@ -145,13 +146,18 @@ func (l *loop) giveUp(reason error) error {
 	return l.o.writer.Write(l.o.ctx, &store.Unit{Task: l.id, Epoch: l.task.Epoch, Release: true, Rerun: new(time.Minute)})
 }
 
-// rejectResults makes failures of the results in a write whose values Postgres
-// won't take (a number out of jsonb's range, say). It returns false when there
-// was none.
-func (l *loop) rejectResults(unit *store.Unit, refused *store.RefusedError) bool {
+// rejectResults makes failures of those results in a refused write that
+// Postgres won't take (a number out of jsonb's range, say). It returns false
+// when there is none, so that the refusal has another reason.
+func (l *loop) rejectResults(unit *store.Unit) bool {
 	found := false
 	for _, w := range unit.Steps {
 		if w.Result == nil {
+			continue
+		}
+		err := l.o.Store.CheckResult(l.o.ctx, w.Result)
+		var refused *store.RefusedError
+		if !errors.As(err, &refused) {
 			continue
 		}
 		i := l.position[w.Step]
@@ -355,7 +361,7 @@ func (l *loop) decideOutcomes(unit *store.Unit, now time.Time) {
 			unit.Settled = append(unit.Settled, s.id)
 		}
 		unit.Steps = append(unit.Steps, w)
-		s.losses, s.due = d.Losses, now.Add(d.Delay)
+		s.losses, s.delay, s.due = d.Losses, d.Delay, now.Add(d.Delay)
 		l.progress.Set(i, d.State)
 		if d.State == tasker.StepComplete && l.uses[i] > 0 {
 			l.results[i] = s.news.result
@@ -467,10 +473,13 @@ func (l *loop) write(unit *store.Unit) error {
 	return l.o.writer.Write(l.o.ctx, unit)
 }
 
-// forget drops the outcomes that the committed write has settled.
+// forget drops the outcomes that the committed write has settled. Delays count
+// from here, so that no attempt begins before the retry_at that was written.
 func (l *loop) forget() {
+	now := time.Now()
 	for _, i := range l.fresh {
 		s := &l.steps[i]
+		s.due = now.Add(s.delay)
 		if s.news != nil && s.out {
 			l.o.settle(s.id)
 			s.out = false

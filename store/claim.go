@@ -167,6 +167,12 @@ func (s *Store) Results(ctx context.Context, steps []int64) (map[int64]json.RawM
 	return results, nil
 }
 
+// CheckResult returns a *RefusedError when Postgres can't store the result.
+func (s *Store) CheckResult(ctx context.Context, result json.RawMessage) error {
+	_, err := s.pool.Exec(ctx, `SELECT $1::text::jsonb`, string(result))
+	return translate(err)
+}
+
 // Report is where an attempt that was out at Sidekiq stands.
 type Report struct {
 	TaskID   int64

@@ -105,7 +105,7 @@ func (f fields) name(key string) string {
 func (f fields) soundName(key string, v *value) bool {
 	switch {
 	case v.text == "":
-		f.add(v.place, "%s is empty; give it a value or leave it out", key)
+		f.add(v.place, "%s is empty; give it a value", key)
 	case len(v.text) > maxNameBytes:
 		f.add(v.place, "%s has %d bytes, and a name may have %d", key, len(v.text), maxNameBytes)
 	case !nameForm.MatchString(v.text):

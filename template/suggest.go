@@ -14,13 +14,17 @@ func didYouMean(word string, candidates []string) string {
 	return ""
 }
 
+// maxEdits is how far a name may be from what was meant; a third of a short
+// word is less.
+const maxEdits = 3
+
 // closest is the candidate with the fewest edits, the first among equals, or ""
-// when more than a third of the word would have to change.
+// when none is close.
 func closest(word string, candidates []string) string {
 	if len(word) > maxNameBytes {
 		return ""
 	}
-	best, fewest := "", max(1, len(word)/3)+1
+	best, fewest := "", min(max(1, len(word)/3), maxEdits)+1
 	for _, c := range candidates[:min(len(candidates), maxCandidates)] {
 		if d := distance(strings.ToLower(word), strings.ToLower(c), fewest); d < fewest {
 			best, fewest = c, d
@@ -30,10 +34,14 @@ func closest(word string, candidates []string) string {
 }
 
 // distance counts the edits that turn a into b: a character inserted, deleted
-// or replaced, or two neighbours swapped (optimal string alignment). It gives
-// up at limit, and then returns that.
+// or replaced, or two neighbours swapped (optimal string alignment). It returns
+// limit when there are as many or more, and looks no further than that from the
+// diagonal, so that long names cost little.
 func distance(a, b string, limit int) int {
 	s, t := []rune(a), []rune(b)
+	for len(s) > 0 && len(t) > 0 && s[0] == t[0] {
+		s, t = s[1:], t[1:]
+	}
 	if len(s)-len(t) >= limit || len(t)-len(s) >= limit {
 		return limit
 	}
@@ -42,9 +50,13 @@ func distance(a, b string, limit int) int {
 		last[j] = j
 	}
 	for i := 1; i <= len(s); i++ {
-		row[0] = i
-		least := row[0]
-		for j := 1; j <= len(t); j++ {
+		from, to := max(1, i-limit), min(len(t), i+limit)
+		row[from-1] = limit
+		if from == 1 {
+			row[0] = i
+		}
+		least := row[from-1]
+		for j := from; j <= to; j++ {
 			change := 1
 			if s[i-1] == t[j-1] {
 				change = 0
@@ -54,6 +66,9 @@ func distance(a, b string, limit int) int {
 				row[j] = min(row[j], before[j-2]+1)
 			}
 			least = min(least, row[j])
+		}
+		if to < len(t) {
+			row[to+1] = limit // the next row looks here
 		}
 		if least >= limit {
 			return limit

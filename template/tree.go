@@ -274,6 +274,9 @@ func (r *reader) readMapping(v *value, n *yaml.Node, depth int) {
 func (r *reader) readKey(n *yaml.Node, at place, depth int) (name string, sound bool) {
 	switch key := r.read(n, depth); key.kind {
 	case nothing, list, mapping:
+		if r.stopped {
+			return "", false
+		}
 		r.problems.add(at, "a key must be text, not %s", key.kind)
 		return "", false
 	default:

@@ -250,7 +250,8 @@ func (w *worker) finish(o *orchestrator.Orchestrator, river *jobs.Client, id int
 	}
 	signOff, cancelSignOff := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancelSignOff()
-	if err := w.pulse.StopWorker(signOff, id, client); err != nil {
+	_, err := store.Patiently(signOff, func() (struct{}, error) { return struct{}{}, w.pulse.StopWorker(signOff, id, client) })
+	if err != nil {
 		return err
 	}
 	log.Info("worker has stopped")

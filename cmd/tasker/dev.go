@@ -53,7 +53,9 @@ func (a *app) dev(ctx context.Context, dir string, postgresPort, redisPort int, 
 	defer cleanup()
 
 	// The servers outlive ctx: the worker hands its tasks back to them first.
-	stopping := func() (context.Context, context.CancelFunc) { return context.WithTimeout(context.Background(), 20*time.Second) }
+	stopping := func() (context.Context, context.CancelFunc) {
+		return context.WithTimeout(context.Background(), 20*time.Second)
+	}
 	fmt.Fprintln(a.stderr, "starting Postgres …")
 	postgres, err := devstack.StartPostgres(ctx, devstack.PostgresOptions{Dir: filepath.Join(dir, "postgres"), Port: postgresPort, Fsync: true})
 	if err != nil {

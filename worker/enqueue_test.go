@@ -1,0 +1,235 @@
+package worker_test
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/riverqueue/river"
+	"github.com/riverqueue/river/riverdriver/riverpgxv5"
+
+	"github.com/taskerhq/tasker/jobs"
+	"github.com/taskerhq/tasker/migrations"
+	"github.com/taskerhq/tasker/store"
+)
+
+const oneGoStep = `
+name: one
+namespace_name: test
+version: 1.0.0
+step_templates: [{name: only, handler: tasker.echo, handler_config: {answer: 42}}]`
+
+const oneRubyStep = `
+name: ruby
+namespace_name: test
+version: 1.0.0
+step_templates: [{name: only, handler_class: Echo, handler_config: {answer: 42}}]`
+
+// Guarantee 1: a task starts if and only if the inserting transaction commits.
+func TestARolledBackInsertLeavesNothing(t *testing.T) {
+	b := setup(t)
+	b.register(oneRubyStep)
+	b.start()
+
+	tx, err := b.pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var id int64
+	if err := tx.QueryRow(t.Context(), `INSERT INTO tasker.tasks (namespace, name, context) VALUES ('test', 'ruby', '{"n": 1}') RETURNING task_id`).Scan(&id); err != nil {
+		t.Fatal(err)
+	}
+	if err := tx.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+
+	// A task that is committed afterwards, and seen in Redis, shows that the
+	// worker was awake and would have taken the other.
+	after := b.enqueue("ruby", `{"n": 2}`)
+	b.until("the committed task's job is in Redis", func() bool { return len(b.queued("default")) > 0 })
+	for _, payload := range b.queued("default") {
+		if !strings.Contains(payload, `"task_id":`+b.text(`SELECT $1::bigint::text`, after)) {
+			t.Errorf("a job of the rolled-back task is in Redis: %s", payload)
+		}
+	}
+	for _, table := range []string{"tasks", "steps", "events", "dispatches"} {
+		if n := b.number(`SELECT count(*) FROM tasker.`+table+` WHERE task_id = $1`, id); n != 0 {
+			t.Errorf("tasker.%s has %d rows of the rolled-back task", table, n)
+		}
+	}
+	if n := b.number(`SELECT count(*) FROM tasker.river_job WHERE (args ->> 'task_id')::bigint = $1`, id); n != 0 {
+		t.Errorf("river_job has %d jobs of the rolled-back task", n)
+	}
+}
+
+func TestAnInsertWakesAWorkerAndRunsToCompletion(t *testing.T) {
+	b := setup(t)
+	b.register(oneGoStep)
+	b.start()
+	task := b.enqueue("one", `{}`)
+	b.finish()
+	b.want("complete", `SELECT state FROM tasker.tasks WHERE task_id = $1`, task)
+	b.want(`{"answer": 42}`, `SELECT result::text FROM tasker.steps WHERE task_id = $1`, task)
+	b.want("task.initialize_requested task.start_requested step.handle step.completed task.completed",
+		`SELECT string_agg(name, ' ' ORDER BY event_id) FROM tasker.events WHERE task_id = $1`, task)
+}
+
+func TestManyRowsInOneInsertAreExpandedTogether(t *testing.T) {
+	b := setup(t)
+	b.register(oneGoStep)
+	ids := b.enqueueMany("one", `{}`, 300)
+	if n := b.number(`SELECT count(*) FROM tasker.steps WHERE task_id = ANY ($1)`, ids); n != 300 {
+		t.Errorf("300 tasks of one step have %d steps", n)
+	}
+	if n := b.number(`SELECT count(DISTINCT args ->> 'task_id') FROM tasker.river_job`); n != 300 {
+		t.Errorf("300 tasks have %d River jobs", n)
+	}
+	b.start()
+	b.finish()
+	b.want("300", `SELECT count(*)::text FROM tasker.tasks WHERE state = 'complete'`)
+}
+
+func TestBadInsertsAreRefusedWithAMessageThatSaysWhatToMend(t *testing.T) {
+	b := setup(t)
+	b.register(oneGoStep)
+	b.register(strings.Replace(oneGoStep, "1.0.0", "1.10.0", 1))
+	b.register(strings.Replace(oneGoStep, "1.0.0", "1.9.0", 1))
+	for _, c := range []struct{ name, sql, want string }{
+		{"unknown template", `INSERT INTO tasker.tasks (namespace, name) VALUES ('test', 'two')`, "there is no template test/two; registered are: test/one"},
+		{"unknown version", `INSERT INTO tasker.tasks (namespace, name, version) VALUES ('test', 'one', '2.0.0')`, "template test/one has no version 2.0.0; it has: 1.10.0, 1.9.0, 1.0.0"},
+		{"unknown template by function", `SELECT tasker.enqueue_task('test', 'two')`, "there is no template test/two; registered are: test/one"},
+		{"context is an array", `INSERT INTO tasker.tasks (namespace, name, context) VALUES ('test', 'one', '[1]')`, "the context of a task must be a JSON object, not array"},
+		{"context is a string", `SELECT tasker.enqueue_task('test', 'one', '"x"')`, "the context of a task must be a JSON object, not string"},
+		{"context is NULL", `INSERT INTO tasker.tasks (namespace, name, context) VALUES ('test', 'one', NULL)`, "the context of a task must be a JSON object, not NULL"},
+		{"context is not JSON", `INSERT INTO tasker.tasks (namespace, name, context) VALUES ('test', 'one', '{"a":')`, "invalid input syntax for type json"},
+		{"NUL in context", `INSERT INTO tasker.tasks (namespace, name, context) VALUES ('test', 'one', '{"a": "\u0000"}')`, "unsupported Unicode escape sequence"},
+		{"context too large", `INSERT INTO tasker.tasks (namespace, name, context) VALUES ('test', 'one', jsonb_build_object('a', repeat('x', 1100000)))`, "the context of a task may have 1 MiB"},
+		{"priority out of range", `INSERT INTO tasker.tasks (namespace, name, priority) VALUES ('test', 'one', 9)`, "tasks_priority_check"},
+		{"on_duplicate unknown", `SELECT tasker.enqueue_task('test', 'one', on_duplicate => 'replace')`, "on_duplicate must be return_existing or refuse, not replace"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			_, err := b.pool.Exec(t.Context(), c.sql)
+			if err == nil || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("%s\n got: %v\nwant: … %s …", c.sql, err, c.want)
+			}
+		})
+	}
+	if n := b.number(`SELECT count(*) FROM tasker.tasks`) + b.number(`SELECT count(*) FROM tasker.river_job`); n != 0 {
+		t.Errorf("refused inserts left %d rows behind", n)
+	}
+	_, err := b.pool.Exec(t.Context(), "INSERT INTO tasker.tasks (namespace, name, context) VALUES ('test', 'one', $1::text::jsonb)", "{\"a\": \"\xff\"}")
+	if err == nil || !strings.Contains(err.Error(), "invalid byte sequence") {
+		t.Errorf("invalid UTF-8 in a context: got %v", err)
+	}
+}
+
+// The engine's own columns are not the app's to set.
+func TestAnInsertCannotSetWhatTheEngineOwns(t *testing.T) {
+	b := setup(t)
+	b.register(oneGoStep)
+	b.exec(`INSERT INTO tasker.tasks (namespace, name, state, owner, epoch, finished_at, error)
+		VALUES ('test', 'one', 'complete', 7, 9, now(), '{}')`)
+	b.want("pending 0 t t t", `SELECT concat_ws(' ', state, epoch, owner IS NULL, finished_at IS NULL, error IS NULL) FROM tasker.tasks`)
+}
+
+func TestTheLatestVersionIsTheDefaultAndTasksKeepTheirs(t *testing.T) {
+	b := setup(t)
+	b.register(strings.Replace(oneGoStep, "1.0.0", "1.9.0", 1))
+	first := b.enqueue("one", `{}`)
+	b.register(strings.Replace(oneGoStep, "1.0.0", "1.10.0", 1))
+	second := b.enqueue("one", `{}`)
+	b.want("1.9.0", `SELECT version FROM tasker.tasks WHERE task_id = $1`, first)
+	b.want("1.10.0", `SELECT version FROM tasker.tasks WHERE task_id = $1`, second)
+}
+
+func TestATemplateIsImmutableOnceUsed(t *testing.T) {
+	b := setup(t)
+	b.register(oneGoStep)
+	changed := strings.Replace(oneGoStep, "42", "43", 1)
+	b.register(changed) // nobody has used it
+	task := b.enqueue("one", `{}`)
+	_, refused := b.tryRegister(oneGoStep)
+	var r *store.RefusedError
+	if !errors.As(refused, &r) || !strings.Contains(r.Message, "template test/one@1.0.0 has changed, but tasks have used this version") {
+		t.Errorf("a changed template that was used: got %v", refused)
+	}
+	b.start()
+	b.finish()
+	b.want(`{"answer": 43}`, `SELECT result::text FROM tasker.steps WHERE task_id = $1`, task)
+}
+
+func TestAnIdempotencyKeyMakesOneTask(t *testing.T) {
+	b := setup(t)
+	b.register(oneGoStep)
+	enqueue := `SELECT tasker.enqueue_task('test', 'one', idempotency_key => 'k', on_duplicate => $1)`
+	first := b.number(enqueue, "return_existing")
+	if again := b.number(enqueue, "return_existing"); again != first {
+		t.Errorf("the same key made task %d, then %d", first, again)
+	}
+	if _, err := b.pool.Exec(t.Context(), enqueue, "refuse"); err == nil || !strings.Contains(err.Error(), "has the idempotency key k already") {
+		t.Errorf("a repeated key that is to be refused: got %v", err)
+	}
+	b.exec(`INSERT INTO tasker.tasks (namespace, name, idempotency_key) VALUES ('test', 'one', 'k') ON CONFLICT DO NOTHING`)
+	b.want("1 1 1", `SELECT concat_ws(' ', (SELECT count(*) FROM tasker.tasks), (SELECT count(*) FROM tasker.steps), (SELECT count(*) FROM tasker.river_job))`)
+}
+
+func TestRunAtDelaysTheStart(t *testing.T) {
+	b := setup(t)
+	b.register(oneGoStep)
+	b.start()
+	b.exec(`INSERT INTO tasker.tasks (namespace, name, run_at) VALUES ('test', 'one', now() + interval '700 milliseconds')`)
+	b.finish()
+	b.want("true", `SELECT (started_at >= run_at)::text FROM tasker.tasks`)
+}
+
+// Our SQL inserts into river_job and rings River's bell itself, because River's
+// client isn't there when Rails inserts. Channel and payload are River's
+// internals: this holds them against what its client sends.
+func TestWakingAWorkerIsWhatRiverItselfDoes(t *testing.T) {
+	b := setup(t)
+	b.register(oneGoStep)
+	conn, err := pgx.Connect(t.Context(), b.url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(context.Background())
+	if _, err := conn.Exec(t.Context(), `LISTEN "tasker.river_insert"`); err != nil {
+		t.Fatal(err)
+	}
+	heard := func() *pgconn.Notification {
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		defer cancel()
+		n, err := conn.WaitForNotification(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	client, err := river.NewClient(riverpgxv5.New(b.pool), &river.Config{Schema: migrations.Schema})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := client.Insert(t.Context(), jobs.TaskExecutionArgs{TaskID: 1}, nil); err != nil {
+		t.Fatal(err)
+	}
+	rivers := heard()
+	b.enqueue("one", `{}`)
+	if ours := heard(); ours.Channel != rivers.Channel || ours.Payload != rivers.Payload {
+		t.Errorf("River sends %q on %q, our SQL %q on %q", rivers.Payload, rivers.Channel, ours.Payload, ours.Channel)
+	}
+	b.want("task_execution default", `SELECT string_agg(DISTINCT concat_ws(' ', kind, queue), ',') FROM tasker.river_job`)
+	b.want("task_id", `SELECT string_agg(DISTINCT k, ',') FROM tasker.river_job, jsonb_object_keys(args) k`)
+}
+
+// Short delays are available jobs with a time in the near future: River's
+// scheduler looks only every five seconds.
+func TestRiverStateOfDelays(t *testing.T) {
+	b := setup(t)
+	for delay, want := range map[time.Duration]string{0: "available", 3 * time.Second: "available", time.Minute: "scheduled"} {
+		b.want(want, `SELECT tasker.river_state(now() + $1::interval)::text`, delay)
+	}
+}
