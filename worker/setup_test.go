@@ -98,6 +98,10 @@ func (b *bundle) start(change ...func(*worker.Config)) (stop func()) {
 	return stop
 }
 
+func parkAfter(d time.Duration) func(*worker.Config) {
+	return func(c *worker.Config) { c.ParkAfter = d }
+}
+
 type testWriter struct{ t *testing.T }
 
 func (w testWriter) Write(p []byte) (int, error) {
