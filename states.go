@@ -2,6 +2,8 @@ package tasker
 
 import "slices"
 
+//go:generate go test . -run TestTheStateMachineDocumentIsCurrent -update
+
 // TaskState is the state of a task. The words are stored as they are in
 // tasker.tasks.state.
 type TaskState string

@@ -112,6 +112,7 @@ type permanentError struct {
 
 func (e *permanentError) Error() string { return e.err.Error() }
 func (e *permanentError) Unwrap() error { return e.err }
+func (e *permanentError) marks() error  { return e.err }
 
 type retryAfterError struct {
 	delay time.Duration
@@ -120,6 +121,7 @@ type retryAfterError struct {
 
 func (e *retryAfterError) Error() string { return e.err.Error() }
 func (e *retryAfterError) Unwrap() error { return e.err }
+func (e *retryAfterError) marks() error  { return e.err }
 
 func failureOf(ctx context.Context, err error, name string, attempt *tasker.Attempt) *tasker.Failure {
 	f := &tasker.Failure{Class: className(err), Message: clean(err.Error()), Attempt: attempt.Number, Handler: name}
@@ -136,17 +138,14 @@ func failureOf(ctx context.Context, err error, name string, attempt *tasker.Atte
 	return f
 }
 
-// className is the type of the innermost marked error's cause, as Go prints it.
+// className is the type of the error inside its marks, as Go prints it.
 func className(err error) string {
 	for {
-		switch e := err.(type) {
-		case *permanentError:
-			err = e.err
-		case *retryAfterError:
-			err = e.err
-		default:
+		marked, ok := err.(interface{ marks() error }) // only the outermost layers: what wraps a mark is a type of its own
+		if !ok {
 			return strings.TrimPrefix(fmt.Sprintf("%T", err), "*")
 		}
+		err = marked.marks()
 	}
 }
 

@@ -21,8 +21,6 @@ import (
 	"github.com/riverqueue/river"
 	"github.com/riverqueue/river/riverdriver/riverpgxv5"
 	"github.com/riverqueue/river/rivertype"
-
-	"github.com/taskerhq/tasker/migrations"
 )
 
 // TaskExecutionArgs are the arguments of the job that runs a task. SQL inserts
@@ -63,6 +61,7 @@ type Client = river.Client[pgx.Tx]
 
 // Config is what a client needs.
 type Config struct {
+	Schema   string // that River's tables are in
 	ID       string // enters river_job.attempted_by: finds the jobs that a dead worker left running
 	MaxTasks int    // tasks that this worker runs at once
 	Runner   Runner
@@ -77,7 +76,7 @@ func NewClient(pool *pgxpool.Pool, c Config) (*Client, error) {
 	}
 	client, err := river.NewClient(riverpgxv5.New(pool), &river.Config{
 		ID:      c.ID,
-		Schema:  migrations.Schema,
+		Schema:  c.Schema,
 		Workers: workers,
 		Logger:  c.Logger,
 		Queues:  map[string]river.QueueConfig{river.QueueDefault: {MaxWorkers: c.MaxTasks}},

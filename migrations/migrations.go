@@ -37,6 +37,8 @@ const RiverVersion = 8
 // lockKey is the advisory lock that migrating takes ("taskermg" in ASCII).
 const lockKey = 0x7461736b65726d67
 
+//go:generate go test . -run TestTheSchemaDumpIsCurrent -update
+
 //go:embed sql/*.sql
 var files embed.FS
 

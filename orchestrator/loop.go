@@ -367,7 +367,7 @@ func (l *loop) decideOutcomes(unit *store.Unit, now time.Time) {
 			l.results[i] = s.news.result
 		}
 		if d.Note != "" {
-			l.o.Logger.Warn(d.Note, "task_id", l.id, "step", l.template.Steps[i].Name, "attempt", s.attempt)
+			l.o.Logger.Warn("the wish of a failed attempt was changed", "note", d.Note, "task_id", l.id, "step", l.template.Steps[i].Name, "attempt", s.attempt)
 		}
 	}
 }

@@ -129,19 +129,16 @@ func (o *Orchestrator) Run(ctx context.Context, task int64) error {
 	}
 }
 
-// explain turns the ways in which a loop loses its task into nil: whoever has
-// it now goes on.
+// explain keeps the errors that River should know of. Losing a task is none:
+// whoever has it now goes on.
 func (o *Orchestrator) explain(task int64, err error) error {
-	switch {
-	case err == nil, errors.Is(err, store.ErrStale):
-		return nil
-	case errors.Is(err, store.ErrWorkerDead):
+	if errors.Is(err, store.ErrWorkerDead) {
 		o.Abandon(err)
-		return nil
-	case o.ctx.Err() != nil:
-		return nil
 	}
-	return fmt.Errorf("task %d: %w", task, err)
+	if err != nil && !errors.Is(err, store.ErrStale) && o.ctx.Err() == nil {
+		return fmt.Errorf("task %d: %w", task, err)
+	}
+	return nil
 }
 
 // Drain makes every loop hand its task back as soon as its running Go attempts

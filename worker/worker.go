@@ -149,7 +149,7 @@ func (w *worker) registerTemplates(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("%s: %w", l.File, err)
 		}
-		w.Logger.Info("template "+string(done), "template", l.Template.FullName(), "steps", len(l.Template.Steps))
+		w.Logger.Info("template", "name", l.Template.FullName(), "steps", len(l.Template.Steps), "result", done)
 		w.warnOfMissingHandlers(l.Template)
 	}
 	return nil
@@ -187,7 +187,7 @@ func (w *worker) session(ctx context.Context) (err error) {
 	o := orchestrator.New(orchestrator.Config{
 		Store: w.store, Worker: id, Handlers: w.Handlers, Dispatcher: push, Logger: log, ParkAfter: w.ParkAfter,
 	})
-	river, err := jobs.NewClient(w.pool, jobs.Config{ID: client, MaxTasks: w.MaxTasks, Runner: o, Logger: quiet(log)})
+	river, err := jobs.NewClient(w.pool, jobs.Config{Schema: migrations.Schema, ID: client, MaxTasks: w.MaxTasks, Runner: o, Logger: quiet(log)})
 	if err != nil {
 		return err
 	}

@@ -17,10 +17,7 @@ func (a *app) printJSON(v any) error {
 }
 
 // table lays rows out in columns for people. The first row is the head.
-type table struct {
-	rows   [][]string
-	states bool // colour the words that are states
-}
+type table struct{ rows [][]string }
 
 func (t *table) add(cells ...string) { t.rows = append(t.rows, cells) }
 

@@ -14,12 +14,14 @@ DECLARE
 BEGIN
     UPDATE tasker.steps u SET state = 'in_progress', started_at = clock_timestamp()
     WHERE u.step_id = $1 AND u.attempts = $2 AND u.state = 'enqueued'
+      AND NOT EXISTS (SELECT FROM tasker.dispatches d WHERE d.step_id = $1 AND d.failure IS NOT NULL) -- given up before it began
     RETURNING u.* INTO s;
     IF NOT FOUND THEN
         SELECT u.* INTO s FROM tasker.steps u WHERE u.step_id = $1;
         RETURN jsonb_build_object('status', 'refused', 'reason', CASE
             WHEN NOT FOUND THEN format('there is no step %s', $1)
             WHEN s.attempts <> $2 THEN format('step %s (%s) is at attempt %s, not %s', $1, s.name, s.attempts, $2)
+            WHEN s.state = 'enqueued' THEN format('attempt %s of step %s (%s) has been reported', $2, $1, s.name)
             ELSE format('attempt %s of step %s (%s) is %s', $2, $1, s.name, s.state) END);
     END IF;
 
@@ -66,6 +68,12 @@ BEGIN
         RAISE EXCEPTION 'malformed report %', left(bad::text, 200)
         USING ERRCODE = 'TK007',
               HINT = 'a report has step_id, attempt, outcome (success, failure, lost), and with failure an object of that name';
+    END IF;
+
+    SELECT e INTO bad FROM jsonb_array_elements(reports) e WHERE pg_column_size(e -> 'result') > 4194304 LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION 'the result of step % has % bytes, at most 4 MiB are kept', bad ->> 'step_id', pg_column_size(bad -> 'result')
+        USING ERRCODE = 'TK007', HINT = 'store the data and report a reference';
     END IF;
 
     -- Serialises reports of one step with each other and with the loop's

@@ -1,0 +1,1429 @@
+-- The schema as `tasker migrate up` makes it, River's tables included.
+-- Written by `make docs`; a test keeps it current.
+--
+-- PostgreSQL database dump
+--
+
+--
+-- Name: tasker; Type: SCHEMA; Schema: -; Owner: -
+--
+
+CREATE SCHEMA tasker;
+
+--
+-- Name: river_job_state; Type: TYPE; Schema: tasker; Owner: -
+--
+
+CREATE TYPE tasker.river_job_state AS ENUM (
+    'available',
+    'cancelled',
+    'completed',
+    'discarded',
+    'pending',
+    'retryable',
+    'running',
+    'scheduled'
+);
+
+--
+-- Name: assert_worker(bigint); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.assert_worker(worker bigint) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    PERFORM pg_advisory_xact_lock_shared(tasker.fence_class(), worker::int);
+    -- A statement of its own: its snapshot is taken after the lock is held.
+    IF NOT EXISTS (SELECT FROM tasker.workers w WHERE w.worker_id = worker AND w.state = 'alive') THEN
+        RAISE EXCEPTION 'worker % has been declared dead', worker USING ERRCODE = 'TK004';
+    END IF;
+END $$;
+
+--
+-- Name: claim_tasks(bigint, bigint[]); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.claim_tasks(worker bigint, ids bigint[]) RETURNS TABLE(task_id bigint, template_id bigint, epoch integer, first boolean, priority smallint, context jsonb, correlation_id text, created_at timestamp with time zone)
+    LANGUAGE plpgsql
+    SET enable_seqscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    AS $$
+#variable_conflict use_column
+BEGIN
+    PERFORM tasker.assert_worker(worker);
+    RETURN QUERY
+    WITH free AS (
+        SELECT t.task_id, t.state FROM tasker.tasks t
+        WHERE t.task_id = ANY (ids) AND t.owner IS NULL AND t.state IN ('pending', 'in_progress')
+        ORDER BY t.task_id FOR UPDATE
+    ), claimed AS (
+        UPDATE tasker.tasks t
+        SET owner = worker, epoch = t.epoch + 1, state = 'in_progress', started_at = coalesce(t.started_at, now())
+        FROM free WHERE t.task_id = free.task_id
+        RETURNING t.*, free.state = 'pending' AS first
+    ), adopted AS (
+        UPDATE tasker.dispatches d SET awaited_by = worker
+        FROM claimed c WHERE d.task_id = c.task_id AND NOT c.first
+    ), recorded AS (
+        INSERT INTO tasker.events (task_id, name) SELECT c.task_id, 'task.start_requested' FROM claimed c WHERE c.first
+    )
+    SELECT c.task_id, c.template_id, c.epoch, c.first, c.priority, c.context, c.correlation_id, c.created_at FROM claimed c;
+END $$;
+
+--
+-- Name: enqueue_task(text, text, jsonb, text, smallint, timestamp with time zone, text, text, text, text[], text, text, text); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.enqueue_task(namespace text, name text, context jsonb DEFAULT '{}'::jsonb, version text DEFAULT NULL::text, priority smallint DEFAULT NULL::smallint, run_at timestamp with time zone DEFAULT NULL::timestamp with time zone, idempotency_key text DEFAULT NULL::text, on_duplicate text DEFAULT 'return_existing'::text, correlation_id text DEFAULT NULL::text, tags text[] DEFAULT '{}'::text[], initiator text DEFAULT NULL::text, source_system text DEFAULT NULL::text, reason text DEFAULT NULL::text) RETURNS bigint
+    LANGUAGE plpgsql
+    AS $_$
+#variable_conflict use_column
+DECLARE
+    id bigint;
+BEGIN
+    IF on_duplicate IS NULL OR on_duplicate NOT IN ('return_existing', 'refuse') THEN
+        RAISE EXCEPTION 'on_duplicate must be return_existing or refuse, not %', coalesce(on_duplicate, 'NULL')
+        USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    INSERT INTO tasker.tasks AS t (namespace, name, version, context, priority, run_at, idempotency_key,
+                                   correlation_id, tags, initiator, source_system, reason)
+    VALUES ($1, $2, $4, $3, coalesce($5, 2::smallint), $6, $7, $9, coalesce($10, '{}'), $11, $12, $13)
+    ON CONFLICT (namespace, name, idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
+    RETURNING t.task_id INTO id;
+
+    IF id IS NULL THEN
+        SELECT t.task_id INTO id FROM tasker.tasks t
+        WHERE t.namespace = $1 AND t.name = $2 AND t.idempotency_key = $7;
+        IF id IS NULL THEN
+            RAISE EXCEPTION 'task %/% with idempotency key % was inserted by a transaction that this one cannot see', $1, $2, $7
+            USING ERRCODE = 'serialization_failure', HINT = 'run the transaction again';
+        ELSIF on_duplicate = 'refuse' THEN
+            RAISE EXCEPTION 'task % of %/% has the idempotency key % already', id, $1, $2, $7
+            USING ERRCODE = 'unique_violation';
+        END IF;
+    END IF;
+    RETURN id;
+END $_$;
+
+--
+-- Name: expand_tasks(); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.expand_tasks() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    INSERT INTO tasker.steps (task_id, position, name)
+    SELECT n.task_id, s.position, s.name
+    FROM new_tasks n JOIN tasker.template_steps s USING (template_id)
+    ORDER BY n.task_id, s.position;
+
+    INSERT INTO tasker.events (task_id, name)
+    SELECT task_id, 'task.initialize_requested' FROM new_tasks ORDER BY task_id;
+
+    INSERT INTO tasker.river_job (kind, args, queue, priority, max_attempts, state, scheduled_at)
+    SELECT 'task_execution', jsonb_build_object('task_id', task_id), 'default', priority, 1000,
+           tasker.river_state(run_at), coalesce(run_at, now())
+    FROM new_tasks ORDER BY task_id;
+
+    IF EXISTS (SELECT FROM new_tasks WHERE run_at IS NULL OR run_at <= now()) THEN
+        PERFORM tasker.notify_river();
+    END IF;
+    RETURN NULL;
+END $$;
+
+--
+-- Name: fence_class(); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.fence_class() RETURNS integer
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$SELECT 1953721202$$;
+
+--
+-- Name: notify_river(); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.notify_river() RETURNS void
+    LANGUAGE sql
+    AS $$
+    SELECT pg_notify('tasker.river_insert', '{"queue": "default"}')
+$$;
+
+--
+-- Name: prepare_task(); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.prepare_task() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    template tasker.task_templates;
+    known    text;
+BEGIN
+    IF NEW.version IS NULL THEN
+        SELECT t.* INTO template FROM tasker.task_templates t
+        WHERE t.namespace = NEW.namespace AND t.name = NEW.name
+        ORDER BY t.version_key DESC LIMIT 1;
+    ELSE
+        SELECT t.* INTO template FROM tasker.task_templates t
+        WHERE t.namespace = NEW.namespace AND t.name = NEW.name AND t.version = NEW.version;
+    END IF;
+    IF NOT FOUND THEN
+        SELECT string_agg(t.version, ', ' ORDER BY t.version_key DESC) INTO known
+        FROM tasker.task_templates t WHERE t.namespace = NEW.namespace AND t.name = NEW.name;
+        IF known IS NOT NULL THEN
+            RAISE EXCEPTION 'template %/% has no version %; it has: %', NEW.namespace, NEW.name, NEW.version, known
+            USING ERRCODE = 'TK001', HINT = 'leave the version out for the latest, or register it: tasker template register FOLDER';
+        END IF;
+        SELECT string_agg(n, ', ') INTO known FROM (
+            SELECT DISTINCT t.namespace || '/' || t.name AS n FROM tasker.task_templates t ORDER BY n LIMIT 50) names;
+        RAISE EXCEPTION 'there is no template %/%; registered are: %',
+            NEW.namespace, NEW.name, coalesce(known, 'none')
+        USING ERRCODE = 'TK001', HINT = 'register it: tasker template register FOLDER';
+    END IF;
+    IF jsonb_typeof(NEW.context) IS DISTINCT FROM 'object' THEN
+        RAISE EXCEPTION 'the context of a task must be a JSON object, not %', coalesce(jsonb_typeof(NEW.context), 'NULL')
+        USING ERRCODE = 'TK003', HINT = 'wrap the value: {"value": …}';
+    END IF;
+    IF pg_column_size(NEW.context) > 1048576 THEN
+        RAISE EXCEPTION 'the context of a task may have 1 MiB, this one has % bytes', pg_column_size(NEW.context)
+        USING ERRCODE = 'TK003', HINT = 'store the data and put a reference to it into the context';
+    END IF;
+    IF template.used_at IS NULL THEN
+        -- Freezes the template. Waits for a registration that is replacing it.
+        UPDATE tasker.task_templates t SET used_at = now() WHERE t.template_id = template.template_id AND t.used_at IS NULL;
+    END IF;
+    NEW.template_id := template.template_id;
+    NEW.version     := template.version;
+    NEW.state       := 'pending';
+    NEW.priority    := coalesce(NEW.priority, 2);
+    NEW.error       := NULL;
+    NEW.owner       := NULL;
+    NEW.epoch       := 0;
+    NEW.created_at  := now();
+    NEW.started_at  := NULL;
+    NEW.finished_at := NULL;
+    RETURN NEW;
+END $$;
+
+--
+-- Name: process_beat(bigint); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.process_beat(process_id bigint) RETURNS boolean
+    LANGUAGE sql
+    AS $_$
+    WITH beat AS (
+        UPDATE tasker.processes p SET last_seen_at = clock_timestamp()
+        WHERE p.process_id = $1 AND p.stopped_at IS NULL RETURNING 1)
+    SELECT EXISTS (SELECT FROM beat)
+$_$;
+
+--
+-- Name: process_stopped(bigint); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.process_stopped(process_id bigint) RETURNS void
+    LANGUAGE sql
+    AS $_$
+    UPDATE tasker.processes p SET stopped_at = clock_timestamp() WHERE p.process_id = $1
+$_$;
+
+--
+-- Name: reap_processes(interval); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.reap_processes(silence interval) RETURNS integer
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    lost jsonb;
+    n    int;
+BEGIN
+    SELECT jsonb_agg(jsonb_build_object('step_id', d.step_id, 'attempt', d.attempt, 'outcome', 'lost')) INTO lost
+    FROM tasker.dispatches d LEFT JOIN tasker.processes p USING (process_id)
+    WHERE d.process_id IS NOT NULL AND d.failure IS NULL
+      AND (p.process_id IS NULL OR p.stopped_at IS NOT NULL
+           OR greatest(p.last_seen_at, pg_postmaster_start_time()) < clock_timestamp() - silence);
+    IF lost IS NULL THEN
+        RETURN 0;
+    END IF;
+    SELECT count(*) FILTER (WHERE r.accepted) INTO n FROM tasker.report_results(lost) r;
+    RETURN n;
+END $$;
+
+--
+-- Name: reap_workers(interval); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.reap_workers(lease interval) RETURNS integer
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    w     record;
+    total int := 0;
+BEGIN
+    FOR w IN
+        SELECT d.worker_id, d.client_id FROM tasker.workers d
+        WHERE d.state = 'alive' AND greatest(d.last_seen_at, pg_postmaster_start_time()) < clock_timestamp() - lease
+        ORDER BY d.worker_id
+    LOOP
+        -- Busy: one of its writes is in flight, or somebody else reaps it. Next time.
+        CONTINUE WHEN NOT pg_try_advisory_xact_lock(tasker.fence_class(), w.worker_id::int);
+        UPDATE tasker.workers d SET state = 'dead'
+        WHERE d.worker_id = w.worker_id AND d.state = 'alive' AND d.last_seen_at < clock_timestamp() - lease;
+        CONTINUE WHEN NOT FOUND;
+        total := total + tasker.release_worker(w.worker_id, w.client_id);
+    END LOOP;
+    RETURN total;
+END $$;
+
+--
+-- Name: refuse_transition(); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.refuse_transition() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    RAISE EXCEPTION '% % cannot go from % to %',
+        CASE TG_TABLE_NAME WHEN 'tasks' THEN 'task' ELSE 'step' END,
+        CASE TG_TABLE_NAME WHEN 'tasks' THEN to_jsonb(NEW) ->> 'task_id' ELSE to_jsonb(NEW) ->> 'step_id' END,
+        OLD.state, NEW.state
+    USING ERRCODE = 'TK006', HINT = 'docs/state_machine.md shows the transitions that exist';
+END $$;
+
+--
+-- Name: register_process(text, jsonb); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.register_process(identity text, details jsonb DEFAULT '{}'::jsonb) RETURNS bigint
+    LANGUAGE sql
+    AS $_$
+    INSERT INTO tasker.processes (identity, details) VALUES ($1, $2) RETURNING process_id
+$_$;
+
+--
+-- Name: register_template(text, text, text, text, jsonb, text, integer, jsonb); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.register_template(namespace text, name text, version text, description text, definition jsonb, checksum text, max_parallel_steps integer, steps jsonb) RETURNS text
+    LANGUAGE plpgsql
+    AS $_$
+DECLARE
+    known    tasker.task_templates;
+    inserted bigint;
+BEGIN
+    INSERT INTO tasker.task_templates AS t (namespace, name, version, description, definition, checksum, max_parallel_steps)
+    VALUES ($1, $2, $3, $4, $5, $6, $7)
+    ON CONFLICT ON CONSTRAINT task_templates_namespace_name_version_key DO NOTHING
+    RETURNING t.template_id INTO inserted;
+
+    IF inserted IS NULL THEN
+        SELECT t.* INTO known FROM tasker.task_templates t
+        WHERE t.namespace = $1 AND t.name = $2 AND t.version = $3 FOR UPDATE;
+        IF known.checksum = $6 THEN
+            RETURN 'unchanged';
+        END IF;
+        IF known.used_at IS NOT NULL THEN
+            RAISE EXCEPTION 'template %/%@% has changed, but tasks have used this version since %',
+                $1, $2, $3, to_char(known.used_at, 'YYYY-MM-DD HH24:MI')
+            USING ERRCODE = 'TK002', HINT = 'give the changed template a new version; running tasks keep the old one';
+        END IF;
+        -- used_at is still null and the row is locked: the first insert of a
+        -- task, which sets it, waits for us and then sees the new steps.
+        UPDATE tasker.task_templates t
+        SET description = $4, definition = $5, checksum = $6, max_parallel_steps = $7, registered_at = now()
+        WHERE t.template_id = known.template_id;
+        DELETE FROM tasker.template_steps s WHERE s.template_id = known.template_id;
+    END IF;
+
+    INSERT INTO tasker.template_steps
+        (template_id, position, name, handler_class, handler, queue, depends_on, attempt_limit, timeout_seconds, handler_config)
+    SELECT coalesce(inserted, known.template_id), s.position, s.name, s.handler_class, s.handler,
+           coalesce(s.queue, 'default'), coalesce(s.depends_on, '{}'), s.attempt_limit, s.timeout_seconds,
+           coalesce(s.handler_config, '{}')
+    FROM jsonb_to_recordset($8) AS s(position int, name text, handler_class text, handler text, queue text,
+                                    depends_on int[], attempt_limit int, timeout_seconds double precision, handler_config jsonb);
+    RETURN CASE WHEN inserted IS NULL THEN 'replaced' ELSE 'registered' END;
+END $_$;
+
+--
+-- Name: release_worker(bigint, text); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.release_worker(worker bigint, client text) RETURNS integer
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    freed   bigint[];
+    rescued bigint[];
+BEGIN
+    WITH held AS (
+        SELECT t.task_id FROM tasker.tasks t WHERE t.owner = worker ORDER BY t.task_id FOR UPDATE
+    ), released AS (
+        UPDATE tasker.tasks t SET owner = NULL, epoch = t.epoch + 1
+        FROM held WHERE t.task_id = held.task_id RETURNING t.task_id
+    )
+    SELECT coalesce(array_agg(r.task_id), '{}') INTO freed FROM released r;
+
+    UPDATE tasker.dispatches d SET awaited_by = NULL WHERE d.awaited_by = worker;
+
+    WITH again AS (
+        UPDATE tasker.river_job j
+        SET state = 'available', scheduled_at = now(),
+            errors = array_append(j.errors, jsonb_build_object('at', now(), 'attempt', j.attempt, 'error', 'the worker that ran it died', 'trace', ''))
+        WHERE j.state = 'running' AND j.kind = 'task_execution' AND j.attempted_by[cardinality(j.attempted_by)] = client
+        RETURNING (j.args ->> 'task_id')::bigint AS task_id
+    )
+    SELECT coalesce(array_agg(a.task_id), '{}') INTO rescued FROM again a;
+
+    PERFORM tasker.schedule_runs(array_agg(f.task_id), array_agg(0::double precision))
+    FROM unnest(freed) AS f(task_id) WHERE f.task_id <> ALL (rescued)
+    HAVING count(*) > 0;
+    IF cardinality(rescued) > 0 THEN
+        PERFORM tasker.notify_river();
+    END IF;
+    RETURN cardinality(freed);
+END $$;
+
+--
+-- Name: report_results(jsonb); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.report_results(reports jsonb) RETURNS TABLE(step_id bigint, attempt integer, accepted boolean, reason text)
+    LANGUAGE plpgsql
+    SET enable_seqscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    AS $_$
+#variable_conflict use_column
+DECLARE
+    bad jsonb;
+BEGIN
+    IF jsonb_typeof(reports) IS DISTINCT FROM 'array' THEN
+        RAISE EXCEPTION 'reports must be a JSON array, not %', coalesce(jsonb_typeof(reports), 'NULL') USING ERRCODE = 'TK007';
+    END IF;
+    SELECT e INTO bad FROM jsonb_array_elements(reports) e
+    WHERE NOT coalesce(jsonb_typeof(e) = 'object' AND e ->> 'step_id' ~ '^\d{1,18}$' AND e ->> 'attempt' ~ '^\d{1,9}$'
+        AND (e ->> 'outcome' IN ('success', 'lost') OR e ->> 'outcome' = 'failure' AND jsonb_typeof(e -> 'failure') = 'object'), false)
+    LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION 'malformed report %', left(bad::text, 200)
+        USING ERRCODE = 'TK007',
+              HINT = 'a report has step_id, attempt, outcome (success, failure, lost), and with failure an object of that name';
+    END IF;
+
+    SELECT e INTO bad FROM jsonb_array_elements(reports) e WHERE pg_column_size(e -> 'result') > 4194304 LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION 'the result of step % has % bytes, at most 4 MiB are kept', bad ->> 'step_id', pg_column_size(bad -> 'result')
+        USING ERRCODE = 'TK007', HINT = 'store the data and report a reference';
+    END IF;
+
+    -- Serialises reports of one step with each other and with the loop's
+    -- writes, in the order of ids.
+    PERFORM FROM tasker.steps s
+    WHERE s.step_id = ANY (ARRAY(SELECT (e ->> 'step_id')::bigint FROM jsonb_array_elements(reports) e))
+    ORDER BY s.step_id FOR NO KEY UPDATE;
+
+    -- A new snapshot from here on: what the locks waited for is visible.
+    RETURN QUERY
+    WITH r AS (
+        SELECT (e ->> 'step_id')::bigint AS step_id, (e ->> 'attempt')::int AS attempt, e ->> 'outcome' AS outcome,
+               coalesce(e -> 'result', 'null') AS result, e -> 'failure' AS failure, ord,
+               row_number() OVER (PARTITION BY e ->> 'step_id', e ->> 'attempt' ORDER BY ord) AS nth
+        FROM jsonb_array_elements(reports) WITH ORDINALITY AS x(e, ord)
+    ), judged AS MATERIALIZED (
+        SELECT r.*, s.task_id, CASE
+            WHEN s.step_id IS NULL THEN format('there is no step %s', r.step_id)
+            WHEN s.attempts <> r.attempt THEN format('step %s (%s) is at attempt %s, not %s', r.step_id, s.name, s.attempts, r.attempt)
+            WHEN s.state NOT IN ('enqueued', 'in_progress') THEN format('step %s (%s) is %s', r.step_id, s.name, s.state)
+            WHEN d.step_id IS NULL THEN format('step %s (%s) was not given to a process', r.step_id, s.name)
+            WHEN d.failure IS NOT NULL OR r.nth > 1 THEN format('attempt %s of step %s (%s) has been reported', r.attempt, r.step_id, s.name)
+        END AS refusal
+        FROM r LEFT JOIN tasker.steps s ON s.step_id = r.step_id
+               LEFT JOIN tasker.dispatches d ON d.step_id = r.step_id
+    ), completed AS (
+        UPDATE tasker.steps s SET state = 'complete', result = j.result, finished_at = clock_timestamp()
+        FROM judged j WHERE s.step_id = j.step_id AND j.refusal IS NULL AND j.outcome = 'success'
+    ), done AS (
+        DELETE FROM tasker.dispatches d USING judged j
+        WHERE d.step_id = j.step_id AND j.refusal IS NULL AND j.outcome = 'success'
+        RETURNING d.step_id, d.task_id, d.awaited_by
+    ), failed AS (
+        -- Kept here until the finalizer, which alone decides on retries, takes it.
+        UPDATE tasker.dispatches d SET failure = CASE j.outcome WHEN 'lost' THEN '{"lost": true}'::jsonb ELSE j.failure END
+        FROM judged j WHERE d.step_id = j.step_id AND j.refusal IS NULL AND j.outcome <> 'success'
+        RETURNING d.step_id, d.task_id, d.awaited_by
+    ), recorded AS (
+        INSERT INTO tasker.events (task_id, step_id, attempt, name, data)
+        SELECT j.task_id, j.step_id, j.attempt,
+               CASE WHEN j.refusal IS NULL THEN 'step.completed' ELSE 'step.report_refused' END,
+               CASE WHEN j.refusal IS NOT NULL THEN jsonb_build_object('reason', j.refusal, 'outcome', j.outcome) END
+        FROM judged j WHERE j.task_id IS NOT NULL AND (j.refusal IS NOT NULL OR j.outcome = 'success')
+        ORDER BY j.ord
+    ), woken AS (
+        SELECT * FROM done UNION ALL SELECT * FROM failed
+    ), parked AS (
+        -- Nobody holds these tasks: a River job makes a worker take them.
+        INSERT INTO tasker.river_job (kind, args, queue, priority, max_attempts)
+        SELECT 'task_execution', jsonb_build_object('task_id', t.task_id), 'default', t.priority, 1000
+        FROM tasker.tasks t
+        WHERE t.task_id = ANY (ARRAY(SELECT w.task_id FROM woken w WHERE w.awaited_by IS NULL)) ORDER BY t.task_id
+    ), rung AS (
+        SELECT count(pg_notify('tasker.worker_' || c.awaited_by, c.ids)) + (
+                   SELECT count(tasker.notify_river()) FROM (SELECT 1 FROM woken w WHERE w.awaited_by IS NULL LIMIT 1) one) AS n
+        FROM (SELECT w.awaited_by, string_agg(w.step_id::text, ',') AS ids
+              FROM (SELECT u.*, row_number() OVER (PARTITION BY u.awaited_by) / 300 AS chunk FROM woken u WHERE u.awaited_by IS NOT NULL) w -- a payload has less than 8,000 bytes
+              GROUP BY w.awaited_by, w.chunk) c
+    )
+    SELECT j.step_id, j.attempt, j.refusal IS NULL, j.refusal
+    FROM judged j, rung ORDER BY j.ord;
+END $_$;
+
+--
+-- Name: river_job_state_in_bitmask(bit, tasker.river_job_state); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.river_job_state_in_bitmask(bitmask bit, state tasker.river_job_state) RETURNS boolean
+    LANGUAGE sql IMMUTABLE
+    AS $$
+    SELECT CASE state
+        WHEN 'available' THEN get_bit(bitmask, 7)
+        WHEN 'cancelled' THEN get_bit(bitmask, 6)
+        WHEN 'completed' THEN get_bit(bitmask, 5)
+        WHEN 'discarded' THEN get_bit(bitmask, 4)
+        WHEN 'pending'   THEN get_bit(bitmask, 3)
+        WHEN 'retryable' THEN get_bit(bitmask, 2)
+        WHEN 'running'   THEN get_bit(bitmask, 1)
+        WHEN 'scheduled' THEN get_bit(bitmask, 0)
+        ELSE 0
+    END = 1;
+$$;
+
+--
+-- Name: river_state(timestamp with time zone); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.river_state(due timestamp with time zone) RETURNS tasker.river_job_state
+    LANGUAGE sql STABLE
+    AS $$
+    SELECT CASE WHEN due > now() + interval '5 seconds' THEN 'scheduled' ELSE 'available' END::tasker.river_job_state
+$$;
+
+--
+-- Name: schedule_runs(bigint[], double precision[]); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.schedule_runs(task_ids bigint[], delays double precision[]) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    INSERT INTO tasker.river_job (kind, args, queue, priority, max_attempts, state, scheduled_at)
+    SELECT 'task_execution', jsonb_build_object('task_id', t.task_id), 'default', t.priority, 1000,
+           tasker.river_state(due.at), due.at
+    FROM unnest(task_ids, delays) AS r(task_id, delay)
+    JOIN tasker.tasks t USING (task_id)
+    CROSS JOIN LATERAL (SELECT clock_timestamp() + make_interval(secs => r.delay) AS at) due
+    ORDER BY t.task_id;
+    IF EXISTS (SELECT FROM unnest(delays) d WHERE d <= 0) THEN
+        PERFORM tasker.notify_river();
+    END IF;
+END $$;
+
+--
+-- Name: start_attempt(bigint, integer, bigint); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.start_attempt(step_id bigint, attempt integer, process_id bigint DEFAULT NULL::bigint) RETURNS jsonb
+    LANGUAGE plpgsql
+    AS $_$
+#variable_conflict use_column
+DECLARE
+    s      tasker.steps;
+    t      tasker.tasks;
+    spec   tasker.template_steps;
+    deps   jsonb;
+    d_list jsonb;
+BEGIN
+    UPDATE tasker.steps u SET state = 'in_progress', started_at = clock_timestamp()
+    WHERE u.step_id = $1 AND u.attempts = $2 AND u.state = 'enqueued'
+      AND NOT EXISTS (SELECT FROM tasker.dispatches d WHERE d.step_id = $1 AND d.failure IS NOT NULL) -- given up before it began
+    RETURNING u.* INTO s;
+    IF NOT FOUND THEN
+        SELECT u.* INTO s FROM tasker.steps u WHERE u.step_id = $1;
+        RETURN jsonb_build_object('status', 'refused', 'reason', CASE
+            WHEN NOT FOUND THEN format('there is no step %s', $1)
+            WHEN s.attempts <> $2 THEN format('step %s (%s) is at attempt %s, not %s', $1, s.name, s.attempts, $2)
+            WHEN s.state = 'enqueued' THEN format('attempt %s of step %s (%s) has been reported', $2, $1, s.name)
+            ELSE format('attempt %s of step %s (%s) is %s', $2, $1, s.name, s.state) END);
+    END IF;
+
+    UPDATE tasker.dispatches d SET process_id = $3, started_at = s.started_at WHERE d.step_id = $1;
+    INSERT INTO tasker.events (task_id, step_id, attempt, name) VALUES (s.task_id, $1, $2, 'step.handle');
+
+    SELECT u.* INTO t FROM tasker.tasks u WHERE u.task_id = s.task_id;
+    SELECT u.* INTO spec FROM tasker.template_steps u WHERE u.template_id = t.template_id AND u.position = s.position;
+    SELECT coalesce(jsonb_object_agg(u.name, u.result), '{}'), coalesce(jsonb_agg(u.name ORDER BY u.position), '[]')
+    INTO deps, d_list
+    FROM tasker.steps u WHERE u.task_id = s.task_id AND u.position = ANY (spec.depends_on);
+
+    RETURN jsonb_build_object(
+        'status', 'started',
+        'task', jsonb_build_object(
+            'task_id', t.task_id, 'namespace', t.namespace, 'name', t.name, 'version', t.version,
+            'context', t.context, 'priority', t.priority, 'correlation_id', t.correlation_id, 'tags', t.tags,
+            'initiator', t.initiator, 'source_system', t.source_system, 'reason', t.reason,
+            'created_at', to_char(t.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')),
+        'step', jsonb_build_object(
+            'step_id', $1, 'name', s.name, 'attempt', $2, 'attempts_used', $2 - s.losses, 'attempt_limit', spec.attempt_limit,
+            'handler_class', spec.handler_class, 'config', spec.handler_config, 'timeout_seconds', spec.timeout_seconds,
+            'depends_on', d_list),
+        'dependencies', deps);
+END $_$;
+
+--
+-- Name: step_may_become(text, text); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.step_may_become(was text, becomes text) RETURNS boolean
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$
+    SELECT was || '>' || becomes = ANY ('{
+        pending>enqueued,pending>in_progress,pending>cancelled,pending>skipped,pending>resolved_manually,
+        enqueued>in_progress,enqueued>complete,enqueued>waiting_for_retry,enqueued>error,
+        enqueued>cancelled,enqueued>skipped,enqueued>resolved_manually,
+        in_progress>complete,in_progress>waiting_for_retry,in_progress>error,
+        in_progress>cancelled,in_progress>skipped,in_progress>resolved_manually,
+        waiting_for_retry>enqueued,waiting_for_retry>in_progress,
+        waiting_for_retry>cancelled,waiting_for_retry>skipped,waiting_for_retry>resolved_manually,
+        error>pending,error>cancelled,error>skipped,error>resolved_manually}'::text[])
+$$;
+
+--
+-- Name: task_may_become(text, text); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.task_may_become(was text, becomes text) RETURNS boolean
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$
+    SELECT was || '>' || becomes = ANY ('{
+        pending>in_progress,pending>error,pending>cancelled,
+        in_progress>complete,in_progress>error,in_progress>cancelled,
+        error>in_progress,error>resolved_manually,error>cancelled}'::text[])
+$$;
+
+--
+-- Name: write_batch(bigint, bigint[], integer[], text[], text[], boolean[], double precision[], bigint[], bigint[], text[], integer[], text[], integer[], integer[], text[], text[], double precision[], text[], bigint[], bigint[]); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.write_batch(worker bigint, task_ids bigint[], task_epochs integer[], task_states text[], task_errors text[], task_release boolean[], task_rerun double precision[], step_ids bigint[], step_tasks bigint[], step_was text[], step_was_attempt integer[], step_states text[], step_attempts integer[], step_losses integer[], step_results text[], step_errors text[], step_retry_in double precision[], step_queues text[], settled bigint[], parked bigint[]) RETURNS void
+    LANGUAGE plpgsql
+    SET enable_seqscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    AS $$
+DECLARE
+    n int;
+BEGIN
+    PERFORM tasker.assert_worker(worker);
+
+    -- Only tasks that change are locked; of the others it is enough that the
+    -- loop still owns them, as only this worker or its reaper can change that.
+    SELECT count(*) INTO n FROM unnest(task_ids, task_epochs) AS l(task_id, epoch)
+    JOIN tasker.tasks t ON t.task_id = l.task_id AND t.owner = worker AND t.epoch = l.epoch;
+    IF n <> cardinality(task_ids) THEN
+        RAISE EXCEPTION 'a loop has lost its task' USING ERRCODE = 'TK005';
+    END IF;
+
+    IF EXISTS (SELECT FROM unnest(task_states, task_release) AS l(state, release) WHERE l.state IS NOT NULL OR l.release) THEN
+        UPDATE tasker.tasks t
+        SET state       = coalesce(l.state, t.state),
+            error       = coalesce(l.error::jsonb, t.error),
+            owner       = CASE WHEN l.release THEN NULL ELSE t.owner END,
+            finished_at = CASE WHEN l.state IS NOT NULL THEN clock_timestamp() ELSE t.finished_at END
+        FROM unnest(task_ids, task_epochs, task_states, task_errors, task_release)
+             AS l(task_id, epoch, state, error, release)
+        WHERE t.task_id = l.task_id AND t.owner = worker AND t.epoch = l.epoch AND (l.state IS NOT NULL OR l.release);
+        GET DIAGNOSTICS n = ROW_COUNT;
+        IF n <> (SELECT count(*) FROM unnest(task_states, task_release) AS l(state, release) WHERE l.state IS NOT NULL OR l.release) THEN
+            RAISE EXCEPTION 'a loop has lost its task' USING ERRCODE = 'TK005';
+        END IF;
+    END IF;
+
+    IF cardinality(step_ids) > 0 THEN
+        UPDATE tasker.steps s
+        SET state       = w.state,
+            attempts    = w.attempt,
+            losses      = w.losses,
+            result      = coalesce(w.result::jsonb, s.result),
+            error       = coalesce(w.error::jsonb, s.error),
+            retry_at    = CASE WHEN w.retry_in IS NOT NULL THEN clock_timestamp() + make_interval(secs => w.retry_in) END,
+            started_at  = CASE WHEN w.state = 'in_progress' THEN clock_timestamp() WHEN w.state = 'enqueued' THEN NULL ELSE s.started_at END,
+            finished_at = CASE WHEN w.state IN ('complete', 'error', 'cancelled', 'skipped') THEN clock_timestamp() END
+        FROM unnest(step_ids, step_was, step_was_attempt, step_states, step_attempts, step_losses, step_results, step_errors, step_retry_in)
+             AS w(step_id, was, was_attempt, state, attempt, losses, result, error, retry_in)
+        WHERE s.step_id = w.step_id AND s.state = w.was AND s.attempts = w.was_attempt;
+        GET DIAGNOSTICS n = ROW_COUNT;
+        IF n <> cardinality(step_ids) THEN
+            RAISE EXCEPTION 'a step is not in the state that its loop saw' USING ERRCODE = 'TK005';
+        END IF;
+
+        INSERT INTO tasker.dispatches AS d (step_id, task_id, attempt, queue, awaited_by)
+        SELECT w.step_id, w.task_id, w.attempt, w.queue, worker
+        FROM unnest(step_ids, step_tasks, step_attempts, step_states, step_queues) AS w(step_id, task_id, attempt, state, queue)
+        WHERE w.state = 'enqueued';
+
+        INSERT INTO tasker.events (task_id, step_id, attempt, name, data)
+        SELECT w.task_id, w.step_id, w.attempt,
+               CASE w.state WHEN 'in_progress' THEN 'step.handle' WHEN 'complete' THEN 'step.completed'
+                   WHEN 'enqueued' THEN 'step.execution_requested' WHEN 'waiting_for_retry' THEN 'step.retry_requested'
+                   WHEN 'error' THEN 'step.failed' WHEN 'cancelled' THEN 'step.cancelled' WHEN 'skipped' THEN 'step.skipped' END,
+               CASE WHEN w.error IS NOT NULL THEN
+                   jsonb_strip_nulls(jsonb_build_object('class', w.error::jsonb ->> 'class', 'message', left(w.error::jsonb ->> 'message', 500),
+                                                        'code', w.error::jsonb ->> 'code', 'retry_in_seconds', w.retry_in)) END
+        FROM unnest(step_ids, step_tasks, step_attempts, step_states, step_errors, step_retry_in) WITH ORDINALITY
+             AS w(step_id, task_id, attempt, state, error, retry_in, ord)
+        ORDER BY w.ord;
+    END IF;
+
+    IF cardinality(settled) > 0 THEN
+        DELETE FROM tasker.dispatches d WHERE d.step_id = ANY (settled);
+    END IF;
+
+    IF cardinality(parked) > 0 THEN
+        UPDATE tasker.dispatches d SET awaited_by = NULL
+        WHERE d.step_id = ANY (parked) AND d.awaited_by = worker AND d.failure IS NULL;
+        GET DIAGNOSTICS n = ROW_COUNT;
+        IF n <> cardinality(parked) THEN
+            RAISE EXCEPTION 'a report came while its loop parked' USING ERRCODE = 'TK005';
+        END IF;
+    END IF;
+
+    -- After the steps: events of a task read in the order of what happened.
+    IF EXISTS (SELECT FROM unnest(task_states, task_rerun) AS l(state, rerun) WHERE l.state IS NOT NULL OR l.rerun IS NOT NULL) THEN
+        INSERT INTO tasker.events (task_id, name, data)
+        SELECT l.task_id, CASE l.state WHEN 'complete' THEN 'task.completed' WHEN 'error' THEN 'task.failed' WHEN 'cancelled' THEN 'task.cancelled' END,
+               l.error::jsonb
+        FROM unnest(task_ids, task_states, task_errors) AS l(task_id, state, error) WHERE l.state IS NOT NULL;
+        INSERT INTO tasker.events (task_id, name, data)
+        SELECT l.task_id, 'workflow.task_reenqueue_delayed', jsonb_build_object('delay_seconds', l.rerun)
+        FROM unnest(task_ids, task_rerun) AS l(task_id, rerun) WHERE l.rerun IS NOT NULL;
+        PERFORM tasker.schedule_runs(array_agg(l.task_id), array_agg(l.rerun))
+        FROM unnest(task_ids, task_rerun) AS l(task_id, rerun) WHERE l.rerun IS NOT NULL
+        HAVING count(*) > 0;
+    END IF;
+END $$;
+
+--
+-- Name: dispatches; Type: TABLE; Schema: tasker; Owner: -
+--
+
+CREATE TABLE tasker.dispatches (
+    step_id bigint NOT NULL,
+    task_id bigint NOT NULL,
+    attempt integer NOT NULL,
+    queue text NOT NULL,
+    awaited_by bigint,
+    pushed_at timestamp with time zone DEFAULT now() NOT NULL,
+    process_id bigint,
+    started_at timestamp with time zone,
+    failure jsonb
+)
+WITH (fillfactor='70', autovacuum_vacuum_scale_factor='0.02', autovacuum_vacuum_cost_delay='0');
+
+--
+-- Name: events; Type: TABLE; Schema: tasker; Owner: -
+--
+
+CREATE TABLE tasker.events (
+    event_id bigint NOT NULL,
+    task_id bigint NOT NULL,
+    step_id bigint,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    attempt integer,
+    name text NOT NULL,
+    data jsonb
+);
+
+--
+-- Name: TABLE events; Type: COMMENT; Schema: tasker; Owner: -
+--
+
+COMMENT ON TABLE tasker.events IS 'One row per transition, written in its transaction; append-only';
+
+--
+-- Name: events_event_id_seq; Type: SEQUENCE; Schema: tasker; Owner: -
+--
+
+ALTER TABLE tasker.events ALTER COLUMN event_id ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME tasker.events_event_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
+
+--
+-- Name: processes; Type: TABLE; Schema: tasker; Owner: -
+--
+
+CREATE TABLE tasker.processes (
+    process_id bigint NOT NULL,
+    identity text NOT NULL,
+    details jsonb DEFAULT '{}'::jsonb NOT NULL,
+    started_at timestamp with time zone DEFAULT now() NOT NULL,
+    last_seen_at timestamp with time zone DEFAULT now() NOT NULL,
+    stopped_at timestamp with time zone
+)
+WITH (fillfactor='50');
+
+--
+-- Name: TABLE processes; Type: COMMENT; Schema: tasker; Owner: -
+--
+
+COMMENT ON TABLE tasker.processes IS 'Sidekiq and other processes that run attempts, and their heartbeats';
+
+--
+-- Name: processes_process_id_seq; Type: SEQUENCE; Schema: tasker; Owner: -
+--
+
+ALTER TABLE tasker.processes ALTER COLUMN process_id ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME tasker.processes_process_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
+
+--
+-- Name: river_job; Type: TABLE; Schema: tasker; Owner: -
+--
+
+CREATE TABLE tasker.river_job (
+    id bigint NOT NULL,
+    state tasker.river_job_state DEFAULT 'available'::tasker.river_job_state NOT NULL,
+    attempt smallint DEFAULT 0 NOT NULL,
+    max_attempts smallint DEFAULT 25 NOT NULL,
+    attempted_at timestamp with time zone,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    finalized_at timestamp with time zone,
+    scheduled_at timestamp with time zone DEFAULT now() NOT NULL,
+    priority smallint DEFAULT 1 NOT NULL,
+    args jsonb NOT NULL,
+    attempted_by text[],
+    errors jsonb[],
+    kind text NOT NULL,
+    metadata jsonb DEFAULT '{}'::jsonb NOT NULL,
+    queue text DEFAULT 'default'::text NOT NULL,
+    tags character varying(255)[] DEFAULT '{}'::character varying[] NOT NULL,
+    unique_key bytea,
+    unique_states bit(8),
+    CONSTRAINT finalized_or_finalized_at_null CHECK ((((finalized_at IS NULL) AND (state <> ALL (ARRAY['cancelled'::tasker.river_job_state, 'completed'::tasker.river_job_state, 'discarded'::tasker.river_job_state]))) OR ((finalized_at IS NOT NULL) AND (state = ANY (ARRAY['cancelled'::tasker.river_job_state, 'completed'::tasker.river_job_state, 'discarded'::tasker.river_job_state]))))),
+    CONSTRAINT kind_length CHECK (((char_length(kind) > 0) AND (char_length(kind) < 128))),
+    CONSTRAINT max_attempts_is_positive CHECK ((max_attempts > 0)),
+    CONSTRAINT priority_in_range CHECK (((priority >= 1) AND (priority <= 4))),
+    CONSTRAINT queue_length CHECK (((char_length(queue) > 0) AND (char_length(queue) < 128)))
+);
+
+--
+-- Name: river_job_id_seq; Type: SEQUENCE; Schema: tasker; Owner: -
+--
+
+CREATE SEQUENCE tasker.river_job_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1;
+
+--
+-- Name: river_job_id_seq; Type: SEQUENCE OWNED BY; Schema: tasker; Owner: -
+--
+
+ALTER SEQUENCE tasker.river_job_id_seq OWNED BY tasker.river_job.id;
+
+--
+-- Name: river_leader; Type: TABLE; Schema: tasker; Owner: -
+--
+
+CREATE UNLOGGED TABLE tasker.river_leader (
+    elected_at timestamp with time zone NOT NULL,
+    expires_at timestamp with time zone NOT NULL,
+    leader_id text NOT NULL,
+    name text DEFAULT 'default'::text NOT NULL,
+    CONSTRAINT leader_id_length CHECK (((char_length(leader_id) > 0) AND (char_length(leader_id) < 128))),
+    CONSTRAINT name_length CHECK ((name = 'default'::text))
+);
+
+--
+-- Name: river_migration; Type: TABLE; Schema: tasker; Owner: -
+--
+
+CREATE TABLE tasker.river_migration (
+    line text NOT NULL,
+    version bigint NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT line_length CHECK (((char_length(line) > 0) AND (char_length(line) < 128))),
+    CONSTRAINT version_gte_1 CHECK ((version >= 1))
+);
+
+--
+-- Name: river_notification; Type: TABLE; Schema: tasker; Owner: -
+--
+
+CREATE TABLE tasker.river_notification (
+    id bigint NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    payload text NOT NULL,
+    topic text NOT NULL,
+    CONSTRAINT topic_length CHECK (((length(topic) > 0) AND (length(topic) < 128)))
+);
+
+--
+-- Name: river_notification_id_seq; Type: SEQUENCE; Schema: tasker; Owner: -
+--
+
+CREATE SEQUENCE tasker.river_notification_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1;
+
+--
+-- Name: river_notification_id_seq; Type: SEQUENCE OWNED BY; Schema: tasker; Owner: -
+--
+
+ALTER SEQUENCE tasker.river_notification_id_seq OWNED BY tasker.river_notification.id;
+
+--
+-- Name: river_queue; Type: TABLE; Schema: tasker; Owner: -
+--
+
+CREATE TABLE tasker.river_queue (
+    name text NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    metadata jsonb DEFAULT '{}'::jsonb NOT NULL,
+    paused_at timestamp with time zone,
+    updated_at timestamp with time zone DEFAULT CURRENT_TIMESTAMP NOT NULL
+);
+
+--
+-- Name: schema_migrations; Type: TABLE; Schema: tasker; Owner: -
+--
+
+CREATE TABLE tasker.schema_migrations (
+    version integer NOT NULL,
+    name text NOT NULL,
+    applied_at timestamp with time zone DEFAULT now() NOT NULL
+);
+
+--
+-- Name: steps; Type: TABLE; Schema: tasker; Owner: -
+--
+
+CREATE TABLE tasker.steps (
+    step_id bigint NOT NULL,
+    task_id bigint NOT NULL,
+    "position" integer NOT NULL,
+    attempts integer DEFAULT 0 NOT NULL,
+    losses integer DEFAULT 0 NOT NULL,
+    retry_at timestamp with time zone,
+    started_at timestamp with time zone,
+    finished_at timestamp with time zone,
+    name text NOT NULL,
+    state text DEFAULT 'pending'::text NOT NULL,
+    result jsonb,
+    error jsonb,
+    CONSTRAINT steps_state_check CHECK ((state = ANY (ARRAY['pending'::text, 'enqueued'::text, 'in_progress'::text, 'waiting_for_retry'::text, 'complete'::text, 'error'::text, 'cancelled'::text, 'skipped'::text, 'resolved_manually'::text])))
+)
+WITH (fillfactor='70', autovacuum_vacuum_scale_factor='0.02', autovacuum_vacuum_cost_delay='0');
+
+--
+-- Name: tasks; Type: TABLE; Schema: tasker; Owner: -
+--
+
+CREATE TABLE tasker.tasks (
+    task_id bigint NOT NULL,
+    template_id bigint NOT NULL,
+    namespace text DEFAULT 'default'::text NOT NULL,
+    name text NOT NULL,
+    version text NOT NULL,
+    state text DEFAULT 'pending'::text NOT NULL,
+    context jsonb DEFAULT '{}'::jsonb NOT NULL,
+    priority smallint DEFAULT 2 NOT NULL,
+    run_at timestamp with time zone,
+    idempotency_key text,
+    correlation_id text,
+    tags text[] DEFAULT '{}'::text[] NOT NULL,
+    initiator text,
+    source_system text,
+    reason text,
+    error jsonb,
+    owner bigint,
+    epoch integer DEFAULT 0 NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    started_at timestamp with time zone,
+    finished_at timestamp with time zone,
+    CONSTRAINT tasks_priority_check CHECK (((priority >= 1) AND (priority <= 4))),
+    CONSTRAINT tasks_state_check CHECK ((state = ANY (ARRAY['pending'::text, 'in_progress'::text, 'complete'::text, 'error'::text, 'cancelled'::text, 'resolved_manually'::text])))
+)
+WITH (fillfactor='80', autovacuum_vacuum_scale_factor='0.02', autovacuum_vacuum_cost_delay='0');
+
+--
+-- Name: TABLE tasks; Type: COMMENT; Schema: tasker; Owner: -
+--
+
+COMMENT ON TABLE tasker.tasks IS 'INSERT here to start a workflow';
+
+--
+-- Name: template_steps; Type: TABLE; Schema: tasker; Owner: -
+--
+
+CREATE TABLE tasker.template_steps (
+    template_id bigint NOT NULL,
+    "position" integer NOT NULL,
+    name text NOT NULL,
+    handler_class text,
+    handler text,
+    queue text DEFAULT 'default'::text NOT NULL,
+    depends_on integer[] DEFAULT '{}'::integer[] NOT NULL,
+    attempt_limit integer NOT NULL,
+    timeout_seconds double precision,
+    handler_config jsonb DEFAULT '{}'::jsonb NOT NULL,
+    CONSTRAINT template_steps_attempt_limit_check CHECK ((attempt_limit > 0)),
+    CONSTRAINT template_steps_check CHECK (((handler_class IS NULL) <> (handler IS NULL)))
+);
+
+--
+-- Name: step_dependencies; Type: VIEW; Schema: tasker; Owner: -
+--
+
+CREATE VIEW tasker.step_dependencies AS
+ SELECT s.task_id,
+    s.step_id,
+    s.name,
+    p.step_id AS depends_on_step_id,
+    p.name AS depends_on_name
+   FROM (((tasker.steps s
+     JOIN tasker.tasks t USING (task_id))
+     JOIN tasker.template_steps d ON (((d.template_id = t.template_id) AND (d."position" = s."position"))))
+     JOIN tasker.steps p ON (((p.task_id = s.task_id) AND (p."position" = ANY (d.depends_on)))));
+
+--
+-- Name: VIEW step_dependencies; Type: COMMENT; Schema: tasker; Owner: -
+--
+
+COMMENT ON VIEW tasker.step_dependencies IS 'The edges of a task''s DAG';
+
+--
+-- Name: steps_step_id_seq; Type: SEQUENCE; Schema: tasker; Owner: -
+--
+
+ALTER TABLE tasker.steps ALTER COLUMN step_id ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME tasker.steps_step_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
+
+--
+-- Name: task_summaries; Type: VIEW; Schema: tasker; Owner: -
+--
+
+CREATE VIEW tasker.task_summaries AS
+ SELECT t.task_id,
+    t.namespace,
+    t.name,
+    t.version,
+    t.state,
+        CASE
+            WHEN (t.state = ANY (ARRAY['cancelled'::text, 'resolved_manually'::text])) THEN t.state
+            WHEN (s.satisfied = s.total) THEN 'all_complete'::text
+            WHEN (s.outstanding > 0) THEN 'processing'::text
+            WHEN (s.ready > 0) THEN 'has_ready_steps'::text
+            WHEN (s.waiting > 0) THEN 'waiting_for_retry'::text
+            WHEN ((s.failed + s.cancelled) > 0) THEN 'blocked_by_failures'::text
+            ELSE 'waiting_for_dependencies'::text
+        END AS execution_status,
+    s.total AS steps_total,
+    s.satisfied AS steps_satisfied,
+    s.outstanding AS steps_outstanding,
+    s.ready AS steps_ready,
+    s.waiting AS steps_waiting_for_retry,
+    s.failed AS steps_failed,
+    s.attempts,
+    s.next_retry_at,
+    t.priority,
+    t.run_at,
+    t.correlation_id,
+    t.tags,
+    t.initiator,
+    t.source_system,
+    t.reason,
+    t.error,
+    t.created_at,
+    t.started_at,
+    t.finished_at,
+    (t.finished_at - t.created_at) AS duration
+   FROM (tasker.tasks t
+     CROSS JOIN LATERAL ( SELECT (count(*))::integer AS total,
+            (count(*) FILTER (WHERE (s_1.state = ANY (ARRAY['complete'::text, 'skipped'::text, 'resolved_manually'::text]))))::integer AS satisfied,
+            (count(*) FILTER (WHERE (s_1.state = ANY (ARRAY['enqueued'::text, 'in_progress'::text]))))::integer AS outstanding,
+            (count(*) FILTER (WHERE (s_1.state = 'waiting_for_retry'::text)))::integer AS waiting,
+            (count(*) FILTER (WHERE (s_1.state = 'error'::text)))::integer AS failed,
+            (count(*) FILTER (WHERE (s_1.state = 'cancelled'::text)))::integer AS cancelled,
+            (count(*) FILTER (WHERE ((s_1.state = 'pending'::text) AND (NOT (EXISTS ( SELECT
+                   FROM (tasker.template_steps d
+                     JOIN tasker.steps p ON (((p.task_id = s_1.task_id) AND (p."position" = ANY (d.depends_on)))))
+                  WHERE ((d.template_id = t.template_id) AND (d."position" = s_1."position") AND (p.state <> ALL (ARRAY['complete'::text, 'skipped'::text, 'resolved_manually'::text])))))))))::integer AS ready,
+            (COALESCE(sum(s_1.attempts), (0)::bigint))::integer AS attempts,
+            min(s_1.retry_at) FILTER (WHERE (s_1.state = 'waiting_for_retry'::text)) AS next_retry_at
+           FROM tasker.steps s_1
+          WHERE (s_1.task_id = t.task_id)) s);
+
+--
+-- Name: VIEW task_summaries; Type: COMMENT; Schema: tasker; Owner: -
+--
+
+COMMENT ON VIEW tasker.task_summaries IS 'A task with its steps counted; execution_status says what it is doing';
+
+--
+-- Name: task_templates; Type: TABLE; Schema: tasker; Owner: -
+--
+
+CREATE TABLE tasker.task_templates (
+    template_id bigint NOT NULL,
+    namespace text NOT NULL,
+    name text NOT NULL,
+    version text NOT NULL,
+    version_key integer[] GENERATED ALWAYS AS ((string_to_array(version, '.'::text))::integer[]) STORED,
+    description text,
+    definition jsonb NOT NULL,
+    checksum text NOT NULL,
+    max_parallel_steps integer NOT NULL,
+    used_at timestamp with time zone,
+    registered_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT task_templates_max_parallel_steps_check CHECK ((max_parallel_steps > 0)),
+    CONSTRAINT task_templates_version_check CHECK ((version ~ '^\d{1,9}\.\d{1,9}\.\d{1,9}$'::text))
+);
+
+--
+-- Name: TABLE task_templates; Type: COMMENT; Schema: tasker; Owner: -
+--
+
+COMMENT ON TABLE tasker.task_templates IS 'Registered workflow definitions; immutable once a task has used them';
+
+--
+-- Name: task_templates_template_id_seq; Type: SEQUENCE; Schema: tasker; Owner: -
+--
+
+ALTER TABLE tasker.task_templates ALTER COLUMN template_id ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME tasker.task_templates_template_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
+
+--
+-- Name: tasks_task_id_seq; Type: SEQUENCE; Schema: tasker; Owner: -
+--
+
+ALTER TABLE tasker.tasks ALTER COLUMN task_id ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME tasker.tasks_task_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
+
+--
+-- Name: workers; Type: TABLE; Schema: tasker; Owner: -
+--
+
+CREATE TABLE tasker.workers (
+    worker_id bigint NOT NULL,
+    name text NOT NULL,
+    client_id text NOT NULL,
+    state text DEFAULT 'alive'::text NOT NULL,
+    details jsonb DEFAULT '{}'::jsonb NOT NULL,
+    started_at timestamp with time zone DEFAULT now() NOT NULL,
+    last_seen_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT workers_state_check CHECK ((state = ANY (ARRAY['alive'::text, 'stopped'::text, 'dead'::text])))
+)
+WITH (fillfactor='50');
+
+--
+-- Name: workers_worker_id_seq; Type: SEQUENCE; Schema: tasker; Owner: -
+--
+
+ALTER TABLE tasker.workers ALTER COLUMN worker_id ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME tasker.workers_worker_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
+
+--
+-- Name: river_job id; Type: DEFAULT; Schema: tasker; Owner: -
+--
+
+ALTER TABLE ONLY tasker.river_job ALTER COLUMN id SET DEFAULT nextval('tasker.river_job_id_seq'::regclass);
+
+--
+-- Name: river_notification id; Type: DEFAULT; Schema: tasker; Owner: -
+--
+
+ALTER TABLE ONLY tasker.river_notification ALTER COLUMN id SET DEFAULT nextval('tasker.river_notification_id_seq'::regclass);
+
+--
+-- Name: dispatches dispatches_pkey; Type: CONSTRAINT; Schema: tasker; Owner: -
+--
+
+ALTER TABLE ONLY tasker.dispatches
+    ADD CONSTRAINT dispatches_pkey PRIMARY KEY (step_id);
+
+--
+-- Name: events events_pkey; Type: CONSTRAINT; Schema: tasker; Owner: -
+--
+
+ALTER TABLE ONLY tasker.events
+    ADD CONSTRAINT events_pkey PRIMARY KEY (event_id);
+
+--
+-- Name: processes processes_pkey; Type: CONSTRAINT; Schema: tasker; Owner: -
+--
+
+ALTER TABLE ONLY tasker.processes
+    ADD CONSTRAINT processes_pkey PRIMARY KEY (process_id);
+
+--
+-- Name: river_job river_job_pkey; Type: CONSTRAINT; Schema: tasker; Owner: -
+--
+
+ALTER TABLE ONLY tasker.river_job
+    ADD CONSTRAINT river_job_pkey PRIMARY KEY (id);
+
+--
+-- Name: river_leader river_leader_pkey; Type: CONSTRAINT; Schema: tasker; Owner: -
+--
+
+ALTER TABLE ONLY tasker.river_leader
+    ADD CONSTRAINT river_leader_pkey PRIMARY KEY (name);
+
+--
+-- Name: river_migration river_migration_pkey1; Type: CONSTRAINT; Schema: tasker; Owner: -
+--
+
+ALTER TABLE ONLY tasker.river_migration
+    ADD CONSTRAINT river_migration_pkey1 PRIMARY KEY (line, version);
+
+--
+-- Name: river_notification river_notification_pkey; Type: CONSTRAINT; Schema: tasker; Owner: -
+--
+
+ALTER TABLE ONLY tasker.river_notification
+    ADD CONSTRAINT river_notification_pkey PRIMARY KEY (id);
+
+--
+-- Name: river_queue river_queue_pkey; Type: CONSTRAINT; Schema: tasker; Owner: -
+--
+
+ALTER TABLE ONLY tasker.river_queue
+    ADD CONSTRAINT river_queue_pkey PRIMARY KEY (name);
+
+--
+-- Name: schema_migrations schema_migrations_pkey; Type: CONSTRAINT; Schema: tasker; Owner: -
+--
+
+ALTER TABLE ONLY tasker.schema_migrations
+    ADD CONSTRAINT schema_migrations_pkey PRIMARY KEY (version);
+
+--
+-- Name: steps steps_pkey; Type: CONSTRAINT; Schema: tasker; Owner: -
+--
+
+ALTER TABLE ONLY tasker.steps
+    ADD CONSTRAINT steps_pkey PRIMARY KEY (step_id);
+
+--
+-- Name: task_templates task_templates_namespace_name_version_key; Type: CONSTRAINT; Schema: tasker; Owner: -
+--
+
+ALTER TABLE ONLY tasker.task_templates
+    ADD CONSTRAINT task_templates_namespace_name_version_key UNIQUE (namespace, name, version);
+
+--
+-- Name: task_templates task_templates_pkey; Type: CONSTRAINT; Schema: tasker; Owner: -
+--
+
+ALTER TABLE ONLY tasker.task_templates
+    ADD CONSTRAINT task_templates_pkey PRIMARY KEY (template_id);
+
+--
+-- Name: tasks tasks_pkey; Type: CONSTRAINT; Schema: tasker; Owner: -
+--
+
+ALTER TABLE ONLY tasker.tasks
+    ADD CONSTRAINT tasks_pkey PRIMARY KEY (task_id);
+
+--
+-- Name: template_steps template_steps_pkey; Type: CONSTRAINT; Schema: tasker; Owner: -
+--
+
+ALTER TABLE ONLY tasker.template_steps
+    ADD CONSTRAINT template_steps_pkey PRIMARY KEY (template_id, "position");
+
+--
+-- Name: template_steps template_steps_template_id_name_key; Type: CONSTRAINT; Schema: tasker; Owner: -
+--
+
+ALTER TABLE ONLY tasker.template_steps
+    ADD CONSTRAINT template_steps_template_id_name_key UNIQUE (template_id, name);
+
+--
+-- Name: workers workers_client_id_key; Type: CONSTRAINT; Schema: tasker; Owner: -
+--
+
+ALTER TABLE ONLY tasker.workers
+    ADD CONSTRAINT workers_client_id_key UNIQUE (client_id);
+
+--
+-- Name: workers workers_pkey; Type: CONSTRAINT; Schema: tasker; Owner: -
+--
+
+ALTER TABLE ONLY tasker.workers
+    ADD CONSTRAINT workers_pkey PRIMARY KEY (worker_id);
+
+--
+-- Name: dispatches_of_task; Type: INDEX; Schema: tasker; Owner: -
+--
+
+CREATE INDEX dispatches_of_task ON tasker.dispatches USING btree (task_id);
+
+--
+-- Name: events_of_task; Type: INDEX; Schema: tasker; Owner: -
+--
+
+CREATE INDEX events_of_task ON tasker.events USING btree (task_id, event_id);
+
+--
+-- Name: river_job_args_index; Type: INDEX; Schema: tasker; Owner: -
+--
+
+CREATE INDEX river_job_args_index ON tasker.river_job USING gin (args);
+
+--
+-- Name: river_job_kind; Type: INDEX; Schema: tasker; Owner: -
+--
+
+CREATE INDEX river_job_kind ON tasker.river_job USING btree (kind);
+
+--
+-- Name: river_job_metadata_index; Type: INDEX; Schema: tasker; Owner: -
+--
+
+CREATE INDEX river_job_metadata_index ON tasker.river_job USING gin (metadata);
+
+--
+-- Name: river_job_prioritized_fetching_index; Type: INDEX; Schema: tasker; Owner: -
+--
+
+CREATE INDEX river_job_prioritized_fetching_index ON tasker.river_job USING btree (state, queue, priority, scheduled_at, id);
+
+--
+-- Name: river_job_state_and_finalized_at_index; Type: INDEX; Schema: tasker; Owner: -
+--
+
+CREATE INDEX river_job_state_and_finalized_at_index ON tasker.river_job USING btree (state, finalized_at) WHERE (finalized_at IS NOT NULL);
+
+--
+-- Name: river_job_unique_idx; Type: INDEX; Schema: tasker; Owner: -
+--
+
+CREATE UNIQUE INDEX river_job_unique_idx ON tasker.river_job USING btree (unique_key) WHERE ((unique_key IS NOT NULL) AND (unique_states IS NOT NULL) AND tasker.river_job_state_in_bitmask(unique_states, state));
+
+--
+-- Name: river_notification_created_at_idx; Type: INDEX; Schema: tasker; Owner: -
+--
+
+CREATE INDEX river_notification_created_at_idx ON tasker.river_notification USING btree (created_at);
+
+--
+-- Name: river_notification_topic_id_idx; Type: INDEX; Schema: tasker; Owner: -
+--
+
+CREATE INDEX river_notification_topic_id_idx ON tasker.river_notification USING btree (topic, id);
+
+--
+-- Name: steps_of_task; Type: INDEX; Schema: tasker; Owner: -
+--
+
+CREATE UNIQUE INDEX steps_of_task ON tasker.steps USING btree (task_id, "position");
+
+--
+-- Name: tasks_idempotency; Type: INDEX; Schema: tasker; Owner: -
+--
+
+CREATE UNIQUE INDEX tasks_idempotency ON tasker.tasks USING btree (namespace, name, idempotency_key) WHERE (idempotency_key IS NOT NULL);
+
+--
+-- Name: tasks_open; Type: INDEX; Schema: tasker; Owner: -
+--
+
+CREATE INDEX tasks_open ON tasker.tasks USING btree (task_id) WHERE (state = ANY (ARRAY['pending'::text, 'in_progress'::text]));
+
+--
+-- Name: tasks_owned; Type: INDEX; Schema: tasker; Owner: -
+--
+
+CREATE INDEX tasks_owned ON tasker.tasks USING btree (owner) WHERE (owner IS NOT NULL);
+
+--
+-- Name: tasks expand_tasks; Type: TRIGGER; Schema: tasker; Owner: -
+--
+
+CREATE TRIGGER expand_tasks AFTER INSERT ON tasker.tasks REFERENCING NEW TABLE AS new_tasks FOR EACH STATEMENT EXECUTE FUNCTION tasker.expand_tasks();
+
+--
+-- Name: tasks prepare_task; Type: TRIGGER; Schema: tasker; Owner: -
+--
+
+CREATE TRIGGER prepare_task BEFORE INSERT ON tasker.tasks FOR EACH ROW EXECUTE FUNCTION tasker.prepare_task();
+
+--
+-- Name: steps refuse_transition; Type: TRIGGER; Schema: tasker; Owner: -
+--
+
+CREATE TRIGGER refuse_transition BEFORE UPDATE ON tasker.steps FOR EACH ROW WHEN (((old.state <> new.state) AND (NOT tasker.step_may_become(old.state, new.state)))) EXECUTE FUNCTION tasker.refuse_transition();
+
+--
+-- Name: tasks refuse_transition; Type: TRIGGER; Schema: tasker; Owner: -
+--
+
+CREATE TRIGGER refuse_transition BEFORE UPDATE ON tasker.tasks FOR EACH ROW WHEN (((old.state <> new.state) AND (NOT tasker.task_may_become(old.state, new.state)))) EXECUTE FUNCTION tasker.refuse_transition();
+
+--
+-- Name: template_steps template_steps_template_id_fkey; Type: FK CONSTRAINT; Schema: tasker; Owner: -
+--
+
+ALTER TABLE ONLY tasker.template_steps
+    ADD CONSTRAINT template_steps_template_id_fkey FOREIGN KEY (template_id) REFERENCES tasker.task_templates(template_id) ON DELETE CASCADE;
+
+--
+-- PostgreSQL database dump complete
+--
+

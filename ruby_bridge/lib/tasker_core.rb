@@ -1,0 +1,119 @@
+# frozen_string_literal: true
+
+require "English"
+require "monitor"
+require "sidekiq"
+
+require_relative "tasker_core/version"
+require_relative "tasker_core/errors"
+require_relative "tasker_core/configuration"
+require_relative "tasker_core/clean_text"
+require_relative "tasker_core/json_tree"
+require_relative "tasker_core/forgiving_json_tree"
+require_relative "tasker_core/deep_freeze"
+require_relative "tasker_core/database_parameters"
+require_relative "tasker_core/connection"
+require_relative "tasker_core/database"
+require_relative "tasker_core/active_record_database"
+require_relative "tasker_core/protocol"
+require_relative "tasker_core/patience"
+require_relative "tasker_core/task_context"
+require_relative "tasker_core/step_context"
+require_relative "tasker_core/step_sequence"
+require_relative "tasker_core/base_step_handler"
+require_relative "tasker_core/handler_lookup"
+require_relative "tasker_core/result_json"
+require_relative "tasker_core/failure_record"
+require_relative "tasker_core/report"
+require_relative "tasker_core/report_group"
+require_relative "tasker_core/attempt_run"
+require_relative "tasker_core/step_job"
+require_relative "tasker_core/process_registration"
+require_relative "tasker_core/task_enqueue"
+require_relative "tasker_core/after_fork"
+
+# Runs the steps of tasker's workflows in the team's own Sidekiq.
+#
+# The engine decides and Postgres is the truth: this gem starts an attempt,
+# runs its handler and reports, and each of the three is a call of an SQL
+# function that may refuse. It keeps no state that matters: a process may die
+# at any point, and the engine has the attempt run again elsewhere.
+#
+# For handlers see BaseStepHandler; to start a task, TaskerCore.enqueue_task.
+module TaskerCore
+  @monitor = Monitor.new
+
+  class << self
+    # @yieldparam config [Configuration]
+    # @return [Configuration]
+    # @raise [ConfigurationError]
+    def configure
+      yield config
+      config.validate!
+      @monitor.synchronize { @database = @reports = nil } # the next use opens what is configured now
+      config
+    end
+
+    # @return [Configuration]
+    def config = @config || @monitor.synchronize { @config ||= Configuration.new }
+
+    # @return [Logger]
+    def logger = config.logger
+
+    # Inserts a task, which starts if and only if the surrounding transaction commits.
+    #
+    #   Order.transaction do
+    #     order = Order.create!(…)
+    #     TaskerCore.enqueue_task(namespace: "shop", name: "fulfil_order", context: { order_id: order.id })
+    #   end
+    #
+    # @param namespace [String]
+    # @param name [String] of the template
+    # @param context [Hash] what the task is about; JSON, up to 1 MiB
+    # @param connection [PG::Connection, ActiveRecord::ConnectionAdapters::AbstractAdapter, nil]
+    #   nil: that of ActiveRecord::Base
+    # @param version [String, nil] such as "1.2.0"; nil: the latest
+    # @param priority [Integer, nil] 1 (goes first) to 4
+    # @param run_at [Time, nil] not before; nil: at once
+    # @param idempotency_key [String, nil] unique per namespace and name
+    # @param on_duplicate [String, Symbol, nil] when the key is taken: "return_existing" (the default) or "refuse"
+    # @param correlation_id [String, nil]
+    # @param tags [Array<String>, nil]
+    # @param initiator [String, nil]
+    # @param source_system [String, nil]
+    # @param reason [String, nil]
+    # @return [Integer] task_id
+    # @raise [TaskRefusedError] the template is unknown, the context isn't JSON, …; nothing was
+    #   written, and the surrounding transaction has failed
+    def enqueue_task(namespace:, name:, context: {}, connection: nil, version: nil, priority: nil, run_at: nil,
+                     idempotency_key: nil, on_duplicate: nil, correlation_id: nil, tags: nil,
+                     initiator: nil, source_system: nil, reason: nil)
+      TaskEnqueue.new({ namespace:, name:, context:, version:, priority:, run_at:, idempotency_key:, on_duplicate:,
+                        correlation_id:, tags:, initiator:, source_system:, reason: }).call(connection)
+    end
+
+    # @private
+    def database = @database || @monitor.synchronize { @database ||= Database.new }
+
+    # @private
+    def protocol = Protocol.new(database)
+
+    # @private
+    def reports = @reports || @monitor.synchronize { @reports ||= ReportGroup.new(protocol) }
+
+    # @private
+    def process_registration
+      @process_registration || @monitor.synchronize { @process_registration ||= ProcessRegistration.new }
+    end
+
+    # @private
+    def forget_connections
+      [@database, @process_registration].compact.each(&:discard)
+      @database = @reports = @process_registration = nil
+      @monitor = Monitor.new # another thread may have held the old one when the process forked
+    end
+  end
+end
+
+require_relative "tasker_core/sidekiq_server"
+require_relative "tasker_core/railtie" if defined?(Rails::Railtie)

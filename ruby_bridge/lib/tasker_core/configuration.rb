@@ -1,0 +1,59 @@
+# frozen_string_literal: true
+
+require "logger"
+
+module TaskerCore
+  # What a team may set. All durations are seconds.
+  #
+  #   TaskerCore.configure do |config|
+  #     config.database_url = "postgres://localhost/tasker"
+  #   end
+  class Configuration
+    # @return [String, nil] where tasker's schema is; nil: TASKER_DATABASE_URL,
+    #   else DATABASE_URL, else ActiveRecord's own database
+    attr_accessor :database_url
+    # @return [Integer] connections that the running jobs share; each job needs
+    #   one for two short calls
+    attr_accessor :pool_size
+    # @return [Boolean] whether an error of a handler is raised again once it
+    #   has been reported, for error trackers. Sidekiq doesn't retry it.
+    attr_accessor :reraise_errors
+    # @return [Numeric] how long to go on reporting while Postgres is away
+    attr_accessor :report_timeout
+    # @return [Numeric] how long to go on asking for an attempt while Postgres is away
+    attr_accessor :start_timeout
+    attr_writer :logger
+
+    def initialize
+      @pool_size = 5
+      @reraise_errors = true
+      @report_timeout = 300
+      @start_timeout = 30
+    end
+
+    # @return [Logger] Sidekiq's in a Sidekiq process, else that of Rails, else one on standard error
+    def logger
+      @logger ||= default_logger
+    end
+
+    # @raise [ConfigurationError] naming the first setting that can't be
+    def validate!
+      sized = pool_size.is_a?(Integer) && pool_size.positive?
+      raise ConfigurationError, "pool_size must be a positive Integer, not #{pool_size.inspect}" unless sized
+
+      { report_timeout:, start_timeout: }.each do |name, seconds|
+        next if seconds.is_a?(Numeric) && seconds >= 0
+
+        raise ConfigurationError, "#{name} must be a number of seconds, not #{seconds.inspect}"
+      end
+    end
+
+    private
+
+    def default_logger
+      return Sidekiq.logger if Sidekiq.server?
+
+      (Rails.logger if defined?(Rails) && Rails.respond_to?(:logger)) || Logger.new($stderr, progname: "tasker_core")
+    end
+  end
+end

@@ -1,0 +1,44 @@
+# frozen_string_literal: true
+
+require "connection_pool"
+
+module TaskerCore
+  # A small pool of connections of our own: the app's are in its transactions,
+  # and a report must not be rolled back with them.
+  class Database
+    # @param size [Integer]
+    # @param parameters [#call] gives what PG.connect takes
+    def initialize(size: TaskerCore.config.pool_size, parameters: DatabaseParameters.method(:current))
+      @parameters = parameters
+      @mutex = Mutex.new
+      @connections = []
+      @pool = ConnectionPool.new(size:, timeout: 5) { add_connection }
+    end
+
+    # @return [PG::Result]
+    # @raise [DatabaseError]
+    def exec(sql, values = [])
+      # Not #with: it would let Sidekiq::Shutdown in, between a result and its
+      # report, that AttemptRun holds off.
+      connection = @pool.checkout
+      begin
+        connection.exec(sql, values)
+      ensure
+        @pool.checkin
+      end
+    rescue ConnectionPool::TimeoutError
+      raise DatabaseError, "all #{@pool.size} connections are busy: raise TaskerCore.config.pool_size"
+    end
+
+    def close = @pool.shutdown(&:close)
+
+    # In the child of a fork; the pool can't be used afterwards.
+    def discard = @connections.each(&:discard)
+
+    private
+
+    def add_connection
+      Connection.new(@parameters).tap { |connection| @mutex.synchronize { @connections << connection } }
+    end
+  end
+end

@@ -1,0 +1,81 @@
+# frozen_string_literal: true
+
+require "json"
+require "time"
+
+module TaskerCore
+  # What is kept of an error: the "failure" of a report. Making it must not
+  # fail, whatever the error's own methods do.
+  class FailureRecord
+    BACKTRACE_LINES = 50
+    CONTEXT_BYTES = 64 << 10
+
+    # @param error [Exception]
+    # @param handler [String] the class that ran
+    def initialize(error, handler:)
+      @error = error
+      @handler = handler
+    end
+
+    # @return [Hash{String => Object}] as in contract/reports.json; what is not known is left out
+    def to_h
+      { "class" => name_of(@error), "message" => message, "backtrace" => backtrace,
+        "cause" => @error.cause && name_of(@error.cause), "code" => code, "permanent" => @error.is_a?(PermanentError),
+        "retry_after" => retry_after, "context" => context, "handler" => CleanText.call(@handler) }.compact
+    end
+
+    private
+
+    def name_of(error) = CleanText.call(error.class.name || error.class.inspect, limit: 500)
+
+    def message
+      CleanText.call(@error.message)
+    rescue StandardError => e
+      "(its message raised #{e.class})"
+    end
+
+    def backtrace
+      lines = Array(@error.backtrace)
+      own = defined?(Rails) && Rails.respond_to?(:backtrace_cleaner) ? Rails.backtrace_cleaner.clean(lines) : lines
+      (own.empty? ? lines : own).first(BACKTRACE_LINES).map { |line| CleanText.call(line, limit: 1_000) }
+    end
+
+    def code
+      CleanText.call(@error.error_code, limit: 200) if @error.is_a?(PermanentError) && @error.error_code
+    end
+
+    def retry_after
+      return unless @error.is_a?(RetryableError)
+
+      case (asked = @error.retry_after)
+      when Time then asked.httpdate
+      when String then CleanText.call(asked, limit: 100)
+      when nil then nil
+      else seconds(asked)
+      end
+    end
+
+    # Numeric, or what stands for seconds, such as ActiveSupport::Duration.
+    def seconds(asked)
+      seconds = Float(asked.to_f)
+      return unless seconds.finite? && seconds >= 0
+
+      seconds == seconds.to_i ? seconds.to_i : seconds
+    rescue StandardError
+      nil
+    end
+
+    def context
+      return unless @error.is_a?(RetryableError) || @error.is_a?(PermanentError)
+
+      context = @error.context
+      return if context.nil? || context.empty?
+
+      tree = ForgivingJsonTree.build(context)
+      bytes = JSON.generate(tree, max_nesting: 0).bytesize
+      bytes > CONTEXT_BYTES ? { "omitted" => "#{bytes} bytes of context, #{CONTEXT_BYTES} are kept" } : tree
+    rescue StandardError => e
+      { "omitted" => "the context raised #{e.class}" }
+    end
+  end
+end

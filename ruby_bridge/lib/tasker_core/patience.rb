@@ -1,0 +1,47 @@
+# frozen_string_literal: true
+
+module TaskerCore
+  # Repeats a call while Postgres is away: 0.1 s, doubled, up to 5 s, each
+  # ±25 % so that many processes don't come back in step.
+  class Patience
+    FIRST_DELAY = 0.1
+    LONGEST_DELAY = 5
+
+    # @param seconds [Numeric] after which the last error is raised
+    # @param activity [String] for the log, such as "report step 7"
+    def initialize(seconds:, activity:, logger: TaskerCore.config.logger)
+      @seconds = seconds
+      @activity = activity
+      @logger = logger
+    end
+
+    # @yield [repeated] whether an earlier try may have been carried out unseen
+    # @raise [DatabaseError]
+    def persist
+      deadline = now + @seconds
+      delay = FIRST_DELAY
+      unanswered = false
+      begin
+        yield unanswered
+      rescue DatabaseError => e
+        unanswered ||= e.unanswered?
+        raise if e.refuses_data? || now + delay > deadline
+
+        @logger.warn { "tasker: cannot #{@activity} yet: #{e.message}" }
+        wait delay * rand(0.75..1.25)
+        delay = [delay * 2, LONGEST_DELAY].min
+        retry
+      end
+    end
+
+    private
+
+    # Sidekiq gives a job three seconds after its Shutdown: it must get
+    # through here, where nothing is under way.
+    def wait(seconds)
+      Thread.handle_interrupt(Sidekiq::Shutdown => :immediate) { sleep seconds }
+    end
+
+    def now = Process.clock_gettime(Process::CLOCK_MONOTONIC)
+  end
+end

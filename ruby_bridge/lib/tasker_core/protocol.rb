@@ -1,0 +1,53 @@
+# frozen_string_literal: true
+
+require "json"
+
+module TaskerCore
+  # The calls into schema tasker, one method each. docs/protocol.md explains them.
+  class Protocol
+    # @param database [#exec] a Database, a Connection or an ActiveRecordDatabase
+    def initialize(database)
+      @database = database
+    end
+
+    # @return [Hash] the answer, as in contract/start_attempt.json
+    def start_attempt(step_id, attempt, process_id)
+      # Ruby's parser stops at 100 levels: a context or a result of another
+      # language may have more.
+      JSON.parse(value("SELECT tasker.start_attempt($1, $2, $3)", [step_id, attempt, process_id]), max_nesting: false)
+    end
+
+    # @param reports [Array<String>] JSON, each as in contract/reports.json
+    # @return [Array<String, nil>] for each in turn: nil, accepted, or why it was refused
+    def report(reports)
+      @database.exec("SELECT CASE WHEN NOT accepted THEN reason END AS refusal FROM tasker.report_results($1::jsonb)",
+                     ["[#{reports.join(',')}]"]).map { |row| row["refusal"] }
+    end
+
+    # @return [Integer] the process's number
+    def register_process(identity, details)
+      value("SELECT tasker.register_process($1, $2::jsonb)", [identity, JSON.generate(details)]).to_i
+    end
+
+    # @return [Boolean] false: the process must register again
+    def process_beat(process_id) = value("SELECT tasker.process_beat($1)", [process_id]) == "t"
+
+    def process_stopped(process_id) = value("SELECT tasker.process_stopped($1)", [process_id])
+
+    # @return [Array(String, Object), nil] state and result of a step; nil when the task has no such step
+    def step_of_task(task_id, name)
+      row = @database.exec("SELECT state, result FROM tasker.steps WHERE task_id = $1 AND name = $2", [task_id, name]).first
+      [row["state"], row["result"] && JSON.parse(row["result"], max_nesting: false)] if row
+    end
+
+    # @return [Hash{String => String}] name to state
+    def states_of_steps(task_id, names)
+      @database.exec("SELECT name, state FROM tasker.steps WHERE task_id = $1 AND name = ANY ($2)",
+                     [task_id, PG::TextEncoder::Array.new.encode(names)]).to_h { |row| [row["name"], row["state"]] }
+    end
+
+    private
+
+    def value(sql, values) = @database.exec(sql, values).getvalue(0, 0)
+  end
+end

@@ -1,0 +1,16 @@
+# frozen_string_literal: true
+
+require "rails/railtie"
+
+module TaskerCore
+  # Settings in the Rails way: config.tasker_core.pool_size = 10
+  class Railtie < Rails::Railtie
+    config.tasker_core = ActiveSupport::OrderedOptions.new
+
+    initializer "tasker_core.configure" do |app|
+      TaskerCore.configure do |tasker|
+        app.config.tasker_core.each { |name, value| tasker.public_send(:"#{name}=", value) }
+      end
+    end
+  end
+end

@@ -1,0 +1,49 @@
+# frozen_string_literal: true
+
+module TaskerCore
+  # The step that is being run, and this attempt at it. Frozen, all the way down.
+  class StepContext
+    # @return [Integer]
+    attr_reader :step_id
+    # @return [String]
+    attr_reader :name, :handler_class
+    # @return [Integer] number of this attempt, from 1; every try counts
+    attr_reader :attempt
+    # @return [Integer] attempts that count against the limit, this one
+    #   included; those lost with a process don't
+    attr_reader :attempts_used
+    # @return [Integer]
+    attr_reader :attempt_limit
+    # @return [Hash{String => Object}] the template's handler_config
+    attr_reader :config
+    # @return [Numeric, nil] seconds that the attempt may take; nil: no limit
+    attr_reader :timeout
+    # @return [Array<String>] names of the direct dependencies
+    attr_reader :depends_on
+
+    # @param answer [Hash] member "step" of contract/start_attempt.json
+    def initialize(answer)
+      @step_id, @name, @handler_class, @attempt = answer.fetch_values("step_id", "name", "handler_class", "attempt")
+      @attempts_used = answer["attempts_used"]
+      @attempt_limit = answer["attempt_limit"]
+      @config = answer["config"] || {}
+      @timeout = answer["timeout_seconds"]
+      @depends_on = answer["depends_on"] || []
+      instance_variables.each { |name| DeepFreeze.call(instance_variable_get(name)) }
+      freeze
+    end
+
+    # @return [nil] a step has no results until one of its attempts succeeds;
+    #   here for handlers that look before they work
+    def results = nil
+
+    # @return [Boolean] whether the step fails for good when this attempt does
+    def last_attempt? = attempts_used >= attempt_limit
+
+    # @return [String] the same for every attempt: give it to whom you call,
+    #   so that a second attempt doesn't charge twice
+    def idempotency_key = "tasker-step-#{step_id}"
+
+    def inspect = "#<#{self.class} #{name} #{step_id}, attempt #{attempt}>"
+  end
+end

@@ -1,0 +1,49 @@
+# frozen_string_literal: true
+
+require "time"
+
+module TaskerCore
+  # The task that a step belongs to, as it was when the attempt started.
+  # Frozen, all the way down.
+  class TaskContext
+    # @return [Integer]
+    attr_reader :task_id
+    # @return [String]
+    attr_reader :namespace, :name, :version
+    # @return [Hash{String => Object}] JSON values
+    attr_reader :context
+    # @return [Integer] 1 (goes first) to 4
+    attr_reader :priority
+    # @return [String, nil]
+    attr_reader :correlation_id, :initiator, :source_system, :reason
+    # @return [Array<String>]
+    attr_reader :tags
+    # @return [Time] UTC, microseconds
+    attr_reader :created_at
+
+    # @param answer [Hash] member "task" of contract/start_attempt.json
+    def initialize(answer)
+      @task_id, @namespace, @name, @version = answer.fetch_values("task_id", "namespace", "name", "version")
+      @context = answer["context"] || {}
+      @priority = answer["priority"]
+      @correlation_id = answer["correlation_id"]
+      @tags = answer["tags"] || []
+      @initiator = answer["initiator"]
+      @source_system = answer["source_system"]
+      @reason = answer["reason"]
+      @created_at = Time.iso8601(answer.fetch("created_at")).utc
+      instance_variables.each { |name| DeepFreeze.call(instance_variable_get(name)) }
+      freeze
+    end
+
+    # @param key [String, Symbol]
+    # @return [Object, nil] a member of the context
+    def [](key) = context[key.to_s]
+
+    # @param path [Array<String, Symbol, Integer>]
+    # @return [Object, nil] a value inside the context
+    def dig(*path) = context.dig(*path.map { |key| key.is_a?(Symbol) ? key.name : key })
+
+    def inspect = "#<#{self.class} #{namespace}/#{name}@#{version} #{task_id}>"
+  end
+end

@@ -1,0 +1,17 @@
+# frozen_string_literal: true
+
+require "logger"
+require "rails"
+require "active_record/railtie"
+require "tasker_core"
+
+module Shop
+  class Application < Rails::Application
+    config.root = File.expand_path("..", __dir__)
+    config.load_defaults "#{Rails::VERSION::MAJOR}.#{Rails::VERSION::MINOR}"
+    config.eager_load = false
+    config.logger = Logger.new($stdout)
+    config.secret_key_base = "spec"
+    config.tasker_core.pool_size = 3
+  end
+end

@@ -1,0 +1,77 @@
+# frozen_string_literal: true
+
+RSpec.describe TaskerCore::FailureRecord do
+  def raised
+    yield
+  rescue Exception => e # rubocop:disable Lint/RescueException
+    e
+  end
+
+  def record(error = nil, &) = described_class.new(error || raised(&), handler: "Orders::Charge").to_h
+
+  it "has the members of the contract, and no others" do
+    known = contract("reports").filter_map { |report| report["failure"]&.keys }.flatten.uniq
+    error = raised do
+      raise IOError, "closed"
+    rescue IOError
+      raise TaskerCore::RetryableError.new("try again", retry_after: 1, context: { a: 1 })
+    end
+
+    expect(record(error).keys | record(TaskerCore::PermanentError.new("no", error_code: "no")).keys).to match_array(known)
+  end
+
+  it "tells class, message, backtrace, cause and handler" do
+    failure = record do
+      raise IOError, "closed"
+    rescue IOError
+      raise ArgumentError, "amount is missing"
+    end
+
+    expect(failure).to include("class" => "ArgumentError", "message" => "amount is missing", "cause" => "IOError",
+                               "permanent" => false, "handler" => "Orders::Charge")
+    expect(failure["backtrace"].first).to include("failure_record_spec.rb")
+    expect(failure).not_to include("code", "retry_after", "context")
+  end
+
+  it "keeps the first 50 lines of the backtrace" do
+    error = RuntimeError.new("deep").tap { |e| e.set_backtrace(Array.new(80) { |n| "line #{n}" }) }
+
+    expect(record(error)["backtrace"]).to eq(Array.new(50) { |n| "line #{n}" })
+  end
+
+  it "does without a backtrace" do
+    expect(record(RuntimeError.new("never raised"))["backtrace"]).to eq([])
+  end
+
+  it "makes text of any message that Postgres can take" do
+    expect(record(RuntimeError.new("caf\xE9 \0".b))["message"]).to eq("caf\u{FFFD} ")
+    expect(record(RuntimeError.new("grün".encode("ISO-8859-1")))["message"]).to eq("grün")
+    expect(record(RuntimeError.new("x" * 20_000))["message"].length).to eq(10_000)
+  end
+
+  it "bears an error whose message raises" do
+    rude = Class.new(StandardError) { def message = raise("no") }
+
+    expect(record(rude.new)["message"]).to eq("(its message raised RuntimeError)")
+    expect(record(rude.new)["class"]).to start_with("#<Class")
+  end
+
+  it "takes the delay that a RetryableError asks for" do
+    delays = [30, 1.5, 0, "120", "Wed, 21 Oct 2026 07:28:00 GMT", Time.utc(2026, 10, 21, 7, 28), nil, -1, Float::NAN, Object.new]
+
+    expect(delays.map { |delay| record(TaskerCore::RetryableError.new("later", retry_after: delay))["retry_after"] })
+      .to eq([30, 1.5, 0, "120", "Wed, 21 Oct 2026 07:28:00 GMT", "Wed, 21 Oct 2026 07:28:00 GMT", nil, nil, nil, nil])
+  end
+
+  it "takes code and context of a PermanentError" do
+    failure = record(TaskerCore::PermanentError.new("declined", error_code: :card_declined, context: { reason: "funds", raw: Object }))
+
+    expect(failure).to include("permanent" => true, "code" => "card_declined", "context" => { "reason" => "funds", "raw" => "Object" })
+  end
+
+  it "leaves out a context that is too large" do
+    failure = record(TaskerCore::PermanentError.new("declined", context: { body: Array.new(100) { "x" * 1_000 } }))
+
+    expect(failure["context"]["omitted"]).to match(/\A\d+ bytes of context, 65536 are kept\z/)
+  end
+end

@@ -1,0 +1,417 @@
+# frozen_string_literal: true
+
+RSpec.describe TaskerCore::StepJob do
+  before { use_test_database }
+
+  # A handler for this example, whose process is the block.
+  def handler(name = "Orders::Charge", base: TaskerCore::BaseStepHandler, &process)
+    stub_const("Orders", Module.new) unless defined?(Orders)
+    stub_const(name, Class.new(base) { define_method(:process, &process) if process })
+    name
+  end
+
+  # Returns when the report waits for the lock that the transaction holds.
+  def lock_after_start(transaction, step)
+    started = Queue.new
+    locked = Queue.new
+    Orders::Charge.define_method(:process_results) do |_step, output, _initial|
+      started << true
+      locked.pop
+      output
+    end
+    yield
+    started.pop
+    transaction.exec_params("SELECT FROM tasker.steps WHERE step_id = $1 FOR UPDATE", [step.step_id])
+    locked << true
+    eventually("the report waits") { TestDatabase.gem_waits_for_lock? }
+  end
+
+  def performed(step)
+    perform(step)
+    nil
+  rescue StandardError, ScriptError => e
+    e
+  end
+
+  describe "arguments" do
+    it "are those of the contract" do
+      arguments = contract("sidekiq_job")["job"]["args"]
+
+      described_class.new.perform(*arguments) # there is no step 42
+      expect(logged).to include("step 42 attempt 1 not started: there is no step 42")
+    end
+
+    [{ "v" => 2, "step_id" => 1, "attempt" => 1 }, {}, [1], nil, { "v" => 1, "step_id" => "1", "attempt" => 1 }].each do |arguments|
+      it "#{arguments.inspect} are refused" do
+        expect { described_class.new.perform(arguments) }.to raise_error(TaskerCore::ProtocolError)
+      end
+    end
+
+    it "don't choose the class that runs" do
+      step = dispatch(handler { |*| "charged" })
+      perform(step, handler: "Kernel")
+
+      expect(step.result).to eq("charged")
+    end
+  end
+
+  it "is never retried by Sidekiq" do
+    expect(described_class.get_sidekiq_options["retry"]).to be(false)
+  end
+
+  it "runs the handler and reports its result" do
+    step = dispatch(handler { |task, sequence, work| { order: task["order_id"], score: sequence[:fraud].results["score"], try: work.attempt } },
+                    attempt: 2, dependencies: { "fraud" => { "score" => 3 } })
+    perform(step)
+
+    expect(step.state).to eq("complete")
+    expect(step.result).to eq("order" => 5, "score" => 3, "try" => 2)
+    expect(step.events).to eq(%w[step.handle step.completed])
+  end
+
+  it "is in progress, for this process, while the handler runs" do
+    seen = nil
+    step = nil
+    handler { |*| seen = [step.state, step.process_id] }
+    step = dispatch("Orders::Charge")
+    perform(step)
+
+    expect(seen).to eq(["in_progress", TaskerCore.process_registration.id])
+  end
+
+  it "reports what process_results makes of the output" do
+    handler { |*| 20 }
+    Orders::Charge.define_method(:process_results) { |_step, output, _initial| { total: output + 1 } }
+    step = dispatch("Orders::Charge")
+    perform(step)
+
+    expect(step.result).to eq("total" => 21)
+  end
+
+  it "fails the step when process_results raises" do
+    handler { |*| 20 }
+    Orders::Charge.define_method(:process_results) { |*| raise KeyError, "no total" }
+    step = dispatch("Orders::Charge")
+
+    expect(performed(step)).to be_a(KeyError)
+    expect(step.failure).to include("class" => "KeyError", "message" => "no total")
+  end
+
+  describe "an attempt that may not start" do
+    it "is dropped when a second copy of the job comes" do
+      runs = 0
+      step = dispatch(handler { |*| runs += 1 })
+      2.times { perform(step) }
+
+      expect(runs).to eq(1)
+      expect(step.events).to eq(%w[step.handle step.completed])
+      expect(logged).to match(/INFO.*not started: attempt 1 of step #{step.step_id} \(work\) is complete/)
+    end
+
+    it "is dropped when a later attempt was dispatched" do
+      runs = 0
+      step = dispatch(handler { |*| runs += 1 }, attempt: 2)
+      perform(step, attempt: 1)
+
+      expect(runs).to eq(0)
+      expect(step.state).to eq("enqueued")
+      expect(logged).to include("is at attempt 2, not 1")
+    end
+  end
+
+  it "leaves a result behind that came too late" do
+    step = nil
+    handler { |*| TestDatabase.connection.exec("UPDATE tasker.steps SET state = 'cancelled' WHERE step_id = #{step.step_id}") && "late" }
+    step = dispatch("Orders::Charge")
+    perform(step)
+
+    expect(step.state).to eq("cancelled")
+    expect(step.events).to include("step.report_refused")
+    expect(logged).to match(/report of step #{step.step_id} attempt 1 \(Orders::Charge\) refused: .* is cancelled/)
+  end
+
+  describe "the handler's class" do
+    {
+      "Orders::Missing" => /no class Orders::Missing/, "Kernel" => /Kernel is not a step handler/, "File" => /File is not a step handler/
+    }.each do |name, message|
+      it "is refused when it is #{name}" do
+        step = dispatch(name)
+
+        expect(performed(step)).to be_a(TaskerCore::HandlerNotFoundError)
+        expect(step.failure).to include("code" => "handler_not_found", "permanent" => true, "message" => message, "handler" => name)
+      end
+    end
+
+    it "may be broken in itself" do
+      step = dispatch(handler)
+      Orders::Charge.define_method(:initialize) { |gateway| @gateway = gateway }
+
+      expect(performed(step)).to be_a(ArgumentError)
+      expect(step.failure).to include("class" => "ArgumentError", "permanent" => false)
+    end
+  end
+
+  describe "a failure" do
+    it "is reported, and raised again for error trackers" do
+      step = dispatch(handler { |*| raise IOError, "gateway closed" })
+
+      expect(performed(step)).to be_a(IOError)
+      expect(step.failure).to include("class" => "IOError", "message" => "gateway closed", "permanent" => false, "handler" => "Orders::Charge")
+      expect(step.failure["backtrace"].first).to include("step_job_spec.rb")
+    end
+
+    it "is not raised again when the team doesn't want that" do
+      use_test_database(reraise_errors: false)
+      step = dispatch(handler { |*| raise IOError, "gateway closed" })
+
+      expect(performed(step)).to be_nil
+      expect(step.failure).to include("class" => "IOError")
+    end
+
+    it "carries the delay that a RetryableError asks for" do
+      step = dispatch(handler { |*| raise TaskerCore::RetryableError.new("busy", retry_after: 7, context: { queue: 3 }) })
+      performed(step)
+
+      expect(step.failure).to include("permanent" => false, "retry_after" => 7, "context" => { "queue" => 3 })
+    end
+
+    it "carries the code of a PermanentError" do
+      step = dispatch(handler { |*| raise TaskerCore::PermanentError.new("declined", error_code: "card_declined") })
+      performed(step)
+
+      expect(step.failure).to include("permanent" => true, "code" => "card_declined")
+    end
+
+    {
+      "a missing method of the handler" => -> { raise NotImplementedError },
+      "a file that isn't there" => -> { require "no/such/file" },
+      "endless recursion" => -> { (recurse = -> { recurse.call }).call },
+      "exit" => -> { exit(3) },
+      "an Exception of the handler's own" => -> { raise Class.new(Exception), "own" } # rubocop:disable Lint/InheritException
+    }.each do |what, body|
+      it "may be #{what}" do
+        step = dispatch(handler { |*| body.call })
+
+        expect { perform(step) }.to raise_error(Exception)
+        expect(step.failure).to include("class", "message", "permanent" => false)
+      end
+    end
+
+    it "may carry any message" do
+      step = dispatch(handler { |*| raise "caf\xE9 \0 #{'x' * 20_000}" })
+      performed(step)
+
+      expect(step.failure["message"]).to start_with("caf\u{FFFD}  xxx")
+      expect(step.failure["message"].length).to eq(10_000)
+    end
+  end
+
+  describe "what a handler returns" do
+    {
+      "NaN" => [{ items: [{ price: Float::NAN }] }, "$.items[0].price is NaN"],
+      "NUL" => [["a\0"], "$[0] contains a NUL"],
+      "invalid UTF-8" => [["\xFF"], "$[0] is not valid UTF-8"],
+      "an object" => [{ order: Object.new }, "$.order is a Object"]
+    }.each do |what, (value, message)|
+      it "must not be #{what}" do
+        step = dispatch(handler { |*| value })
+        performed(step)
+
+        expect(step.failure).to include("code" => "result_not_serializable", "permanent" => true, "message" => include(message))
+      end
+    end
+
+    it "must not be a number that Postgres can't hold" do
+      step = dispatch(handler { |*| { n: 10**200_000 } })
+      perform(step)
+
+      expect(step.failure).to include("code" => "result_not_serializable", "permanent" => true, "message" => /Postgres doesn't take/)
+    end
+
+    it "may have 1 MiB" do
+      step = dispatch(handler { |*| { text: "é" * (1 << 19) } })
+      perform(step)
+
+      expect(step.result["text"].bytesize).to eq(1 << 20)
+    end
+
+    it "must not have 5 MiB" do
+      step = dispatch(handler { |*| { text: "x" * (5 << 20) } })
+      performed(step)
+
+      expect(step.failure).to include("code" => "result_too_large", "permanent" => true, "message" => /\$\.text/)
+    end
+
+    it "may be nothing" do
+      step = dispatch(handler { |*| nil })
+      perform(step)
+
+      expect([step.state, step.result]).to eq(["complete", nil])
+    end
+  end
+
+  describe "without a way out of the handler" do
+    it "is given up when Sidekiq shuts down" do
+      step = dispatch(handler { |*| Thread.stop })
+      thread = Thread.new { perform(step) }
+      thread.report_on_exception = false
+      eventually("the handler runs") { step.state == "in_progress" && thread.status == "sleep" && thread.backtrace.first.include?("stop") }
+      thread.raise(Sidekiq::Shutdown)
+
+      expect { thread.join }.to raise_error(Sidekiq::Shutdown)
+      expect(step.failure).to eq("lost" => true)
+    end
+
+    it "doesn't start again when Sidekiq has put its job back" do
+      runs = 0
+      step = dispatch(handler { |*| (runs += 1) && raise(Sidekiq::Shutdown) })
+      expect { perform(step) }.to raise_error(Sidekiq::Shutdown)
+      perform(step)
+
+      expect(runs).to eq(1)
+      expect(step.failure).to eq("lost" => true)
+    end
+
+    it "is given up when a shutdown is the cause of the error" do
+      handler do |*|
+        raise Sidekiq::Shutdown
+      rescue Sidekiq::Shutdown
+        begin
+          raise "first"
+        rescue StandardError
+          raise "second"
+        end
+      end
+      step = dispatch("Orders::Charge")
+
+      expect(performed(step)&.message).to eq("second")
+      expect(step.failure).to eq("lost" => true)
+    end
+
+    it "is given up when the thread is killed" do
+      step = dispatch(handler { |*| Thread.current.kill })
+      Thread.new { perform(step) }.join
+
+      expect(step.failure).to eq("lost" => true)
+    end
+
+    it "is given up when the handler throws past us" do
+      step = dispatch(handler { |*| throw :out })
+      catch(:out) { perform(step) }
+
+      expect(step.failure).to eq("lost" => true)
+    end
+
+    it "finishes a report that is under way before it shuts down" do
+      step = dispatch(handler { |*| "charged" })
+      thread = nil
+      TestDatabase.connection.transaction do |transaction|
+        lock_after_start(transaction, step) { thread = Thread.new { perform(step) }.tap { |t| t.report_on_exception = false } }
+        thread.raise(Sidekiq::Shutdown)
+      end
+
+      expect { thread.join }.to raise_error(Sidekiq::Shutdown)
+      expect([step.state, step.result]).to eq(%w[complete charged])
+    end
+  end
+
+  describe "when Postgres is away" do
+    before { stub_const("TaskerCore::ProcessRegistration::BEAT_SECONDS", 0.02) }
+
+    it "connects again for the next job" do
+      handler { |*| "charged" }
+      steps = Array.new(2) { dispatch("Orders::Charge") }
+      perform(steps[0])
+      TestDatabase.terminate_gem
+      perform(steps[1])
+
+      expect(steps.map(&:state)).to eq(%w[complete complete])
+    end
+
+    it "connects again for the report" do
+      step = dispatch(handler { |*| TestDatabase.terminate_gem && "charged" })
+      perform(step)
+
+      expect(step.state).to eq("complete")
+    end
+
+    # A function that breaks the first connection it is called on, then is the one it replaced.
+    def break_once(function, arguments)
+      TestDatabase.connection.exec(<<~SQL)
+        CREATE SEQUENCE calls;
+        ALTER FUNCTION tasker.#{function}(#{arguments.join(', ')}) RENAME TO whole_#{function};
+      SQL
+      yield
+    ensure
+      TestDatabase.connection.exec(<<~SQL)
+        DROP FUNCTION tasker.#{function}(#{arguments.join(', ')});
+        ALTER FUNCTION tasker.whole_#{function}(#{arguments.join(', ')}) RENAME TO #{function};
+        DROP SEQUENCE calls;
+      SQL
+    end
+
+    it "goes on reporting" do
+      step = dispatch(handler { |*| "charged" })
+      break_once("report_results", %w[jsonb]) do
+        TestDatabase.connection.exec(<<~SQL)
+          CREATE FUNCTION tasker.report_results(reports jsonb) RETURNS TABLE (step_id bigint, attempt int, accepted boolean, reason text)
+          LANGUAGE plpgsql AS $$ BEGIN
+            IF nextval('public.calls') < 3 THEN PERFORM pg_terminate_backend(pg_backend_pid()), pg_sleep(60); END IF;
+            RETURN QUERY SELECT * FROM tasker.whole_report_results(reports);
+          END $$;
+        SQL
+        perform(step)
+      end
+
+      expect(step.result).to eq("charged")
+      expect(logged.scan("cannot report step #{step.step_id} attempt 1 (Orders::Charge) yet").size).to eq(2)
+    end
+
+    it "gives up an attempt that it may have started without hearing of it" do
+      runs = 0
+      step = dispatch(handler { |*| runs += 1 })
+      break_once("start_attempt", %w[bigint int bigint]) do
+        # The first call: started and committed, and the answer lost.
+        TestDatabase.connection.exec(<<~SQL)
+          CREATE FUNCTION tasker.start_attempt(step_id bigint, attempt int, process_id bigint DEFAULT NULL) RETURNS jsonb
+          LANGUAGE plpgsql AS $$ BEGIN
+            IF nextval('public.calls') = 1 THEN PERFORM pg_terminate_backend(pg_backend_pid()), pg_sleep(60); END IF;
+            RETURN tasker.whole_start_attempt($1, $2, $3);
+          END $$;
+        SQL
+        TestDatabase.connection.exec_params("SELECT tasker.whole_start_attempt($1, 1)", [step.step_id])
+        perform(step)
+      end
+
+      expect(runs).to eq(0)
+      expect(step.failure).to eq("lost" => true)
+    end
+
+    # For the pool alone: the heartbeat, which runs, keeps its own connection.
+    def lose_postgres
+      TaskerCore.configure do |config|
+        config.database_url = "postgres://127.0.0.1:1/nowhere"
+        config.start_timeout = config.report_timeout = 0
+      end
+    end
+
+    it "raises when the time to start is over, and has the attempt reported as lost" do
+      step = dispatch(handler { |*| "charged" })
+      TaskerCore.process_registration.id
+      lose_postgres
+
+      expect { perform(step) }.to raise_error(TaskerCore::DatabaseError)
+      eventually("the heartbeat reports it") { step.failure == { "lost" => true } }
+    end
+
+    it "raises when the time to report is over, and has the attempt reported as lost" do
+      gone = TaskerCore::Database.new(parameters: -> { { host: "127.0.0.1", port: 1, dbname: "nowhere" } })
+      step = dispatch(handler { |*| "charged" })
+      TaskerCore.config.report_timeout = 0
+      run = TaskerCore::AttemptRun.new(step.step_id, 1, reports: TaskerCore::ReportGroup.new(TaskerCore::Protocol.new(gone)))
+
+      expect { run.call }.to raise_error(TaskerCore::DatabaseError)
+      eventually("the heartbeat reports it") { step.failure == { "lost" => true } }
+    end
+  end
+end
