@@ -38,7 +38,7 @@ type Registry struct {
 }
 
 // NewRegistry returns a registry that holds the built-in handlers
-// tasker.echo, tasker.sleep and tasker.fail.
+// tasker.echo, tasker.sleep and tasker.fail. AllowHTTP adds tasker.http.
 func NewRegistry() *Registry {
 	r := &Registry{funcs: map[string]Func{}}
 	r.Register("tasker.echo", echo)
@@ -103,7 +103,15 @@ func Permanent(code string, err error) error { return &permanentError{code, err}
 
 // RetryAfter marks an error whose cause asked for a delay: it replaces the
 // backoff, up to the policy's cap for it.
-func RetryAfter(delay time.Duration, err error) error { return &retryAfterError{delay, err} }
+func RetryAfter(delay time.Duration, err error) error {
+	return &retryAfterError{strconv.AppendFloat(nil, delay.Seconds(), 'f', -1, 64), err}
+}
+
+// retryAfterHeader is RetryAfter with the text of the header: seconds or a date.
+func retryAfterHeader(text string, err error) error {
+	doc, _ := json.Marshal(text) // a string always marshals
+	return &retryAfterError{doc, err}
+}
 
 type permanentError struct {
 	code string
@@ -115,7 +123,7 @@ func (e *permanentError) Unwrap() error { return e.err }
 func (e *permanentError) marks() error  { return e.err }
 
 type retryAfterError struct {
-	delay time.Duration
+	after json.RawMessage
 	err   error
 }
 
@@ -129,7 +137,7 @@ func failureOf(ctx context.Context, err error, name string, attempt *tasker.Atte
 		f.Permanent, f.Code = true, permanent.code
 	}
 	if after, ok := errors.AsType[*retryAfterError](err); ok {
-		f.RetryAfter = strconv.AppendFloat(nil, after.delay.Seconds(), 'f', -1, 64)
+		f.RetryAfter = after.after
 	}
 	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
 		f.Code = tasker.CodeAttemptTimeout

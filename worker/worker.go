@@ -39,7 +39,7 @@ import (
 type Config struct {
 	DatabaseURL string
 	RedisURL    string            // Sidekiq's Redis; empty: Ruby steps are not pushed
-	Handlers    *handler.Registry // default: the built-in handlers
+	Handlers    *handler.Registry // default: the built-in handlers, tasker.http with no host allowed
 	Templates   string            // folder of YAML to register at start; empty: none
 	Environment string            // whose overlays to apply to the templates
 	MaxTasks    int               // tasks run at once; default 500
@@ -64,6 +64,7 @@ const (
 func (c *Config) setDefaults() {
 	if c.Handlers == nil {
 		c.Handlers = handler.NewRegistry()
+		c.Handlers.AllowHTTP()
 	}
 	if c.MaxTasks == 0 {
 		c.MaxTasks = 500

@@ -7,11 +7,13 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/taskerhq/tasker/handler"
 	"github.com/taskerhq/tasker/worker"
 )
 
 func (a *app) workerCommand() *cobra.Command {
 	var c worker.Config
+	var httpHosts []string
 	command := &cobra.Command{
 		Use:   "worker",
 		Short: "Run tasks",
@@ -27,12 +29,15 @@ hands back the rest, exits with 0.`,
 			if c.RedisURL == "" {
 				c.Logger.Warn("no Redis given (--redis-url, TASKER_REDIS_URL, REDIS_URL): Ruby steps wait for a worker that has one")
 			}
+			c.Handlers = handler.NewRegistry()
+			c.Handlers.AllowHTTP(httpHosts...)
 			return worker.Run(cmd.Context(), c)
 		},
 	}
 	flags := command.Flags()
 	flags.StringVar(&c.Templates, "templates", os.Getenv("TASKER_TEMPLATES"), "folder of template YAML to register at start ($TASKER_TEMPLATES)")
 	flags.StringVar(&c.Environment, "environment", firstOf(os.Getenv("TASKER_ENV"), os.Getenv("RAILS_ENV")), "whose overlays to apply to the templates ($TASKER_ENV, $RAILS_ENV)")
+	flags.StringSliceVar(&httpHosts, "http-allow", nil, "host that tasker.http may call; may be given more than once")
 	flags.IntVar(&c.MaxTasks, "max-tasks", 500, "tasks to run at once")
 	flags.DurationVar(&c.Lease, "lease", 4*time.Second, "silence after which a worker counts as dead")
 	flags.DurationVar(&c.ParkAfter, "park-after", 2*time.Second, "how long to keep a task that only waits")

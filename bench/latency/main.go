@@ -1,0 +1,177 @@
+// Command latency measures an idle system: how long one task of one step takes
+// from the commit of its INSERT to the commit that makes it complete, once with
+// a Go handler in the worker and once with a Ruby handler in a real Sidekiq.
+//
+// Both times are Postgres's own (track_commit_timestamp), so neither polling
+// nor the clock of this program is in the figures. fsync and synchronous_commit
+// are on. Run it from the root of the repository, on a quiet machine:
+//
+//	make build && go run ./bench/latency
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"syscall"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/taskerhq/tasker/devstack"
+	"github.com/taskerhq/tasker/migrations"
+)
+
+const templates = `
+	SELECT tasker.register_template('bench', 'go', '1.0.0', '', '{"namespace_name": "bench", "name": "go", "version": "1.0.0", "max_parallel_steps": 10,
+		"step_templates": [{"name": "only", "handler": "tasker.echo", "default_retryable": true, "default_retry_limit": 3}]}', 'go', 10,
+		'[{"position": 0, "name": "only", "handler": "tasker.echo", "attempt_limit": 3}]');
+	SELECT tasker.register_template('bench', 'ruby', '1.0.0', '', '{"namespace_name": "bench", "name": "ruby", "version": "1.0.0", "max_parallel_steps": 10,
+		"step_templates": [{"name": "only", "handler_class": "Noop", "default_retryable": true, "default_retry_limit": 3}]}', 'ruby', 10,
+		'[{"position": 0, "name": "only", "handler_class": "Noop", "attempt_limit": 3}]')`
+
+func main() {
+	n := flag.Int("n", 300, "tasks per series")
+	pause := flag.Duration("pause", 20*time.Millisecond, "between the end of a task and the next")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	err := measure(ctx, *n, *pause)
+	stop()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "latency:", err)
+		os.Exit(1)
+	}
+}
+
+func measure(ctx context.Context, n int, pause time.Duration) (err error) {
+	dir, cleanup, err := devstack.WorkDir("")
+	if err != nil {
+		return err
+	}
+	defer cleanup()
+	postgres, err := devstack.StartPostgres(ctx, devstack.PostgresOptions{Dir: filepath.Join(dir, "postgres"), Fsync: true})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, postgres.Stop(context.WithoutCancel(ctx))) }()
+	redis, err := devstack.StartRedis(ctx, devstack.RedisOptions{Dir: filepath.Join(dir, "redis")})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, redis.Stop(context.WithoutCancel(ctx))) }()
+	pool, err := prepare(ctx, postgres)
+	if err != nil {
+		return err
+	}
+	defer pool.Close()
+
+	env := append(os.Environ(), "TASKER_DATABASE_URL="+postgres.URL("bench"), "TASKER_REDIS_URL="+redis.URL(0), "REDIS_URL="+redis.URL(0))
+	bridge, err := filepath.Abs("ruby_bridge/lib")
+	if err != nil {
+		return err
+	}
+	for _, command := range [][]string{
+		{"bin/tasker", "worker", "--log-level", "warn"},
+		{"sidekiq", "-r", "./bench/latency/boot.rb", "-q", "default", "-c", "5"},
+	} {
+		cmd := exec.CommandContext(ctx, command[0], command[1:]...)
+		cmd.Env, cmd.Stderr = append(env, "RUBYLIB="+bridge), os.Stderr
+		cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
+		if err := cmd.Start(); err != nil {
+			return fmt.Errorf("start %s: %w", command[0], err)
+		}
+		defer func() {
+			_ = cmd.Process.Signal(syscall.SIGTERM) // it may have ended: Wait says how
+			err = errors.Join(err, cmd.Wait())
+		}()
+	}
+	for _, name := range []string{"go", "ruby"} {
+		for range 20 { // until the plans are cached and Sidekiq is up
+			if _, err := once(ctx, pool, name); err != nil {
+				return err
+			}
+		}
+	}
+	// Alternately, so that a noisy minute falls on both.
+	series := map[string][]time.Duration{}
+	for range n {
+		for _, name := range []string{"go", "ruby"} {
+			time.Sleep(pause)
+			d, err := once(ctx, pool, name)
+			if err != nil {
+				return err
+			}
+			series[name] = append(series[name], d)
+		}
+	}
+	fmt.Printf("%-6s %6s %9s %9s %9s %9s\n", "step", "tasks", "min", "median", "p95", "max")
+	for _, name := range []string{"go", "ruby"} {
+		s := series[name]
+		slices.Sort(s)
+		at := func(q float64) time.Duration {
+			return s[min(int(q*float64(len(s))), len(s)-1)].Round(10 * time.Microsecond)
+		}
+		fmt.Printf("%-6s %6d %9s %9s %9s %9s\n", name, len(s), at(0), at(0.5), at(0.95), at(1))
+	}
+	return nil
+}
+
+func prepare(ctx context.Context, postgres *devstack.Postgres) (*pgxpool.Pool, error) {
+	if err := postgres.CreateDatabase(ctx, "bench"); err != nil {
+		return nil, err
+	}
+	settings, err := pgxpool.New(ctx, postgres.URL("bench"))
+	if err != nil {
+		return nil, err
+	}
+	_, err = settings.Exec(ctx, `ALTER SYSTEM SET track_commit_timestamp = on`)
+	settings.Close()
+	if err != nil {
+		return nil, err
+	}
+	if err := postgres.Restart(ctx); err != nil {
+		return nil, err
+	}
+	pool, err := pgxpool.New(ctx, postgres.URL("bench"))
+	if err != nil {
+		return nil, err
+	}
+	if err := migrations.Up(ctx, pool); err != nil {
+		return nil, err
+	}
+	_, err = pool.Exec(ctx, templates)
+	return pool, err
+}
+
+// once runs one task and returns the time between the two commits.
+func once(ctx context.Context, pool *pgxpool.Pool, name string) (time.Duration, error) {
+	var task int64
+	var inserted string
+	if err := pool.QueryRow(ctx, `INSERT INTO tasker.tasks (namespace, name) VALUES ('bench', $1) RETURNING task_id, pg_current_xact_id()::text`,
+		name).Scan(&task, &inserted); err != nil {
+		return 0, err
+	}
+	for {
+		var took *float64
+		err := pool.QueryRow(ctx, `SELECT CASE WHEN state = 'complete' THEN
+				extract(epoch FROM pg_xact_commit_timestamp(xmin) - pg_xact_commit_timestamp($2::text::xid8::xid)) END::float8
+			FROM tasker.tasks WHERE task_id = $1`, task, inserted).Scan(&took)
+		if err != nil {
+			return 0, err
+		}
+		if took != nil {
+			return time.Duration(*took * float64(time.Second)), nil
+		}
+		select {
+		case <-time.After(5 * time.Millisecond): // rarely enough not to be a load of its own
+		case <-ctx.Done():
+			return 0, ctx.Err()
+		}
+	}
+}

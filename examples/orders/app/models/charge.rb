@@ -1,0 +1,5 @@
+# frozen_string_literal: true
+
+class Charge < ApplicationRecord
+  belongs_to :order
+end

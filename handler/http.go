@@ -1,0 +1,177 @@
+package handler
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/taskerhq/tasker"
+)
+
+// maxResponse is how much of a response tasker.http keeps.
+const maxResponse = 1 << 20
+
+// AllowHTTP registers tasker.http, which may call the given hosts and no others.
+// A host is a name or a name with a port ("api.example.com", "127.0.0.1:8080");
+// without a port it allows the scheme's own. A template must not be able to
+// make a worker call whatever the worker can reach.
+func (r *Registry) AllowHTTP(hosts ...string) {
+	c := &caller{hosts: hosts}
+	c.client = &http.Client{CheckRedirect: func(req *http.Request, via []*http.Request) error {
+		if len(via) >= 5 {
+			return errors.New("more than 5 redirects")
+		}
+		return c.allow(req.URL)
+	}}
+	r.Register("tasker.http", c.call)
+}
+
+type caller struct {
+	hosts  []string
+	client *http.Client
+}
+
+// request is the handler_config of tasker.http.
+type request struct {
+	URL     string            `json:"url"`
+	Method  string            `json:"method"` // default GET
+	Headers map[string]string `json:"headers"`
+	Body    json.RawMessage   `json:"body"` // default for methods with a body: the task's context and the dependencies' results
+}
+
+// response is its result.
+type response struct {
+	Status int `json:"status"`
+	Body   any `json:"body"` // JSON as it is, anything else as a string
+}
+
+// call makes the request. 2xx is the result; 429 and 503 are tried again when
+// they ask for it (Retry-After), other 5xx and network errors with the usual
+// backoff; every other answer is final.
+func (c *caller) call(ctx context.Context, attempt *tasker.Attempt) (any, error) {
+	spec, err := config[request](attempt)
+	if err != nil {
+		return nil, err
+	}
+	req, err := c.request(ctx, spec, attempt)
+	if err != nil {
+		return nil, Permanent("bad_handler_config", fmt.Errorf("handler_config of step %s in %s: %w", attempt.Step, attempt.Template, err))
+	}
+	if err := c.allow(req.URL); err != nil {
+		return nil, Permanent("host_not_allowed", err)
+	}
+	res, err := c.client.Do(req)
+	if err != nil {
+		if notAllowed := (*hostError)(nil); errors.As(err, &notAllowed) {
+			return nil, Permanent("host_not_allowed", err)
+		}
+		return nil, fmt.Errorf("call %s: %w", req.URL.Redacted(), err)
+	}
+	defer res.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(res.Body, maxResponse+1))
+	if err != nil {
+		return nil, fmt.Errorf("read the answer of %s: %w", req.URL.Redacted(), err)
+	}
+	if res.StatusCode/100 == 2 {
+		return result(res.StatusCode, body)
+	}
+	err = fmt.Errorf("%s %s answered %s: %s", req.Method, req.URL.Redacted(), res.Status, excerpt(body))
+	switch {
+	case res.StatusCode == http.StatusTooManyRequests, res.StatusCode == http.StatusServiceUnavailable:
+		if header := res.Header.Get("Retry-After"); header != "" {
+			return nil, retryAfterHeader(header, err)
+		}
+		return nil, err
+	case res.StatusCode >= 500:
+		return nil, err
+	}
+	return nil, Permanent("http_"+strconv.Itoa(res.StatusCode), err)
+}
+
+func (c *caller) request(ctx context.Context, spec request, attempt *tasker.Attempt) (*http.Request, error) {
+	method := strings.ToUpper(spec.Method)
+	if method == "" {
+		method = http.MethodGet
+	}
+	var body io.Reader
+	if method != http.MethodGet && method != http.MethodHead && method != http.MethodDelete {
+		doc := spec.Body
+		if doc == nil {
+			var err error
+			doc, err = json.Marshal(map[string]any{"context": attempt.Context, "dependencies": attempt.Dependencies})
+			if err != nil {
+				return nil, fmt.Errorf("encode the body: %w", err)
+			}
+		}
+		body = bytes.NewReader(doc)
+	}
+	if spec.URL == "" {
+		return nil, errors.New("tasker.http needs a url")
+	}
+	req, err := http.NewRequestWithContext(ctx, method, spec.URL, body)
+	if err != nil {
+		return nil, err
+	}
+	if req.URL.Scheme != "http" && req.URL.Scheme != "https" {
+		return nil, fmt.Errorf("url %q is neither http nor https", req.URL.Redacted())
+	}
+	if body != nil {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	req.Header.Set("Accept", "application/json, */*;q=0.5")
+	req.Header.Set("User-Agent", "tasker")
+	req.Header.Set("Idempotency-Key", fmt.Sprintf("tasker-step-%d", attempt.StepID))
+	for name, value := range spec.Headers {
+		req.Header.Set(name, value)
+	}
+	return req, nil
+}
+
+type hostError struct{ host, known string }
+
+func (e *hostError) Error() string {
+	return fmt.Sprintf("tasker.http may not call %s; it may call: %s. Allow it with tasker worker --http-allow %s", e.host, e.known, e.host)
+}
+
+func (c *caller) allow(u *url.URL) error {
+	own := map[string]string{"http": "80", "https": "443"}[u.Scheme]
+	if slices.Contains(c.hosts, u.Host) || (u.Port() == "" || u.Port() == own) && slices.Contains(c.hosts, u.Hostname()) {
+		return nil
+	}
+	known := "no host"
+	if len(c.hosts) > 0 {
+		known = strings.Join(c.hosts, ", ")
+	}
+	return &hostError{u.Host, known}
+}
+
+func result(status int, body []byte) (any, error) {
+	if len(body) > maxResponse {
+		return nil, Permanent(tasker.CodeResultTooLarge, fmt.Errorf("the answer has more than %d bytes, which are kept at most", maxResponse))
+	}
+	if json.Valid(body) {
+		return response{status, json.RawMessage(body)}, nil
+	}
+	if !utf8.Valid(body) {
+		return nil, Permanent(tasker.CodeResultNotSerializable, errors.New("the answer is neither JSON nor text in UTF-8"))
+	}
+	return response{status, string(body)}, nil
+}
+
+// excerpt is the start of an answer, for a message.
+func excerpt(body []byte) string {
+	s := strings.TrimSpace(clean(string(body)))
+	if r := []rune(s); len(r) > 200 {
+		s = string(r[:200]) + "…"
+	}
+	return s
+}
