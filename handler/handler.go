@@ -68,6 +68,13 @@ func (r *Registry) Names() []string {
 	return slices.Sorted(maps.Keys(r.funcs))
 }
 
+// Has reports whether a handler is registered.
+func (r *Registry) Has(name string) bool {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	return r.funcs[name] != nil
+}
+
 // Run runs an attempt with the named handler. It returns the result as JSON
 // that Postgres can store, or the failure; it never panics.
 func (r *Registry) Run(ctx context.Context, name string, attempt *tasker.Attempt) (result json.RawMessage, failure *tasker.Failure) {

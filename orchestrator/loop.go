@@ -306,12 +306,15 @@ func (l *loop) decide(now time.Time) (*store.Unit, action) {
 	l.decideOutcomes(unit, now)
 
 	var act action
-	ready := l.progress.ViableCount()
+	viable, foreign := l.viable()
+	ready := len(viable)
 	var due []int
 	var earliest time.Time
 	retrying := 0
 	for _, i := range l.progress.Retryable() {
 		switch at := l.steps[i].due; {
+		case !at.After(now) && l.foreign(i):
+			foreign = append(foreign, i)
 		case !at.After(now):
 			due = append(due, i)
 		case earliest.IsZero() || at.Before(earliest):
@@ -323,7 +326,7 @@ func (l *loop) decide(now time.Time) (*store.Unit, action) {
 	}
 	ready += len(due)
 	if !l.drains() {
-		act.starts = l.claims(unit, due)
+		act.starts = l.claims(unit, append(viable, due...))
 		ready -= len(act.starts)
 	}
 
@@ -337,6 +340,10 @@ func (l *loop) decide(now time.Time) (*store.Unit, action) {
 	}
 	if len(unit.Steps) > 0 {
 		l.quiet = now
+	}
+	if len(foreign) > 0 && ready == 0 && !l.runsHere(act) {
+		l.handOver(unit, &act, foreign, d)
+		return unit, act
 	}
 	l.conclude(unit, &act, d, now)
 	return unit, act
@@ -372,11 +379,47 @@ func (l *loop) decideOutcomes(unit *store.Unit, now time.Time) {
 	}
 }
 
+// viable lists the pending steps that may start here, as many as there is room
+// for at least, and those that may start but need a worker with another handler.
+func (l *loop) viable() (here, foreign []int) {
+	if l.template.foreign == nil {
+		return l.progress.FirstViable(max(l.room(), 1)), nil
+	}
+	for _, i := range l.progress.Viable() {
+		if l.foreign(i) {
+			foreign = append(foreign, i)
+		} else {
+			here = append(here, i)
+		}
+	}
+	return here, foreign
+}
+
+func (l *loop) foreign(i int) bool { return l.template.foreign != nil && l.template.foreign[i] }
+
+// room is how many more attempts may be out.
+func (l *loop) room() int { return l.template.MaxParallelSteps - l.progress.Outstanding() }
+
+// handOver gives the task up for a worker that has the handlers of the steps
+// that may start: soon if there is one, else later, for one may come (a
+// deployment that is under way, say).
+func (l *loop) handOver(unit *store.Unit, act *action, foreign []int, d finalizer.TaskDecision) {
+	missing := map[string]bool{}
+	for _, i := range foreign {
+		missing[l.template.Steps[i].Handler] = true
+	}
+	in := l.o.whenHandled(missing)
+	if !d.RetryAt.IsZero() {
+		in = min(in, d.Delay)
+	}
+	unit.Release, unit.Rerun, unit.Parked, act.done = true, &in, l.atSidekiq(), true
+}
+
 // claims adds the attempts that may start now, in template order, up to
 // max_parallel_steps. A step whose outcome is in the same write has to wait for
 // the next one.
-func (l *loop) claims(unit *store.Unit, due []int) []int {
-	room := l.template.MaxParallelSteps - l.progress.Outstanding()
+func (l *loop) claims(unit *store.Unit, candidates []int) []int {
+	room := l.room()
 	if room <= 0 {
 		return nil
 	}
@@ -384,12 +427,7 @@ func (l *loop) claims(unit *store.Unit, due []int) []int {
 	for _, w := range unit.Steps {
 		settled[w.Step] = true
 	}
-	candidates := l.progress.FirstViable(room)
-	for _, i := range due {
-		if !settled[l.steps[i].id] {
-			candidates = append(candidates, i)
-		}
-	}
+	candidates = slices.DeleteFunc(candidates, func(i int) bool { return settled[l.steps[i].id] })
 	slices.Sort(candidates)
 	candidates = candidates[:min(len(candidates), room)]
 	for _, i := range candidates {
@@ -418,7 +456,7 @@ func (l *loop) claims(unit *store.Unit, due []int) []int {
 // happens, or kept.
 func (l *loop) conclude(unit *store.Unit, act *action, d finalizer.TaskDecision, now time.Time) {
 	giveUp := func() { unit.Release, act.done = true, true }
-	runsHere := len(l.running) > 0 || slices.ContainsFunc(act.starts, func(i int) bool { return !l.steps[i].out })
+	runsHere := l.runsHere(*act)
 	idle := len(unit.Steps) == 0 && len(act.starts) == 0 && now.Sub(l.quiet) >= l.o.ParkAfter
 	switch d.Outcome {
 	case finalizer.TaskComplete:
@@ -453,6 +491,11 @@ func (l *loop) conclude(unit *store.Unit, act *action, d finalizer.TaskDecision,
 			giveUp()
 		}
 	}
+}
+
+// runsHere reports whether an attempt runs in this worker, or is about to.
+func (l *loop) runsHere(act action) bool {
+	return len(l.running) > 0 || slices.ContainsFunc(act.starts, func(i int) bool { return !l.steps[i].out })
 }
 
 // atSidekiq lists the steps whose report is still to come.
@@ -614,9 +657,9 @@ func (l *loop) wait() error {
 // retry is due and may start, or it is time to park.
 func (l *loop) next() time.Time {
 	var at time.Time
-	if l.progress.Outstanding() < l.template.MaxParallelSteps {
+	if l.room() > 0 {
 		for _, i := range l.progress.Retryable() {
-			if due := l.steps[i].due; at.IsZero() || due.Before(at) {
+			if due := l.steps[i].due; !l.foreign(i) && (at.IsZero() || due.Before(at)) {
 				at = due
 			}
 		}

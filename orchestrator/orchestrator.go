@@ -37,8 +37,10 @@ import (
 	"github.com/taskerhq/tasker/store"
 )
 
-// Handlers runs attempts of Go steps.
+// Handlers runs attempts of Go steps. Steps whose handler it doesn't have are
+// left to workers that do.
 type Handlers interface {
+	Has(name string) bool
 	Run(ctx context.Context, name string, attempt *tasker.Attempt) (json.RawMessage, *tasker.Failure)
 }
 
@@ -78,6 +80,7 @@ type Orchestrator struct {
 	awaiting  map[int64]int64 // step → task, of the attempts out at Sidekiq
 	drained   bool
 	templates sync.Map // template id → *compiled
+	others    elsewhere
 	inbox     chan []int64
 	finished  sync.WaitGroup
 }
@@ -90,6 +93,7 @@ func New(c Config) *Orchestrator {
 		loops:    map[int64]*loop{},
 		awaiting: map[int64]int64{},
 		inbox:    make(chan []int64, 1024),
+		others:   elsewhere{known: map[string]answer{}},
 	}
 	o.ctx, o.abandon = context.WithCancelCause(context.Background())
 	o.handlers, o.stop = context.WithCancel(o.ctx)
@@ -179,7 +183,8 @@ func (o *Orchestrator) Held() int {
 // compiled is a template with its graph.
 type compiled struct {
 	*tasker.Template
-	graph *dag.Graph
+	graph   *dag.Graph
+	foreign []bool // per step: a Go step whose handler this worker doesn't have; nil when it has all
 }
 
 func (o *Orchestrator) template(id int64) (*compiled, error) {
@@ -195,6 +200,14 @@ func (o *Orchestrator) template(id int64) (*compiled, error) {
 		return nil, fmt.Errorf("compile template %s: %w", t.FullName(), err)
 	}
 	c := &compiled{Template: t, graph: graph}
+	for i := range t.Steps {
+		if h := t.Steps[i].Handler; h != "" && !o.Handlers.Has(h) {
+			if c.foreign == nil {
+				c.foreign = make([]bool, len(t.Steps))
+			}
+			c.foreign[i] = true
+		}
+	}
 	o.templates.Store(id, c) // immutable: the task that led here has used it
 	return c, nil
 }

@@ -58,6 +58,18 @@ func (s *Store) StopWorker(ctx context.Context, worker int64, client string) err
 	return nil
 }
 
+// HandledElsewhere reports whether another living worker has one of the Go
+// handlers.
+func (s *Store) HandledElsewhere(ctx context.Context, worker int64, handlers []string) (bool, error) {
+	var handled bool
+	err := s.pool.QueryRow(ctx, `SELECT EXISTS (SELECT FROM tasker.workers
+		WHERE state = 'alive' AND worker_id <> $1 AND details -> 'handlers' ?| $2)`, worker, handlers).Scan(&handled)
+	if err != nil {
+		return false, fmt.Errorf("find a worker with the handlers: %w", err)
+	}
+	return handled, nil
+}
+
 // ReapProcesses reports as lost the attempts of Sidekiq processes that have
 // been silent for so long, and returns how many.
 func (s *Store) ReapProcesses(ctx context.Context, silence time.Duration) (lost int, err error) {

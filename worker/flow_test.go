@@ -203,7 +203,7 @@ step_templates:
   - {name: utf8, handler: return}
   - {name: panics, handler: panic, default_retry_limit: 1}
   - {name: message, handler: message}
-  - {name: missing, handler: nobody.has_this}`)
+`)
 	b.start()
 	task := b.enqueue("results", `{}`)
 	b.finish()
@@ -214,7 +214,6 @@ step_templates:
 		"large":   {"result_too_large", "at most 4194304 are kept"},
 		"panics":  {"handler_panicked", "oh\uFFFDno"},
 		"message": {"", "bad \uFFFD and \uFFFD"},
-		"missing": {"handler_not_found", `no Go handler "nobody.has_this"; it has: message, panic, return, tasker.echo`},
 	} {
 		f := b.failure(task, step)
 		if f.Code != want.code || !strings.Contains(f.Message, want.message) {
@@ -239,6 +238,34 @@ step_templates:
 	if f.Code != tasker.CodeAttemptTimeout || !strings.Contains(f.Message, "no result after 50ms") || f.Attempt != 2 {
 		t.Errorf("got %+v", f)
 	}
+}
+
+// A worker leaves what it has no handler for to one that has, also when that
+// one comes only later. Everything else goes on meanwhile.
+func TestAStepWaitsForAWorkerThatHasItsHandler(t *testing.T) {
+	b := setup(t)
+	b.register(`
+name: foreign
+namespace_name: test
+step_templates:
+  - {name: own, handler: square}
+  - {name: common, handler: tasker.echo}
+  - {name: later, handler: tasker.echo, depends_on_step: common}
+  - {name: both, handler: square, depends_on_step: own}`)
+	b.start() // has no square
+	task := b.enqueue("foreign", `{"n": 3}`)
+	b.until("all that it can do is done, and the task is given up", func() bool {
+		return b.text(`SELECT string_agg(s.state, ',' ORDER BY position) || ' ' || (owner IS NULL)::text
+			FROM tasker.steps s JOIN tasker.tasks t USING (task_id) WHERE task_id = $1 GROUP BY owner`, task) == "pending,complete,complete,pending true"
+	})
+	with := handler.NewRegistry()
+	with.Register("square", square)
+	b.start(func(c *worker.Config) { c.Handlers = with })
+	b.enqueueMany("foreign", `{"n": 3}`, 20) // for both at once
+	b.finish()
+	b.want(`{"value": 81}`, `SELECT result::text FROM tasker.steps WHERE task_id = $1 AND name = 'both'`, task)
+	b.want("21", `SELECT count(*)::text FROM tasker.tasks WHERE state = 'complete'`)
+	b.want("1", `SELECT max(attempts)::text FROM tasker.steps`)
 }
 
 // SIGTERM: what runs may finish, the rest is handed back and goes on at once

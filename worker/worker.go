@@ -157,13 +157,9 @@ func (w *worker) registerTemplates(ctx context.Context) error {
 }
 
 func (w *worker) warnOfMissingHandlers(t *tasker.Template) {
-	have := map[string]bool{}
-	for _, name := range w.Handlers.Names() {
-		have[name] = true
-	}
 	for i := range t.Steps {
-		if h := t.Steps[i].Handler; h != "" && !have[h] {
-			w.Logger.Warn("this worker has no such Go handler; the step will fail here", "handler", h, "step", t.Steps[i].Name, "template", t.FullName())
+		if h := t.Steps[i].Handler; h != "" && !w.Handlers.Has(h) {
+			w.Logger.Warn("this worker has no such Go handler; the step waits for one that has", "handler", h, "step", t.Steps[i].Name, "template", t.FullName())
 		}
 	}
 }
