@@ -78,13 +78,14 @@ func (c *Claimer) flush(tasks []int64) []outcome[*Claimed] {
 func (c *Claimer) claim(tasks []int64) (map[int64]*Claimed, error) {
 	var batch pgx.Batch
 	claimed := make(map[int64]*Claimed, len(tasks))
-	batch.Queue(`SELECT task_id, template_id, epoch, first, priority, context, coalesce(correlation_id, ''), created_at
+	batch.Queue(`SELECT task_id, template_id, epoch, first, priority, context::text, coalesce(correlation_id, ''), created_at
 		FROM tasker.claim_tasks($1, $2)`, c.worker, tasks).Query(func(rows pgx.Rows) error {
 		var t Claimed
-		_, err := pgx.ForEachRow(rows, []any{&t.TaskID, &t.TemplateID, &t.Epoch, &t.First, &t.Priority, &t.Context, &t.CorrelationID, &t.CreatedAt}, func() error {
+		var document string // as text: pgx would parse jsonb, for nothing
+		_, err := pgx.ForEachRow(rows, []any{&t.TaskID, &t.TemplateID, &t.Epoch, &t.First, &t.Priority, &document, &t.CorrelationID, &t.CreatedAt}, func() error {
 			one := t
+			one.Context = json.RawMessage(document)
 			claimed[t.TaskID] = &one
-			t.Context = nil
 			return nil
 		})
 		return err
@@ -147,18 +148,17 @@ func (s *Store) Steps(ctx context.Context, worker, task int64, epoch int) ([]Ste
 
 // Results reads the results of finished steps; null for one without a result.
 func (s *Store) Results(ctx context.Context, steps []int64) (map[int64]json.RawMessage, error) {
-	rows, err := s.pool.Query(ctx, `SELECT step_id, coalesce(result, 'null') FROM tasker.steps WHERE step_id = ANY ($1)`, steps)
+	rows, err := s.pool.Query(ctx, `SELECT step_id, coalesce(result::text, 'null') FROM tasker.steps WHERE step_id = ANY ($1)`, steps)
 	if err != nil {
 		return nil, fmt.Errorf("read results: %w", err)
 	}
 	results := make(map[int64]json.RawMessage, len(steps))
 	var (
 		id     int64
-		result json.RawMessage
+		result string
 	)
 	_, err = pgx.ForEachRow(rows, []any{&id, &result}, func() error {
-		results[id] = result
-		result = nil
+		results[id] = json.RawMessage(result)
 		return nil
 	})
 	if err != nil {

@@ -16,6 +16,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"strings"
 	"time"
 
@@ -85,8 +87,8 @@ func translate(err error) error {
 	case codeUnknownTemplate, codeTemplateChanged, codeBadContext:
 	default:
 		// Class 22 is "data exception" (a value that its type can't hold), 23 a
-		// violated constraint.
-		if class := pg.Code[:2]; class != "22" && class != "23" {
+		// violated constraint, 54 a limit of the server (JSON nested too deeply).
+		if class := pg.Code[:2]; class != "22" && class != "23" && class != "54" {
 			return err
 		}
 	}
@@ -97,20 +99,30 @@ func translate(err error) error {
 	return &RefusedError{Message: message, Hint: pg.Hint}
 }
 
-// temporary reports whether the same call may succeed later without any change
-// of its input: the connection broke, the server is starting, stopping or out
-// of something, or two transactions got in each other's way.
-func temporary(err error) bool {
-	var pg *pgconn.PgError
-	if !errors.As(err, &pg) {
-		// Not an answer of the server at all: a broken or refused connection.
-		return !errors.Is(err, context.Canceled) && !errors.Is(err, ErrWorkerDead)
-	}
-	switch pg.Code[:2] {
-	case "08", "40", "53", "57", "58":
+// temporary reports whether the n-th try (from 1) of a call should be followed
+// by another without any change of its input: the connection broke, the server
+// is starting, stopping or out of something, or two transactions got in each
+// other's way. An error of a kind that nobody foresaw gets a few tries.
+func temporary(err error, n int) bool {
+	var (
+		pg      *pgconn.PgError
+		network net.Error
+		connect *pgconn.ConnectError
+		scan    pgx.ScanArgError
+	)
+	switch {
+	case errors.As(err, &pg):
+		switch pg.Code[:2] {
+		case "08", "40", "53", "57", "58":
+			return true
+		}
+		return false
+	case errors.Is(err, context.Canceled), errors.Is(err, ErrWorkerDead), errors.Is(err, ErrStale), errors.Is(err, ErrNotFound), errors.As(err, &scan):
+		return false
+	case errors.As(err, &connect), errors.As(err, &network), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, net.ErrClosed):
 		return true
 	}
-	return false
+	return n < 10
 }
 
 // patience is how long to wait before call n (from 1) of something temporary
@@ -124,7 +136,7 @@ func patience(n int) time.Duration {
 func Patiently[T any](ctx context.Context, call func() (T, error)) (T, error) {
 	for n := 1; ; n++ {
 		value, err := call()
-		if err == nil || !temporary(err) || ctx.Err() != nil {
+		if err == nil || !temporary(err, n) || ctx.Err() != nil {
 			return value, err
 		}
 		select {

@@ -96,7 +96,7 @@ func (w *Writer) send(units []*Unit) error {
 	args := encode(w.worker, units)
 	for n := 1; ; n++ {
 		_, err := w.store.pool.Exec(w.ctx, writeBatch, args...)
-		if err == nil || !temporary(err) {
+		if err == nil || !temporary(err, n) {
 			return translate(err)
 		}
 		select {
