@@ -51,25 +51,32 @@ CREATE FUNCTION tasker.claim_tasks(worker bigint, ids bigint[]) RETURNS TABLE(ta
     SET enable_mergejoin TO 'off'
     AS $$
 #variable_conflict use_column
+DECLARE
+    again bigint[]; -- claimed before, by whomever
 BEGIN
     PERFORM tasker.assert_worker(worker);
+    PERFORM FROM tasker.tasks t WHERE t.task_id = ANY (ids) ORDER BY t.task_id FOR NO KEY UPDATE;
+
+    SELECT coalesce(array_agg(t.task_id), '{}') INTO again FROM tasker.tasks t
+    WHERE t.task_id = ANY (ids) AND (t.owner IS NULL OR t.owner = worker) AND t.state = 'in_progress';
+
+    INSERT INTO tasker.events (task_id, name)
+    SELECT t.task_id, 'task.start_requested' FROM tasker.tasks t WHERE t.task_id = ANY (ids) AND t.state = 'pending' ORDER BY t.task_id;
+
     RETURN QUERY
-    WITH free AS (
-        SELECT t.task_id, t.state FROM tasker.tasks t
-        WHERE t.task_id = ANY (ids) AND t.owner IS NULL AND t.state IN ('pending', 'in_progress')
-        ORDER BY t.task_id FOR UPDATE
-    ), claimed AS (
-        UPDATE tasker.tasks t
-        SET owner = worker, epoch = t.epoch + 1, state = 'in_progress', started_at = coalesce(t.started_at, now())
-        FROM free WHERE t.task_id = free.task_id
-        RETURNING t.*, free.state = 'pending' AS first
-    ), adopted AS (
+    UPDATE tasker.tasks t
+    SET owner = worker, epoch = t.epoch + 1, state = 'in_progress', started_at = coalesce(t.started_at, now())
+    WHERE t.task_id = ANY (ids) AND (t.owner IS NULL OR t.owner = worker) AND t.state IN ('pending', 'in_progress')
+    RETURNING t.task_id, t.template_id, t.epoch, t.task_id <> ALL (again), t.priority, t.context, t.correlation_id, t.created_at;
+
+    -- Reports of these attempts ring here from now on. One whose row is locked
+    -- is being reported by a transaction that may stay open for long: it rings
+    -- where it rang before, and this worker finds it by looking (CatchUp).
+    IF cardinality(again) > 0 THEN
         UPDATE tasker.dispatches d SET awaited_by = worker
-        FROM claimed c WHERE d.task_id = c.task_id AND NOT c.first
-    ), recorded AS (
-        INSERT INTO tasker.events (task_id, name) SELECT c.task_id, 'task.start_requested' FROM claimed c WHERE c.first
-    )
-    SELECT c.task_id, c.template_id, c.epoch, c.first, c.priority, c.context, c.correlation_id, c.created_at FROM claimed c;
+        FROM (SELECT l.step_id FROM tasker.dispatches l WHERE l.task_id = ANY (again) ORDER BY l.step_id FOR UPDATE SKIP LOCKED) free
+        WHERE d.step_id = free.step_id;
+    END IF;
 END $$;
 
 --
@@ -233,38 +240,51 @@ CREATE FUNCTION tasker.process_stopped(process_id bigint) RETURNS void
 $_$;
 
 --
--- Name: reap_processes(interval); Type: FUNCTION; Schema: tasker; Owner: -
+-- Name: reap_attempts(interval); Type: FUNCTION; Schema: tasker; Owner: -
 --
 
-CREATE FUNCTION tasker.reap_processes(silence interval) RETURNS integer
+CREATE FUNCTION tasker.reap_attempts(silence interval) RETURNS integer
     LANGUAGE plpgsql
     AS $$
 DECLARE
-    lost jsonb;
-    n    int;
+    overdue bigint[];
+    reports jsonb;
+    n       int;
 BEGIN
-    SELECT jsonb_agg(jsonb_build_object('step_id', d.step_id, 'attempt', d.attempt, 'outcome', 'lost')) INTO lost
+    SELECT array_agg(d.step_id) INTO overdue
     FROM tasker.dispatches d LEFT JOIN tasker.processes p USING (process_id)
-    WHERE d.process_id IS NOT NULL AND d.failure IS NULL
-      AND (p.process_id IS NULL OR p.stopped_at IS NOT NULL
-           OR greatest(p.last_seen_at, pg_postmaster_start_time()) < clock_timestamp() - silence);
-    IF lost IS NULL THEN
+    WHERE d.failure IS NULL AND d.started_at IS NOT NULL
+      AND (d.deadline < clock_timestamp()
+           OR d.process_id IS NOT NULL
+              AND (p.process_id IS NULL OR p.stopped_at IS NOT NULL
+                   OR greatest(p.last_seen_at, pg_postmaster_start_time()) < clock_timestamp() - silence));
+    IF overdue IS NULL THEN
         RETURN 0;
     END IF;
-    SELECT count(*) FILTER (WHERE r.accepted) INTO n FROM tasker.report_results(lost) r;
+    SELECT array_agg(l.step_id) INTO overdue
+    FROM (SELECT s.step_id FROM tasker.steps s WHERE s.step_id = ANY (overdue) ORDER BY s.step_id FOR NO KEY UPDATE SKIP LOCKED) l;
+    SELECT jsonb_agg(jsonb_build_object('step_id', d.step_id, 'attempt', d.attempt)
+               || CASE WHEN d.deadline < clock_timestamp() THEN jsonb_build_object('outcome', 'failure', 'failure', jsonb_build_object(
+                          'class', 'attempt_timeout', 'code', 'attempt_timeout', 'attempt', d.attempt,
+                          'message', format('no result within %s', date_trunc('milliseconds', d.deadline - d.started_at))))
+                  ELSE '{"outcome": "lost"}' END) INTO reports
+    FROM tasker.dispatches d WHERE d.step_id = ANY (overdue) AND d.failure IS NULL;
+    IF reports IS NULL THEN
+        RETURN 0;
+    END IF;
+    SELECT count(*) FILTER (WHERE r.accepted) INTO n FROM tasker.report_results(reports) r;
     RETURN n;
 END $$;
 
 --
--- Name: reap_workers(interval); Type: FUNCTION; Schema: tasker; Owner: -
+-- Name: reap_worker(interval); Type: FUNCTION; Schema: tasker; Owner: -
 --
 
-CREATE FUNCTION tasker.reap_workers(lease interval) RETURNS integer
+CREATE FUNCTION tasker.reap_worker(lease interval) RETURNS integer
     LANGUAGE plpgsql
     AS $$
 DECLARE
-    w     record;
-    total int := 0;
+    w record;
 BEGIN
     FOR w IN
         SELECT d.worker_id, d.client_id FROM tasker.workers d
@@ -276,9 +296,9 @@ BEGIN
         UPDATE tasker.workers d SET state = 'dead'
         WHERE d.worker_id = w.worker_id AND d.state = 'alive' AND d.last_seen_at < clock_timestamp() - lease;
         CONTINUE WHEN NOT FOUND;
-        total := total + tasker.release_worker(w.worker_id, w.client_id);
+        RETURN tasker.release_worker(w.worker_id, w.client_id);
     END LOOP;
-    RETURN total;
+    RETURN 0;
 END $$;
 
 --
@@ -363,30 +383,21 @@ DECLARE
     rescued bigint[];
 BEGIN
     WITH held AS (
-        SELECT t.task_id FROM tasker.tasks t WHERE t.owner = worker ORDER BY t.task_id FOR UPDATE
+        SELECT t.task_id FROM tasker.tasks t WHERE t.owner = worker ORDER BY t.task_id FOR NO KEY UPDATE
     ), released AS (
         UPDATE tasker.tasks t SET owner = NULL, epoch = t.epoch + 1
         FROM held WHERE t.task_id = held.task_id RETURNING t.task_id
     )
     SELECT coalesce(array_agg(r.task_id), '{}') INTO freed FROM released r;
 
-    UPDATE tasker.dispatches d SET awaited_by = NULL WHERE d.awaited_by = worker;
+    UPDATE tasker.dispatches d SET awaited_by = NULL
+    FROM (SELECT l.step_id FROM tasker.dispatches l WHERE l.awaited_by = worker ORDER BY l.step_id FOR UPDATE SKIP LOCKED) free
+    WHERE d.step_id = free.step_id;
 
-    WITH again AS (
-        UPDATE tasker.river_job j
-        SET state = 'available', scheduled_at = now(),
-            errors = array_append(j.errors, jsonb_build_object('at', now(), 'attempt', j.attempt, 'error', 'the worker that ran it died', 'trace', ''))
-        WHERE j.state = 'running' AND j.kind = 'task_execution' AND j.attempted_by[cardinality(j.attempted_by)] = client
-        RETURNING (j.args ->> 'task_id')::bigint AS task_id
-    )
-    SELECT coalesce(array_agg(a.task_id), '{}') INTO rescued FROM again a;
-
+    rescued := tasker.rescue_jobs(client);
     PERFORM tasker.schedule_runs(array_agg(f.task_id), array_agg(0::double precision))
     FROM unnest(freed) AS f(task_id) WHERE f.task_id <> ALL (rescued)
     HAVING count(*) > 0;
-    IF cardinality(rescued) > 0 THEN
-        PERFORM tasker.notify_river();
-    END IF;
     RETURN cardinality(freed);
 END $$;
 
@@ -422,6 +433,11 @@ BEGIN
         RAISE EXCEPTION 'the result of step % has % bytes, at most 4 MiB are kept', bad ->> 'step_id', pg_column_size(bad -> 'result')
         USING ERRCODE = 'TK007', HINT = 'store the data and report a reference';
     END IF;
+    SELECT e INTO bad FROM jsonb_array_elements(reports) e WHERE pg_column_size(e -> 'failure') > 1048576 LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION 'the failure of step % has % bytes, at most 1 MiB are kept', bad ->> 'step_id', pg_column_size(bad -> 'failure')
+        USING ERRCODE = 'TK007', HINT = 'shorten the message, the backtrace or the context';
+    END IF;
 
     -- Serialises reports of one step with each other and with the loop's
     -- writes, in the order of ids.
@@ -429,12 +445,16 @@ BEGIN
     WHERE s.step_id = ANY (ARRAY(SELECT (e ->> 'step_id')::bigint FROM jsonb_array_elements(reports) e))
     ORDER BY s.step_id FOR NO KEY UPDATE;
 
+    PERFORM FROM tasker.dispatches d
+    WHERE d.step_id = ANY (ARRAY(SELECT (e ->> 'step_id')::bigint FROM jsonb_array_elements(reports) e))
+    ORDER BY d.step_id FOR UPDATE;
+
     -- A new snapshot from here on: what the locks waited for is visible.
     RETURN QUERY
     WITH r AS (
         SELECT (e ->> 'step_id')::bigint AS step_id, (e ->> 'attempt')::int AS attempt, e ->> 'outcome' AS outcome,
                coalesce(e -> 'result', 'null') AS result, e -> 'failure' AS failure, ord,
-               row_number() OVER (PARTITION BY e ->> 'step_id', e ->> 'attempt' ORDER BY ord) AS nth
+               row_number() OVER (PARTITION BY (e ->> 'step_id')::bigint, (e ->> 'attempt')::int ORDER BY ord) AS nth
         FROM jsonb_array_elements(reports) WITH ORDINALITY AS x(e, ord)
     ), judged AS MATERIALIZED (
         SELECT r.*, s.task_id, CASE
@@ -483,6 +503,30 @@ BEGIN
     SELECT j.step_id, j.attempt, j.refusal IS NULL, j.refusal
     FROM judged j, rung ORDER BY j.ord;
 END $_$;
+
+--
+-- Name: rescue_jobs(text); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.rescue_jobs(client text) RETURNS bigint[]
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    rescued bigint[];
+BEGIN
+    WITH again AS (
+        UPDATE tasker.river_job j
+        SET state = 'available', scheduled_at = now(),
+            errors = array_append(j.errors, jsonb_build_object('at', now(), 'attempt', j.attempt, 'error', 'the worker that ran it died', 'trace', ''))
+        WHERE j.state = 'running' AND j.kind = 'task_execution' AND j.attempted_by[cardinality(j.attempted_by)] = client
+        RETURNING (j.args ->> 'task_id')::bigint AS task_id
+    )
+    SELECT coalesce(array_agg(a.task_id), '{}') INTO rescued FROM again a;
+    IF cardinality(rescued) > 0 THEN
+        PERFORM tasker.notify_river();
+    END IF;
+    RETURN rescued;
+END $$;
 
 --
 -- Name: river_job_state_in_bitmask(bit, tasker.river_job_state); Type: FUNCTION; Schema: tasker; Owner: -
@@ -549,9 +593,12 @@ DECLARE
     deps   jsonb;
     d_list jsonb;
 BEGIN
+    -- Locked first, looked at afterwards: a report that gives the attempt up
+    -- holds the same lock.
+    PERFORM FROM tasker.steps u WHERE u.step_id = $1 FOR NO KEY UPDATE;
     UPDATE tasker.steps u SET state = 'in_progress', started_at = clock_timestamp()
     WHERE u.step_id = $1 AND u.attempts = $2 AND u.state = 'enqueued'
-      AND NOT EXISTS (SELECT FROM tasker.dispatches d WHERE d.step_id = $1 AND d.failure IS NOT NULL) -- given up before it began
+      AND NOT EXISTS (SELECT FROM tasker.dispatches d WHERE d.step_id = $1 AND d.failure IS NOT NULL)
     RETURNING u.* INTO s;
     IF NOT FOUND THEN
         SELECT u.* INTO s FROM tasker.steps u WHERE u.step_id = $1;
@@ -562,11 +609,14 @@ BEGIN
             ELSE format('attempt %s of step %s (%s) is %s', $2, $1, s.name, s.state) END);
     END IF;
 
-    UPDATE tasker.dispatches d SET process_id = $3, started_at = s.started_at WHERE d.step_id = $1;
-    INSERT INTO tasker.events (task_id, step_id, attempt, name) VALUES (s.task_id, $1, $2, 'step.handle');
-
     SELECT u.* INTO t FROM tasker.tasks u WHERE u.task_id = s.task_id;
     SELECT u.* INTO spec FROM tasker.template_steps u WHERE u.template_id = t.template_id AND u.position = s.position;
+    -- An attempt that no process answers for has an hour, if nothing else is said.
+    UPDATE tasker.dispatches d
+    SET process_id = $3, started_at = s.started_at,
+        deadline = s.started_at + make_interval(secs => coalesce(spec.timeout_seconds, CASE WHEN $3 IS NULL THEN 3600 END))
+    WHERE d.step_id = $1;
+    INSERT INTO tasker.events (task_id, step_id, attempt, name) VALUES (s.task_id, $1, $2, 'step.handle');
     SELECT coalesce(jsonb_object_agg(u.name, u.result), '{}'), coalesce(jsonb_agg(u.name ORDER BY u.position), '[]')
     INTO deps, d_list
     FROM tasker.steps u WHERE u.task_id = s.task_id AND u.position = ANY (spec.depends_on);
@@ -604,6 +654,72 @@ CREATE FUNCTION tasker.step_may_become(was text, becomes text) RETURNS boolean
 $$;
 
 --
+-- Name: stop_worker(bigint); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.stop_worker(worker bigint) RETURNS integer
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    client text;
+BEGIN
+    PERFORM pg_advisory_xact_lock(tasker.fence_class(), worker::int);
+    UPDATE tasker.workers d SET state = 'stopped' WHERE d.worker_id = worker AND d.state = 'alive' RETURNING d.client_id INTO client;
+    RETURN CASE WHEN FOUND THEN tasker.release_worker(worker, client) ELSE 0 END;
+END $$;
+
+--
+-- Name: sweep(); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.sweep() RETURNS integer
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    found_tasks bigint[];
+    w record;
+    n int := 0;
+BEGIN
+    IF NOT pg_try_advisory_xact_lock(tasker.fence_class(), 0) THEN
+        RETURN 0;
+    END IF;
+    -- Jobs that run in clients which are gone.
+    FOR w IN
+        SELECT DISTINCT j.attempted_by[cardinality(j.attempted_by)] AS client FROM tasker.river_job j
+        WHERE j.state = 'running' AND j.kind = 'task_execution'
+          AND NOT EXISTS (SELECT FROM tasker.workers d WHERE d.client_id = j.attempted_by[cardinality(j.attempted_by)] AND d.state = 'alive')
+    LOOP
+        n := n + cardinality(tasker.rescue_jobs(w.client));
+    END LOOP;
+    -- Tasks of workers that are gone.
+    FOR w IN
+        SELECT DISTINCT t.owner FROM tasker.tasks t
+        WHERE t.owner IS NOT NULL AND NOT EXISTS (SELECT FROM tasker.workers d WHERE d.worker_id = t.owner AND d.state = 'alive')
+    LOOP
+        n := n + tasker.release_worker(w.owner, '');
+    END LOOP;
+    -- Open tasks that nobody owns and nothing would bring back.
+    SELECT array_agg(t.task_id) INTO found_tasks
+    FROM (SELECT o.task_id FROM tasker.tasks o
+          WHERE o.state IN ('pending', 'in_progress') AND o.owner IS NULL
+            AND NOT EXISTS (SELECT FROM tasker.dispatches d WHERE d.task_id = o.task_id AND d.failure IS NULL)
+          EXCEPT
+          SELECT (j.args ->> 'task_id')::bigint FROM tasker.river_job j
+          WHERE j.kind = 'task_execution' AND j.state IN ('available', 'running', 'scheduled', 'retryable', 'pending')
+          LIMIT 10000) t;
+    IF found_tasks IS NOT NULL THEN
+        PERFORM tasker.schedule_runs(found_tasks, array_fill(0::double precision, ARRAY[cardinality(found_tasks)]));
+        n := n + cardinality(found_tasks);
+    END IF;
+    -- What nobody will ask about any more.
+    DELETE FROM tasker.workers d WHERE d.state <> 'alive' AND d.last_seen_at < now() - interval '7 days'
+        AND NOT EXISTS (SELECT FROM tasker.tasks t WHERE t.owner = d.worker_id);
+    DELETE FROM tasker.processes p WHERE p.last_seen_at < now() - interval '7 days'
+        AND NOT EXISTS (SELECT FROM tasker.dispatches d WHERE d.process_id = p.process_id);
+    RETURN n;
+END $$;
+
+--
 -- Name: task_may_become(text, text); Type: FUNCTION; Schema: tasker; Owner: -
 --
 
@@ -627,7 +743,8 @@ CREATE FUNCTION tasker.write_batch(worker bigint, task_ids bigint[], task_epochs
     SET enable_mergejoin TO 'off'
     AS $$
 DECLARE
-    n int;
+    n      int;
+    faults text;
 BEGIN
     PERFORM tasker.assert_worker(worker);
 
@@ -636,7 +753,9 @@ BEGIN
     SELECT count(*) INTO n FROM unnest(task_ids, task_epochs) AS l(task_id, epoch)
     JOIN tasker.tasks t ON t.task_id = l.task_id AND t.owner = worker AND t.epoch = l.epoch;
     IF n <> cardinality(task_ids) THEN
-        RAISE EXCEPTION 'a loop has lost its task' USING ERRCODE = 'TK005';
+        SELECT string_agg(l.task_id::text, ',') INTO faults FROM unnest(task_ids, task_epochs) AS l(task_id, epoch)
+        WHERE NOT EXISTS (SELECT FROM tasker.tasks t WHERE t.task_id = l.task_id AND t.owner = worker AND t.epoch = l.epoch);
+        RAISE EXCEPTION 'a loop has lost its task' USING ERRCODE = 'TK005', DETAIL = faults;
     END IF;
 
     IF EXISTS (SELECT FROM unnest(task_states, task_release) AS l(state, release) WHERE l.state IS NOT NULL OR l.release) THEN
@@ -669,7 +788,11 @@ BEGIN
         WHERE s.step_id = w.step_id AND s.state = w.was AND s.attempts = w.was_attempt;
         GET DIAGNOSTICS n = ROW_COUNT;
         IF n <> cardinality(step_ids) THEN
-            RAISE EXCEPTION 'a step is not in the state that its loop saw' USING ERRCODE = 'TK005';
+            -- What was written has its new state by now; the rest has not.
+            SELECT string_agg(DISTINCT w.task_id::text, ',') INTO faults
+            FROM unnest(step_ids, step_tasks, step_states, step_attempts) AS w(step_id, task_id, state, attempt)
+            WHERE NOT EXISTS (SELECT FROM tasker.steps s WHERE s.step_id = w.step_id AND s.state = w.state AND s.attempts = w.attempt);
+            RAISE EXCEPTION 'a step is not in the state that its loop saw' USING ERRCODE = 'TK005', DETAIL = coalesce(faults, '');
         END IF;
 
         INSERT INTO tasker.dispatches AS d (step_id, task_id, attempt, queue, awaited_by)
@@ -691,15 +814,23 @@ BEGIN
     END IF;
 
     IF cardinality(settled) > 0 THEN
+        PERFORM FROM tasker.dispatches d WHERE d.step_id = ANY (settled) ORDER BY d.step_id FOR UPDATE;
         DELETE FROM tasker.dispatches d WHERE d.step_id = ANY (settled);
     END IF;
 
     IF cardinality(parked) > 0 THEN
+        -- A locked row is being reported. Waiting for it could take as long as
+        -- the reporter's transaction; to its loop it is a report that came.
         UPDATE tasker.dispatches d SET awaited_by = NULL
-        WHERE d.step_id = ANY (parked) AND d.awaited_by = worker AND d.failure IS NULL;
+        FROM (SELECT l.step_id FROM tasker.dispatches l WHERE l.step_id = ANY (parked) AND l.failure IS NULL
+              ORDER BY l.step_id FOR UPDATE SKIP LOCKED) free
+        WHERE d.step_id = free.step_id AND d.failure IS NULL;
         GET DIAGNOSTICS n = ROW_COUNT;
         IF n <> cardinality(parked) THEN
-            RAISE EXCEPTION 'a report came while its loop parked' USING ERRCODE = 'TK005';
+            SELECT string_agg(DISTINCT s.task_id::text, ',') INTO faults
+            FROM tasker.steps s LEFT JOIN tasker.dispatches d USING (step_id)
+            WHERE s.step_id = ANY (parked) AND (d.step_id IS NULL OR d.awaited_by IS NOT NULL OR d.failure IS NOT NULL);
+            RAISE EXCEPTION 'a report came while its loop parked' USING ERRCODE = 'TK005', DETAIL = coalesce(faults, '');
         END IF;
     END IF;
 
@@ -711,7 +842,7 @@ BEGIN
         FROM unnest(task_ids, task_states, task_errors) AS l(task_id, state, error) WHERE l.state IS NOT NULL;
         INSERT INTO tasker.events (task_id, name, data)
         SELECT l.task_id, 'workflow.task_reenqueue_delayed', jsonb_build_object('delay_seconds', l.rerun)
-        FROM unnest(task_ids, task_rerun) AS l(task_id, rerun) WHERE l.rerun IS NOT NULL;
+        FROM unnest(task_ids, task_rerun) AS l(task_id, rerun) WHERE l.rerun >= 1; -- shorter ones are hand-overs between workers
         PERFORM tasker.schedule_runs(array_agg(l.task_id), array_agg(l.rerun))
         FROM unnest(task_ids, task_rerun) AS l(task_id, rerun) WHERE l.rerun IS NOT NULL
         HAVING count(*) > 0;
@@ -728,9 +859,10 @@ CREATE TABLE tasker.dispatches (
     attempt integer NOT NULL,
     queue text NOT NULL,
     awaited_by bigint,
-    pushed_at timestamp with time zone DEFAULT now() NOT NULL,
+    looked_at timestamp with time zone DEFAULT now() NOT NULL,
     process_id bigint,
     started_at timestamp with time zone,
+    deadline timestamp with time zone,
     failure jsonb
 )
 WITH (fillfactor='70', autovacuum_vacuum_scale_factor='0.02', autovacuum_vacuum_cost_delay='0');

@@ -12,6 +12,7 @@ package jobs
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"time"
@@ -21,6 +22,8 @@ import (
 	"github.com/riverqueue/river"
 	"github.com/riverqueue/river/riverdriver/riverpgxv5"
 	"github.com/riverqueue/river/rivertype"
+
+	"github.com/taskerhq/tasker/orchestrator"
 )
 
 // TaskExecutionArgs are the arguments of the job that runs a task. SQL inserts
@@ -43,7 +46,11 @@ type taskWorker struct {
 }
 
 func (w *taskWorker) Work(ctx context.Context, job *river.Job[TaskExecutionArgs]) error {
-	return w.runner.Run(ctx, job.Args.TaskID)
+	err := w.runner.Run(ctx, job.Args.TaskID)
+	if errors.Is(err, orchestrator.ErrAbandoned) {
+		return river.JobSnooze(0) // another worker's turn: no failure of the job
+	}
+	return err
 }
 
 // Timeout is none: a loop runs as long as its steps do, and each step has its

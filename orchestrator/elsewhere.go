@@ -12,7 +12,7 @@ import (
 // doesn't have. Any worker may get it then, so it may take a few rounds.
 const (
 	handledElsewhere = 50 * time.Millisecond
-	handledNowhere   = 5 * time.Second
+	handledNowhere   = 3 * time.Second
 	askAgain         = time.Second // for how long an answer is believed
 )
 

@@ -37,9 +37,14 @@ type loop struct {
 
 // running is an attempt of a Go step in this process.
 type running struct {
-	attempt int
-	cancel  context.CancelFunc
+	attempt  int
+	cancel   context.CancelFunc
+	deadline time.Time // zero: none
 }
+
+// indulgence is how much longer than its timeout a handler may take to notice
+// that its context has ended. Then its attempt has failed without it.
+const indulgence = 5 * time.Second
 
 // step is what a loop knows of a step besides its state, which progress holds.
 type step struct {
@@ -88,6 +93,7 @@ func (l *loop) run() error {
 	for {
 		now := time.Now()
 		l.read(now)
+		l.expire(now)
 		unit, act := l.decide(now)
 		if err := l.write(unit); err != nil {
 			if again, err := l.recover(err, unit); !again {
@@ -179,7 +185,9 @@ func (l *loop) reload() error {
 		return err
 	}
 	l.o.Logger.Debug("task read again", "task_id", l.id)
+	clear(l.results)
 	l.see(rows)
+	l.quiet = time.Now() // what was refused may be refused again: not at once
 	return nil
 }
 
@@ -188,6 +196,11 @@ func (l *loop) reload() error {
 func (l *loop) see(rows []store.StepRow) {
 	now := time.Now()
 	before := l.steps
+	for i := range before {
+		if before[i].out {
+			l.o.settle(before[i].id)
+		}
+	}
 	l.steps = make([]step, len(rows))
 	l.position = make(map[int64]int, len(rows))
 	l.fresh = l.fresh[:0]
@@ -282,6 +295,24 @@ func (l *loop) read(now time.Time) {
 	}
 }
 
+// expire fails the attempts whose handlers ignore that their time is up. When
+// such a handler returns after all, its attempt is not the current one.
+func (l *loop) expire(now time.Time) {
+	for i, r := range l.running {
+		if r.deadline.IsZero() || now.Before(r.deadline) {
+			continue
+		}
+		delete(l.running, i)
+		r.cancel()
+		spec := &l.template.Steps[i]
+		l.steps[i].news = &outcome{kind: finalizer.Failed, failure: &tasker.Failure{
+			Class: tasker.CodeAttemptTimeout, Code: tasker.CodeAttemptTimeout, Handler: spec.Handler,
+			Message: fmt.Sprintf("no result after %s (timeout_seconds of the step), and the handler goes on although its context has ended", spec.Timeout.Duration()),
+		}}
+		l.fresh = append(l.fresh, i)
+	}
+}
+
 // reported reads the failure that a process reported.
 func reported(doc json.RawMessage) *outcome {
 	var f struct {
@@ -341,7 +372,7 @@ func (l *loop) decide(now time.Time) (*store.Unit, action) {
 	if len(unit.Steps) > 0 {
 		l.quiet = now
 	}
-	if len(foreign) > 0 && ready == 0 && !l.runsHere(act) {
+	if len(foreign) > 0 && ready == 0 && l.room() > 0 && !l.runsHere(act) {
 		l.handOver(unit, &act, foreign, d)
 		return unit, act
 	}
@@ -408,7 +439,7 @@ func (l *loop) handOver(unit *store.Unit, act *action, foreign []int, d finalize
 	for _, i := range foreign {
 		missing[l.template.Steps[i].Handler] = true
 	}
-	in := l.o.whenHandled(missing)
+	in := l.o.whenHandled(missing) * time.Duration(min(l.task.Epoch, 20)) // the longer it goes on, the more rarely
 	if !d.RetryAt.IsZero() {
 		in = min(in, d.Delay)
 	}
@@ -620,14 +651,21 @@ func (l *loop) start(i int) {
 			attempt.Dependencies[l.template.Steps[d].Name] = l.results[d]
 		}
 	}
-	ctx, cancel := context.WithCancel(l.o.handlers)
+	var (
+		ctx    context.Context
+		cancel context.CancelFunc
+		until  time.Time
+	)
 	if attempt.Timeout > 0 {
 		ctx, cancel = context.WithTimeout(l.o.handlers, attempt.Timeout)
+		until = time.Now().Add(attempt.Timeout + indulgence)
+	} else {
+		ctx, cancel = context.WithCancel(l.o.handlers)
 	}
-	l.running[i] = running{s.attempt, cancel}
+	l.running[i] = running{s.attempt, cancel, until}
 	go func() {
 		result, failure := l.o.Handlers.Run(ctx, spec.Handler, attempt)
-		lost := failure != nil && l.o.handlers.Err() != nil
+		lost := failure != nil && !failure.Permanent && l.o.handlers.Err() != nil
 		l.mail.put(letter{ended: &ended{position: i, attempt: attempt.Number, result: result, failure: failure, lost: lost}})
 	}()
 }
@@ -657,7 +695,7 @@ func (l *loop) wait() error {
 // retry is due and may start, or it is time to park.
 func (l *loop) next() time.Time {
 	var at time.Time
-	if l.room() > 0 {
+	if l.room() > 0 && !l.drains() {
 		for _, i := range l.progress.Retryable() {
 			if due := l.steps[i].due; !l.foreign(i) && (at.IsZero() || due.Before(at)) {
 				at = due
@@ -667,6 +705,11 @@ func (l *loop) next() time.Time {
 	if l.progress.Outstanding() > 0 && len(l.running) == 0 {
 		if park := l.quiet.Add(l.o.ParkAfter); at.IsZero() || park.Before(at) {
 			at = park
+		}
+	}
+	for _, r := range l.running {
+		if !r.deadline.IsZero() && (at.IsZero() || r.deadline.Before(at)) {
+			at = r.deadline
 		}
 	}
 	return at

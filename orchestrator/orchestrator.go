@@ -122,10 +122,11 @@ func (o *Orchestrator) Run(ctx context.Context, task int64) error {
 	for {
 		err := l.runSafely()
 		o.mu.Lock()
-		if !l.again || err != nil {
+		served := err == nil || errors.Is(err, store.ErrStale) // a loop that lost its task leaves it to whoever has it
+		if !l.again || !served || o.ctx.Err() != nil {
 			delete(o.loops, task)
 			o.mu.Unlock()
-			return o.explain(task, err)
+			return o.explain(task, err, served)
 		}
 		fresh := newLoop(o, task)
 		o.loops[task], l = fresh, fresh
@@ -133,16 +134,24 @@ func (o *Orchestrator) Run(ctx context.Context, task int64) error {
 	}
 }
 
-// explain keeps the errors that River should know of. Losing a task is none:
-// whoever has it now goes on.
-func (o *Orchestrator) explain(task int64, err error) error {
+// ErrAbandoned is what Run returns when the worker had to drop everything before
+// it could serve the task: somebody has to look at the task again.
+var ErrAbandoned = errors.New("the worker had to stop")
+
+// explain says what the job's fate is. Only a demand that was served may end
+// its job: the claim was answered, and the task is finished, parked, or
+// somebody else's.
+func (o *Orchestrator) explain(task int64, err error, served bool) error {
 	if errors.Is(err, store.ErrWorkerDead) {
 		o.Abandon(err)
 	}
-	if err != nil && !errors.Is(err, store.ErrStale) && o.ctx.Err() == nil {
-		return fmt.Errorf("task %d: %w", task, err)
+	switch {
+	case o.ctx.Err() != nil:
+		return fmt.Errorf("task %d: %w", task, ErrAbandoned)
+	case served:
+		return nil
 	}
-	return nil
+	return fmt.Errorf("task %d: %w", task, err)
 }
 
 // Drain makes every loop hand its task back as soon as its running Go attempts

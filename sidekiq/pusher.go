@@ -41,12 +41,18 @@ func NewPusher(client *redis.Client, log *slog.Logger) *Pusher {
 	return &Pusher{redis: client, log: log, signal: make(chan struct{}, 1)}
 }
 
-// Push hands attempts over. It never blocks: there can't be more of them than
-// max_parallel_steps of the tasks that the worker holds.
+// Push hands attempts over. It never blocks. While Redis is away for long,
+// those beyond mostWaiting are dropped: whoever looks for attempts that are in
+// no queue pushes them.
 func (p *Pusher) Push(dispatches []tasker.Dispatch) {
 	p.mu.Lock()
-	p.waiting = append(p.waiting, dispatches...)
+	room := max(mostWaiting-len(p.waiting), 0)
+	p.waiting = append(p.waiting, dispatches[:min(len(dispatches), room)]...)
 	p.mu.Unlock()
+	p.wake()
+}
+
+func (p *Pusher) wake() {
 	select {
 	case p.signal <- struct{}{}:
 	default:
@@ -63,13 +69,18 @@ func (p *Pusher) Run(ctx context.Context) {
 			return
 		}
 		p.mu.Lock()
-		batch := p.waiting
-		p.waiting = nil
+		n := min(len(p.waiting), mostAtOnce)
+		batch := p.waiting[:n:n]
+		p.waiting = p.waiting[n:]
+		more := len(p.waiting) > 0
 		p.mu.Unlock()
-		if len(batch) == 0 {
+		if n == 0 {
 			continue
 		}
 		err := p.PushNow(ctx, batch)
+		if more {
+			p.wake()
+		}
 		if err == nil {
 			if failures > 0 {
 				p.log.Info("redis is back", "pushed", len(batch))
@@ -94,8 +105,13 @@ func (p *Pusher) Run(ctx context.Context) {
 	}
 }
 
-// most is how many jobs go into one command.
-const most = 1000
+// Bounds: jobs in one command, in one transaction (larger ones could outlast
+// the client's timeout and be sent twice), and in memory while Redis is away.
+const (
+	most        = 1000
+	mostAtOnce  = 5000
+	mostWaiting = 100_000
+)
 
 // PushNow pushes attempts in one round trip: per queue what Sidekiq's own
 // client does, in a transaction.

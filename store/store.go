@@ -55,6 +55,12 @@ const (
 	codeStale           = "TK005"
 )
 
+// staleError is an ErrStale that may name the tasks whose loops it is about.
+type staleError struct{ message, tasks string }
+
+func (e *staleError) Error() string        { return ErrStale.Error() + ": " + e.message }
+func (e *staleError) Is(target error) bool { return target == ErrStale }
+
 // RefusedError is bad input that the database refused with a message for
 // people: an unknown template, a context that is no object, a changed template.
 type RefusedError struct {
@@ -81,7 +87,7 @@ func translate(err error) error {
 	}
 	switch pg.Code {
 	case codeStale:
-		return fmt.Errorf("%w: %s", ErrStale, pg.Message)
+		return &staleError{pg.Message, pg.Detail}
 	case codeWorkerDead:
 		return fmt.Errorf("%w: %s", ErrWorkerDead, pg.Message)
 	case codeUnknownTemplate, codeTemplateChanged, codeBadContext:
@@ -160,6 +166,9 @@ func Open(ctx context.Context, url, name string, connections int32) (*pgxpool.Po
 	if config.ConnConfig.RuntimeParams["application_name"] == "" {
 		config.ConnConfig.RuntimeParams["application_name"] = name
 	}
+	// The fence looks at the worker's state after it has the lock; a snapshot
+	// from before the lock, as in the stricter levels, would show the old one.
+	config.ConnConfig.RuntimeParams["default_transaction_isolation"] = "read committed"
 	pool, err := pgxpool.NewWithConfig(ctx, config)
 	if err != nil {
 		return nil, fmt.Errorf("set up the connection pool: %w", err)

@@ -3,9 +3,9 @@ package store
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -27,35 +27,47 @@ func (s *Store) RegisterWorker(ctx context.Context, name, client string, details
 	return id, nil
 }
 
-// Beat says that the worker is alive and, in the same round trip, declares dead
-// the workers that have not said so for the length of lease. It returns how
-// many tasks that set free, and ErrWorkerDead when this worker has itself been
-// declared dead.
-func (s *Store) Beat(ctx context.Context, worker int64, lease time.Duration) (freed int, err error) {
-	var (
-		batch pgx.Batch
-		alive bool
-	)
-	batch.Queue(`WITH beat AS (UPDATE tasker.workers SET last_seen_at = clock_timestamp() WHERE worker_id = $1 AND state = 'alive' RETURNING 1)
-		SELECT EXISTS (SELECT FROM beat)`, worker).QueryRow(func(row pgx.Row) error { return row.Scan(&alive) })
-	batch.Queue(`SELECT tasker.reap_workers($1)`, lease).QueryRow(func(row pgx.Row) error { return row.Scan(&freed) })
-	if err := s.pool.SendBatch(ctx, &batch).Close(); err != nil {
-		return 0, fmt.Errorf("beat: %w", translate(err))
+// Beat says that the worker is alive. silent is how long it had not said so
+// before. ErrWorkerDead: it has been declared dead meanwhile.
+func (s *Store) Beat(ctx context.Context, worker int64) (silent time.Duration, err error) {
+	var seconds float64
+	err = s.pool.QueryRow(ctx, `UPDATE tasker.workers w SET last_seen_at = clock_timestamp()
+		FROM (SELECT last_seen_at FROM tasker.workers WHERE worker_id = $1) before
+		WHERE w.worker_id = $1 AND w.state = 'alive'
+		RETURNING extract(epoch FROM w.last_seen_at - before.last_seen_at)::float8`, worker).Scan(&seconds)
+	if err = translate(err); errors.Is(err, ErrNotFound) {
+		return 0, ErrWorkerDead
 	}
-	if !alive {
-		return freed, ErrWorkerDead
+	if err != nil {
+		return 0, fmt.Errorf("beat: %w", err)
+	}
+	return time.Duration(seconds * float64(time.Second)), nil
+}
+
+// ReapWorker declares one worker dead that has not beaten for the length of
+// lease, if there is one, and returns how many tasks that set free.
+func (s *Store) ReapWorker(ctx context.Context, lease time.Duration) (freed int, err error) {
+	if err := s.pool.QueryRow(ctx, `SELECT tasker.reap_worker($1)`, lease).Scan(&freed); err != nil {
+		return 0, fmt.Errorf("find dead workers: %w", err)
 	}
 	return freed, nil
 }
 
 // StopWorker signs the worker off and sets free what it still holds.
-func (s *Store) StopWorker(ctx context.Context, worker int64, client string) error {
-	_, err := s.pool.Exec(ctx, `WITH stopped AS (UPDATE tasker.workers SET state = 'stopped' WHERE worker_id = $1 AND state = 'alive' RETURNING 1)
-		SELECT tasker.release_worker($1, $2) FROM stopped`, worker, client)
-	if err != nil {
+func (s *Store) StopWorker(ctx context.Context, worker int64) error {
+	if _, err := s.pool.Exec(ctx, `SELECT tasker.stop_worker($1)`, worker); err != nil {
 		return fmt.Errorf("sign worker %d off: %w", worker, err)
 	}
 	return nil
+}
+
+// Sweep looks for open tasks that nothing would bring back, and brings them
+// back. It returns how many there were: none, unless something is wrong.
+func (s *Store) Sweep(ctx context.Context) (found int, err error) {
+	if err := s.pool.QueryRow(ctx, `SELECT tasker.sweep()`).Scan(&found); err != nil {
+		return 0, fmt.Errorf("look for forgotten tasks: %w", err)
+	}
+	return found, nil
 }
 
 // HandledElsewhere reports whether another living worker has one of the Go
@@ -70,23 +82,32 @@ func (s *Store) HandledElsewhere(ctx context.Context, worker int64, handlers []s
 	return handled, nil
 }
 
-// ReapProcesses reports as lost the attempts of Sidekiq processes that have
-// been silent for so long, and returns how many.
-func (s *Store) ReapProcesses(ctx context.Context, silence time.Duration) (lost int, err error) {
-	if err := s.pool.QueryRow(ctx, `SELECT tasker.reap_processes($1)`, silence).Scan(&lost); err != nil {
-		return 0, fmt.Errorf("find lost processes: %w", err)
+// ReapAttempts ends the attempts of processes that have been silent for so
+// long, and those whose time is up. It returns how many.
+func (s *Store) ReapAttempts(ctx context.Context, silence time.Duration) (ended int, err error) {
+	if err := s.pool.QueryRow(ctx, `SELECT tasker.reap_attempts($1)`, silence).Scan(&ended); err != nil {
+		return 0, fmt.Errorf("find lost and overdue attempts: %w", err)
 	}
-	return lost, nil
+	return ended, nil
 }
 
-// Unstarted lists attempts that were pushed to Redis longer than age ago and
-// that no process has started, oldest first.
-func (s *Store) Unstarted(ctx context.Context, age time.Duration, limit int) ([]tasker.Dispatch, error) {
-	rows, err := s.pool.Query(ctx, `SELECT d.task_id, d.step_id, d.attempt, coalesce(ts.handler_class, ''), d.queue
-		FROM tasker.dispatches d JOIN tasker.steps s USING (step_id) JOIN tasker.tasks t ON t.task_id = d.task_id
+// TakeUnstarted returns attempts that no process has started and that nobody
+// has looked after for age, those first that waited longest. They are the
+// caller's to look after now: no other call returns them before age has passed
+// again.
+func (s *Store) TakeUnstarted(ctx context.Context, age time.Duration, limit int) ([]tasker.Dispatch, error) {
+	rows, err := s.pool.Query(ctx, `
+		WITH taken AS (
+			UPDATE tasker.dispatches d SET looked_at = clock_timestamp()
+			FROM (SELECT step_id FROM tasker.dispatches
+			      WHERE started_at IS NULL AND failure IS NULL AND looked_at < clock_timestamp() - $1::interval
+			      ORDER BY looked_at LIMIT $2 FOR UPDATE SKIP LOCKED) old
+			WHERE d.step_id = old.step_id
+			RETURNING d.task_id, d.step_id, d.attempt, d.queue)
+		SELECT taken.task_id, taken.step_id, taken.attempt, coalesce(ts.handler_class, ''), taken.queue
+		FROM taken JOIN tasker.steps s USING (step_id) JOIN tasker.tasks t ON t.task_id = taken.task_id
 		JOIN tasker.template_steps ts ON ts.template_id = t.template_id AND ts.position = s.position
-		WHERE d.started_at IS NULL AND d.failure IS NULL AND d.pushed_at < clock_timestamp() - $1::interval
-		ORDER BY d.pushed_at LIMIT $2`, age, limit)
+		ORDER BY taken.step_id`, age, limit)
 	if err != nil {
 		return nil, fmt.Errorf("find unstarted attempts: %w", err)
 	}
@@ -95,23 +116,6 @@ func (s *Store) Unstarted(ctx context.Context, age time.Duration, limit int) ([]
 		return nil, fmt.Errorf("find unstarted attempts: %w", err)
 	}
 	return list, nil
-}
-
-// Repush marks attempts as pushed now and returns those that are still
-// unstarted and that nobody else has marked since age ago: push these.
-func (s *Store) Repush(ctx context.Context, steps []int64, age time.Duration) (map[int64]bool, error) {
-	rows, err := s.pool.Query(ctx, `UPDATE tasker.dispatches SET pushed_at = clock_timestamp()
-		WHERE step_id = ANY ($1) AND started_at IS NULL AND failure IS NULL AND pushed_at < clock_timestamp() - $2::interval
-		RETURNING step_id`, steps, age)
-	if err != nil {
-		return nil, fmt.Errorf("mark attempts as pushed: %w", err)
-	}
-	won := map[int64]bool{}
-	var id int64
-	if _, err := pgx.ForEachRow(rows, []any{&id}, func() error { won[id] = true; return nil }); err != nil {
-		return nil, fmt.Errorf("mark attempts as pushed: %w", err)
-	}
-	return won, nil
 }
 
 // Listen calls rung with the steps whose reports were committed, until ctx ends
@@ -132,12 +136,6 @@ func (s *Store) Listen(ctx context.Context, worker int64, ready func(), rung fun
 		if err != nil {
 			return fmt.Errorf("listen for reports: %w", err)
 		}
-		var steps []int64
-		for word := range strings.SplitSeq(n.Payload, ",") {
-			if id, err := strconv.ParseInt(word, 10, 64); err == nil {
-				steps = append(steps, id)
-			}
-		}
-		rung(steps)
+		rung(ids(n.Payload))
 	}
 }

@@ -6,6 +6,8 @@ import (
 	"encoding/json"
 	"errors"
 	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/taskerhq/tasker"
@@ -44,10 +46,10 @@ type StepWrite struct {
 //
 // A transaction is one call of tasker.write_batch with the units that have come
 // together while the last call was under way. When the function refuses, it
-// rolls back everything; if several units were in the call, each is then sent
-// alone, so that only the one at fault learns of it. Two calls run side by
-// side: one is being built and received while the other commits. Units of one
-// task never meet, because its loop waits for each.
+// rolls back everything. Mostly it says which tasks it is about: their loops
+// are told, and the rest is sent again. Where it can't say, each unit is sent
+// alone. Two calls run side by side: one is being built and received while the
+// other commits. Units of one task never meet, because its loop waits for each.
 type Writer struct {
 	store  *Store
 	worker int64
@@ -76,19 +78,49 @@ func (w *Writer) Write(ctx context.Context, u *Unit) error {
 
 func (w *Writer) flush(units []*Unit) []outcome[struct{}] {
 	outcomes := make([]outcome[struct{}], len(units))
-	err := w.send(units)
-	if err == nil {
+	at := make(map[int64]int, len(units)) // task → its place in units
+	for i, u := range units {
+		at[u.Task] = i
+	}
+	rest := slices.SortedFunc(slices.Values(units), func(a, b *Unit) int { return cmp.Compare(a.Task, b.Task) })
+	for len(rest) > 0 {
+		err := w.send(rest)
+		if err == nil {
+			return outcomes
+		}
+		var stale *staleError
+		var named []int64
+		if errors.As(err, &stale) {
+			named = ids(stale.tasks)
+		}
+		if len(named) > 0 && len(rest) > 1 {
+			for _, task := range named {
+				outcomes[at[task]].err = err
+			}
+			rest = slices.DeleteFunc(rest, func(u *Unit) bool { return slices.Contains(named, u.Task) })
+			continue
+		}
+		alone := len(rest) == 1 || errors.Is(err, ErrWorkerDead) || w.ctx.Err() != nil
+		for _, u := range rest {
+			if !alone {
+				err = w.send([]*Unit{u})
+			}
+			outcomes[at[u.Task]].err = err
+		}
 		return outcomes
 	}
-	alone := len(units) == 1 || errors.Is(err, ErrWorkerDead) || w.ctx.Err() != nil
-	for i, u := range units {
-		if alone {
-			outcomes[i].err = err
-		} else {
-			outcomes[i].err = w.send([]*Unit{u})
+	return outcomes
+}
+
+// ids reads a list of numbers, as the database's functions write them.
+func ids(list string) []int64 {
+	var numbers []int64
+	for word := range strings.SplitSeq(list, ",") {
+		if n, err := strconv.ParseInt(word, 10, 64); err == nil {
+			numbers = append(numbers, n)
 		}
 	}
-	return outcomes
+	return numbers
 }
 
 // send makes one call, again and again while the reason is temporary.

@@ -114,7 +114,7 @@ func TestADeadWorkersWritesAreRefused(t *testing.T) {
 	}
 	b.exec(`UPDATE tasker.workers SET last_seen_at = now() - interval '1 minute' WHERE worker_id = $1`, dead)
 	b.until("the dead worker is found", func() bool { // not at once while the server itself is younger than the lease
-		freed, err := b.store.Beat(ctx, alive, 10*time.Millisecond)
+		freed, err := b.store.ReapWorker(ctx, 10*time.Millisecond)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -130,7 +130,7 @@ func TestADeadWorkersWritesAreRefused(t *testing.T) {
 	if _, err := b.store.NewClaimer(ctx, dead).Claim(ctx, task); !errors.Is(err, store.ErrWorkerDead) {
 		t.Errorf("a dead worker's claim: got %v, want ErrWorkerDead", err)
 	}
-	if _, err := b.store.Beat(ctx, dead, time.Hour); !errors.Is(err, store.ErrWorkerDead) {
+	if _, err := b.store.Beat(ctx, dead); !errors.Is(err, store.ErrWorkerDead) {
 		t.Errorf("a dead worker's beat: got %v, want ErrWorkerDead", err)
 	}
 	// The living one may write, but not with the epoch of the loop before.

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/redis/go-redis/v9"
 
 	"github.com/taskerhq/tasker"
 	"github.com/taskerhq/tasker/handler"
@@ -227,7 +228,17 @@ func (b *bundle) failure(task int64, name string) tasker.Failure {
 	return f
 }
 
-// queued reads the payloads of a Sidekiq queue, the oldest first.
+func (b *bundle) redis() *redis.Client {
+	b.Helper()
+	client, err := sidekiq.Open(b.redisURL)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { _ = client.Close() }) // the test is over
+	return client
+}
+
+// queued reads the payloads of a Sidekiq queue.
 func (b *bundle) queued(queue string) []string {
 	b.Helper()
 	client, err := sidekiq.Open(b.redisURL)
@@ -238,9 +249,6 @@ func (b *bundle) queued(queue string) []string {
 	list, err := client.LRange(b.Context(), "queue:"+queue, 0, -1).Result()
 	if err != nil {
 		b.Fatal(err)
-	}
-	for i, j := 0, len(list)-1; i < j; i, j = i+1, j-1 {
-		list[i], list[j] = list[j], list[i]
 	}
 	return list
 }

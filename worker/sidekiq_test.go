@@ -332,7 +332,7 @@ func TestNoReportIsLostBetweenWaitingAndParked(t *testing.T) {
 	b.until("all are reported and finished", func() bool {
 		rows, err := b.pool.Query(t.Context(), `SELECT r.accepted FROM (
 				SELECT jsonb_agg(jsonb_build_object('step_id', step_id, 'attempt', attempt, 'outcome', 'success')) AS reports
-				FROM (SELECT * FROM tasker.dispatches WHERE failure IS NULL AND pushed_at < clock_timestamp() - $1::interval ORDER BY random() LIMIT 7) d) x,
+				FROM (SELECT * FROM tasker.dispatches WHERE failure IS NULL AND looked_at < clock_timestamp() - $1::interval ORDER BY random() LIMIT 7) d) x,
 			tasker.report_results(coalesce(x.reports, '[]')) r`, parks/2)
 		if err != nil {
 			t.Fatal(err)

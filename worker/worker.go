@@ -56,9 +56,11 @@ const (
 	connections   = 20
 	catchUpEvery  = 2 * time.Second // missed notifications
 	repairEvery   = 5 * time.Second // lost Sidekiq jobs and processes
+	repairTimeout = 30 * time.Second
 	silentProcess = 10 * time.Second
 	unstartedFor  = 5 * time.Second // then a look into Redis is due
-	repairBatch   = 10_000
+	repairBatch   = 5_000
+	sweepEvery    = 30 * time.Second // what should never be
 )
 
 func (c *Config) setDefaults() {
@@ -122,13 +124,25 @@ func Run(ctx context.Context, c Config) error {
 				"address", w.redis.Options().Addr, "error", err)
 		}
 	}
-	for {
+	for dead := false; ; {
 		err := w.session(ctx)
-		if errors.Is(err, store.ErrWorkerDead) && ctx.Err() == nil {
+		switch {
+		case ctx.Err() != nil || err == nil:
+			return err
+		case errors.Is(err, store.ErrWorkerDead):
 			c.Logger.Warn("this worker was silent for so long that others took its tasks; it starts anew", "lease", c.Lease)
-			continue
+			dead = true
+		case dead:
+			// It was working before, so its settings are right.
+			c.Logger.Error("the worker can't start anew yet; it keeps trying", "error", err)
+			select {
+			case <-time.After(time.Second):
+			case <-ctx.Done():
+				return nil
+			}
+		default:
+			return err
 		}
-		return err
 	}
 }
 
@@ -196,10 +210,13 @@ func (w *worker) session(ctx context.Context) (err error) {
 	services.run(func() { every(background, catchUpEvery, log, o.CatchUp) })
 	if pusher != nil {
 		services.run(func() { pusher.Run(background) })
-		services.run(func() {
-			every(background, repairEvery, log, func(ctx context.Context) error { return w.repair(ctx, pusher, log) })
-		})
 	}
+	services.run(func() {
+		every(background, repairEvery, log, func(ctx context.Context) error { return w.repair(ctx, pusher, log) })
+	})
+	services.run(func() {
+		every(background, sweepEvery, log, func(ctx context.Context) error { return w.sweep(ctx, log) })
+	})
 	defer func() {
 		end()
 		services.wait()
@@ -217,11 +234,11 @@ func (w *worker) session(ctx context.Context) (err error) {
 		log.Info("worker stops: it takes no new tasks and hands back what it holds", "tasks", o.Held())
 	case <-o.Abandoned():
 	}
-	return w.finish(o, river, id, client, log)
+	return w.finish(o, river, id, log)
 }
 
 // finish ends a session: orderly, or at once when the worker was declared dead.
-func (w *worker) finish(o *orchestrator.Orchestrator, river *jobs.Client, id int64, client string, log *slog.Logger) error {
+func (w *worker) finish(o *orchestrator.Orchestrator, river *jobs.Client, id int64, log *slog.Logger) error {
 	grace, cancel := context.WithTimeout(context.Background(), w.Shutdown)
 	defer cancel()
 	o.Drain(grace)
@@ -247,7 +264,7 @@ func (w *worker) finish(o *orchestrator.Orchestrator, river *jobs.Client, id int
 	}
 	signOff, cancelSignOff := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancelSignOff()
-	_, err := store.Patiently(signOff, func() (struct{}, error) { return struct{}{}, w.pulse.StopWorker(signOff, id, client) })
+	_, err := store.Patiently(signOff, func() (struct{}, error) { return struct{}{}, w.pulse.StopWorker(signOff, id) })
 	if err != nil {
 		return err
 	}
@@ -255,19 +272,29 @@ func (w *worker) finish(o *orchestrator.Orchestrator, river *jobs.Client, id int
 	return nil
 }
 
-// beat says four times per lease that this worker lives, and finds the others
-// that don't.
+// beat says four times per lease that this worker lives, and finds others that
+// don't. A worker judges nobody in the first lease after it started or was
+// silent itself: then the others may only have been cut off together with it,
+// and get the time to say so.
 func (w *worker) beat(ctx context.Context, id int64, o *orchestrator.Orchestrator, log *slog.Logger) {
+	judges := time.Now().Add(w.Lease)
 	every(ctx, w.Lease/4, log, func(ctx context.Context) error {
 		ctx, cancel := context.WithTimeout(ctx, w.Lease)
 		defer cancel()
-		freed, err := w.pulse.Beat(ctx, id, w.Lease)
-		if freed > 0 {
-			log.Warn("a worker died; its tasks go on elsewhere", "tasks", freed)
-		}
+		silent, err := w.pulse.Beat(ctx, id)
 		if errors.Is(err, store.ErrWorkerDead) {
 			o.Abandon(err)
 			return nil
+		}
+		if silent > w.Lease/2 {
+			judges = time.Now().Add(w.Lease)
+		}
+		if err != nil || time.Now().Before(judges) {
+			return err
+		}
+		freed, err := w.pulse.ReapWorker(ctx, w.Lease)
+		if freed > 0 {
+			log.Warn("a worker died; its tasks go on elsewhere", "tasks", freed)
 		}
 		return err
 	})
@@ -292,18 +319,23 @@ func (w *worker) listen(ctx context.Context, id int64, o *orchestrator.Orchestra
 	}
 }
 
-// repair finds attempts whose Sidekiq process died, which then are lost, and
-// attempts whose job is in no queue though nobody has started it, which are
-// pushed again: the fence lets only one copy start.
+// repair finds attempts whose Sidekiq process died, which then are lost, those
+// whose time is up, and those whose job is in no queue though nobody has
+// started it, which are pushed again: the fence lets only one copy start.
 func (w *worker) repair(ctx context.Context, pusher *sidekiq.Pusher, log *slog.Logger) error {
-	lost, err := w.store.ReapProcesses(ctx, silentProcess)
+	ctx, cancel := context.WithTimeout(ctx, repairTimeout)
+	defer cancel()
+	ended, err := w.store.ReapAttempts(ctx, silentProcess)
 	if err != nil {
 		return err
 	}
-	if lost > 0 {
-		log.Warn("a process that ran Ruby steps died; their attempts were lost and run again", "attempts", lost)
+	if ended > 0 {
+		log.Warn("attempts of Ruby steps were lost with their process, or took too long", "attempts", ended)
 	}
-	unstarted, err := w.store.Unstarted(ctx, unstartedFor, repairBatch)
+	if pusher == nil {
+		return nil
+	}
+	unstarted, err := w.store.TakeUnstarted(ctx, unstartedFor, repairBatch)
 	if err != nil || len(unstarted) == 0 {
 		return err
 	}
@@ -311,25 +343,20 @@ func (w *worker) repair(ctx context.Context, pusher *sidekiq.Pusher, log *slog.L
 	if err != nil || len(missing) == 0 {
 		return err
 	}
-	ids := make([]int64, len(missing))
-	for i, d := range missing {
-		ids[i] = d.StepID
-	}
-	won, err := w.store.Repush(ctx, ids, unstartedFor)
-	if err != nil {
-		return err
-	}
-	var again []tasker.Dispatch
-	for _, d := range missing {
-		if won[d.StepID] {
-			again = append(again, d)
-		}
-	}
-	if len(again) > 0 {
-		log.Warn("jobs were in no queue any more and are pushed again", "attempts", len(again))
-		pusher.Push(again)
-	}
+	log.Warn("jobs were in no queue any more and are pushed again", "attempts", len(missing))
+	pusher.Push(missing)
 	return nil
+}
+
+// sweep casts the last net.
+func (w *worker) sweep(ctx context.Context, log *slog.Logger) error {
+	ctx, cancel := context.WithTimeout(ctx, repairTimeout)
+	defer cancel()
+	found, err := w.store.Sweep(ctx)
+	if found > 0 {
+		log.Error("tasks were found that nothing would have brought back; they go on. Please report this", "tasks", found)
+	}
+	return err
 }
 
 // undeliverable stands in for Sidekiq in a worker that was given no Redis.

@@ -106,9 +106,10 @@ CREATE TABLE tasker.dispatches (
     attempt    int NOT NULL,
     queue      text NOT NULL,
     awaited_by bigint,             -- the worker whose loop waits for the report; null: parked, a report inserts a River job
-    pushed_at  timestamptz NOT NULL DEFAULT now(), -- claimed, or pushed again
+    looked_at  timestamptz NOT NULL DEFAULT now(), -- claimed, pushed again, or seen in its queue
     process_id bigint,             -- the process that runs it
     started_at timestamptz,
+    deadline   timestamptz,        -- of a started attempt: after this it has timed out
     failure    jsonb               -- reported, and not yet decided on by the finalizer
 ) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
 CREATE INDEX dispatches_of_task ON tasker.dispatches (task_id);

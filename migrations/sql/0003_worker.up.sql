@@ -11,8 +11,8 @@
 --
 -- SQLSTATEs that the worker acts on: TK004 the worker is dead, every loop must
 -- stop; TK005 one of the loops in this write lost its ground. TK005 rolls the
--- whole write back: the worker sends the loops' parts one by one and learns
--- which one it was.
+-- whole write back and names the tasks in its detail, where it can: the worker
+-- tells their loops and sends the rest again.
 
 -- The space of advisory locks that fence workers ("tskr").
 CREATE FUNCTION tasker.fence_class() RETURNS int
@@ -28,9 +28,11 @@ BEGIN
     END IF;
 END $$;
 
--- Takes tasks that nobody owns. A task that isn't returned is finished, or
--- owned: by a live worker, which then also gets its reports, or by a dead one,
--- which reap_workers will find.
+-- Takes tasks that nobody owns, or that this worker owns without a loop: the
+-- answer to its claim was lost, or its loop ended in an error. (It never runs
+-- two loops of a task.) A task that isn't returned is finished, or owned by
+-- another worker, which then also gets its reports, or by a dead one, which
+-- reap_workers will find.
 CREATE FUNCTION tasker.claim_tasks(worker bigint, ids bigint[])
 RETURNS TABLE (task_id bigint, template_id bigint, epoch int, first boolean, priority smallint,
                context jsonb, correlation_id text, created_at timestamptz)
@@ -38,25 +40,32 @@ LANGUAGE plpgsql
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off -- plans must not depend on tables being small when first planned
 AS $$
 #variable_conflict use_column
+DECLARE
+    again bigint[]; -- claimed before, by whomever
 BEGIN
     PERFORM tasker.assert_worker(worker);
+    PERFORM FROM tasker.tasks t WHERE t.task_id = ANY (ids) ORDER BY t.task_id FOR NO KEY UPDATE;
+
+    SELECT coalesce(array_agg(t.task_id), '{}') INTO again FROM tasker.tasks t
+    WHERE t.task_id = ANY (ids) AND (t.owner IS NULL OR t.owner = worker) AND t.state = 'in_progress';
+
+    INSERT INTO tasker.events (task_id, name)
+    SELECT t.task_id, 'task.start_requested' FROM tasker.tasks t WHERE t.task_id = ANY (ids) AND t.state = 'pending' ORDER BY t.task_id;
+
     RETURN QUERY
-    WITH free AS (
-        SELECT t.task_id, t.state FROM tasker.tasks t
-        WHERE t.task_id = ANY (ids) AND t.owner IS NULL AND t.state IN ('pending', 'in_progress')
-        ORDER BY t.task_id FOR UPDATE
-    ), claimed AS (
-        UPDATE tasker.tasks t
-        SET owner = worker, epoch = t.epoch + 1, state = 'in_progress', started_at = coalesce(t.started_at, now())
-        FROM free WHERE t.task_id = free.task_id
-        RETURNING t.*, free.state = 'pending' AS first
-    ), adopted AS (
+    UPDATE tasker.tasks t
+    SET owner = worker, epoch = t.epoch + 1, state = 'in_progress', started_at = coalesce(t.started_at, now())
+    WHERE t.task_id = ANY (ids) AND (t.owner IS NULL OR t.owner = worker) AND t.state IN ('pending', 'in_progress')
+    RETURNING t.task_id, t.template_id, t.epoch, t.task_id <> ALL (again), t.priority, t.context, t.correlation_id, t.created_at;
+
+    -- Reports of these attempts ring here from now on. One whose row is locked
+    -- is being reported by a transaction that may stay open for long: it rings
+    -- where it rang before, and this worker finds it by looking (CatchUp).
+    IF cardinality(again) > 0 THEN
         UPDATE tasker.dispatches d SET awaited_by = worker
-        FROM claimed c WHERE d.task_id = c.task_id AND NOT c.first
-    ), recorded AS (
-        INSERT INTO tasker.events (task_id, name) SELECT c.task_id, 'task.start_requested' FROM claimed c WHERE c.first
-    )
-    SELECT c.task_id, c.template_id, c.epoch, c.first, c.priority, c.context, c.correlation_id, c.created_at FROM claimed c;
+        FROM (SELECT l.step_id FROM tasker.dispatches l WHERE l.task_id = ANY (again) ORDER BY l.step_id FOR UPDATE SKIP LOCKED) free
+        WHERE d.step_id = free.step_id;
+    END IF;
 END $$;
 
 -- One write of many loops: results of the last wave and claims of the next.
@@ -83,7 +92,8 @@ LANGUAGE plpgsql
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
 AS $$
 DECLARE
-    n int;
+    n      int;
+    faults text;
 BEGIN
     PERFORM tasker.assert_worker(worker);
 
@@ -92,7 +102,9 @@ BEGIN
     SELECT count(*) INTO n FROM unnest(task_ids, task_epochs) AS l(task_id, epoch)
     JOIN tasker.tasks t ON t.task_id = l.task_id AND t.owner = worker AND t.epoch = l.epoch;
     IF n <> cardinality(task_ids) THEN
-        RAISE EXCEPTION 'a loop has lost its task' USING ERRCODE = 'TK005';
+        SELECT string_agg(l.task_id::text, ',') INTO faults FROM unnest(task_ids, task_epochs) AS l(task_id, epoch)
+        WHERE NOT EXISTS (SELECT FROM tasker.tasks t WHERE t.task_id = l.task_id AND t.owner = worker AND t.epoch = l.epoch);
+        RAISE EXCEPTION 'a loop has lost its task' USING ERRCODE = 'TK005', DETAIL = faults;
     END IF;
 
     IF EXISTS (SELECT FROM unnest(task_states, task_release) AS l(state, release) WHERE l.state IS NOT NULL OR l.release) THEN
@@ -125,7 +137,11 @@ BEGIN
         WHERE s.step_id = w.step_id AND s.state = w.was AND s.attempts = w.was_attempt;
         GET DIAGNOSTICS n = ROW_COUNT;
         IF n <> cardinality(step_ids) THEN
-            RAISE EXCEPTION 'a step is not in the state that its loop saw' USING ERRCODE = 'TK005';
+            -- What was written has its new state by now; the rest has not.
+            SELECT string_agg(DISTINCT w.task_id::text, ',') INTO faults
+            FROM unnest(step_ids, step_tasks, step_states, step_attempts) AS w(step_id, task_id, state, attempt)
+            WHERE NOT EXISTS (SELECT FROM tasker.steps s WHERE s.step_id = w.step_id AND s.state = w.state AND s.attempts = w.attempt);
+            RAISE EXCEPTION 'a step is not in the state that its loop saw' USING ERRCODE = 'TK005', DETAIL = coalesce(faults, '');
         END IF;
 
         INSERT INTO tasker.dispatches AS d (step_id, task_id, attempt, queue, awaited_by)
@@ -147,15 +163,23 @@ BEGIN
     END IF;
 
     IF cardinality(settled) > 0 THEN
+        PERFORM FROM tasker.dispatches d WHERE d.step_id = ANY (settled) ORDER BY d.step_id FOR UPDATE;
         DELETE FROM tasker.dispatches d WHERE d.step_id = ANY (settled);
     END IF;
 
     IF cardinality(parked) > 0 THEN
+        -- A locked row is being reported. Waiting for it could take as long as
+        -- the reporter's transaction; to its loop it is a report that came.
         UPDATE tasker.dispatches d SET awaited_by = NULL
-        WHERE d.step_id = ANY (parked) AND d.awaited_by = worker AND d.failure IS NULL;
+        FROM (SELECT l.step_id FROM tasker.dispatches l WHERE l.step_id = ANY (parked) AND l.failure IS NULL
+              ORDER BY l.step_id FOR UPDATE SKIP LOCKED) free
+        WHERE d.step_id = free.step_id AND d.failure IS NULL;
         GET DIAGNOSTICS n = ROW_COUNT;
         IF n <> cardinality(parked) THEN
-            RAISE EXCEPTION 'a report came while its loop parked' USING ERRCODE = 'TK005';
+            SELECT string_agg(DISTINCT s.task_id::text, ',') INTO faults
+            FROM tasker.steps s LEFT JOIN tasker.dispatches d USING (step_id)
+            WHERE s.step_id = ANY (parked) AND (d.step_id IS NULL OR d.awaited_by IS NOT NULL OR d.failure IS NOT NULL);
+            RAISE EXCEPTION 'a report came while its loop parked' USING ERRCODE = 'TK005', DETAIL = coalesce(faults, '');
         END IF;
     END IF;
 
@@ -167,7 +191,7 @@ BEGIN
         FROM unnest(task_ids, task_states, task_errors) AS l(task_id, state, error) WHERE l.state IS NOT NULL;
         INSERT INTO tasker.events (task_id, name, data)
         SELECT l.task_id, 'workflow.task_reenqueue_delayed', jsonb_build_object('delay_seconds', l.rerun)
-        FROM unnest(task_ids, task_rerun) AS l(task_id, rerun) WHERE l.rerun IS NOT NULL;
+        FROM unnest(task_ids, task_rerun) AS l(task_id, rerun) WHERE l.rerun >= 1; -- shorter ones are hand-overs between workers
         PERFORM tasker.schedule_runs(array_agg(l.task_id), array_agg(l.rerun))
         FROM unnest(task_ids, task_rerun) AS l(task_id, rerun) WHERE l.rerun IS NOT NULL
         HAVING count(*) > 0;
@@ -176,13 +200,14 @@ END $$;
 
 -- Declares workers dead that have not been seen for the length of the lease,
 -- and sets free what they held: their tasks, and the River jobs that they left
--- running (River itself would wait for an hour). Returns how many tasks.
--- A restart of the server is not held against the workers: their lease starts anew.
-CREATE FUNCTION tasker.reap_workers(lease interval) RETURNS int
+-- running (River itself would wait for an hour). Returns how many tasks. One
+-- dead worker per call, so that each is a transaction of its own.
+-- A restart of the server is not held against the workers: their lease starts
+-- anew. Who was itself silent must not judge: it may be the one that was cut off.
+CREATE FUNCTION tasker.reap_worker(lease interval) RETURNS int
 LANGUAGE plpgsql AS $$
 DECLARE
-    w     record;
-    total int := 0;
+    w record;
 BEGIN
     FOR w IN
         SELECT d.worker_id, d.client_id FROM tasker.workers d
@@ -194,13 +219,27 @@ BEGIN
         UPDATE tasker.workers d SET state = 'dead'
         WHERE d.worker_id = w.worker_id AND d.state = 'alive' AND d.last_seen_at < clock_timestamp() - lease;
         CONTINUE WHEN NOT FOUND;
-        total := total + tasker.release_worker(w.worker_id, w.client_id);
+        RETURN tasker.release_worker(w.worker_id, w.client_id);
     END LOOP;
-    RETURN total;
+    RETURN 0;
 END $$;
 
--- Sets free what a worker held that is dead or has stopped. The caller has
--- changed its state in this transaction.
+-- Signs a worker off. The exclusive lock waits for its writes that are still in
+-- flight; a write that comes later is refused.
+CREATE FUNCTION tasker.stop_worker(worker bigint) RETURNS int
+LANGUAGE plpgsql AS $$
+DECLARE
+    client text;
+BEGIN
+    PERFORM pg_advisory_xact_lock(tasker.fence_class(), worker::int);
+    UPDATE tasker.workers d SET state = 'stopped' WHERE d.worker_id = worker AND d.state = 'alive' RETURNING d.client_id INTO client;
+    RETURN CASE WHEN FOUND THEN tasker.release_worker(worker, client) ELSE 0 END;
+END $$;
+
+-- Sets free what a worker held that is dead or has stopped. The caller holds
+-- the exclusive lock and has changed the worker's state in this transaction.
+-- Waits for nobody's transaction: a dispatch that is locked is being reported,
+-- and whoever owns the task next finds that report by looking.
 CREATE FUNCTION tasker.release_worker(worker bigint, client text) RETURNS int
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -208,15 +247,30 @@ DECLARE
     rescued bigint[];
 BEGIN
     WITH held AS (
-        SELECT t.task_id FROM tasker.tasks t WHERE t.owner = worker ORDER BY t.task_id FOR UPDATE
+        SELECT t.task_id FROM tasker.tasks t WHERE t.owner = worker ORDER BY t.task_id FOR NO KEY UPDATE
     ), released AS (
         UPDATE tasker.tasks t SET owner = NULL, epoch = t.epoch + 1
         FROM held WHERE t.task_id = held.task_id RETURNING t.task_id
     )
     SELECT coalesce(array_agg(r.task_id), '{}') INTO freed FROM released r;
 
-    UPDATE tasker.dispatches d SET awaited_by = NULL WHERE d.awaited_by = worker;
+    UPDATE tasker.dispatches d SET awaited_by = NULL
+    FROM (SELECT l.step_id FROM tasker.dispatches l WHERE l.awaited_by = worker ORDER BY l.step_id FOR UPDATE SKIP LOCKED) free
+    WHERE d.step_id = free.step_id;
 
+    rescued := tasker.rescue_jobs(client);
+    PERFORM tasker.schedule_runs(array_agg(f.task_id), array_agg(0::double precision))
+    FROM unnest(freed) AS f(task_id) WHERE f.task_id <> ALL (rescued)
+    HAVING count(*) > 0;
+    RETURN cardinality(freed);
+END $$;
+
+-- Makes River jobs available again that a client left running. Returns their tasks.
+CREATE FUNCTION tasker.rescue_jobs(client text) RETURNS bigint[]
+LANGUAGE plpgsql AS $$
+DECLARE
+    rescued bigint[];
+BEGIN
     WITH again AS (
         UPDATE tasker.river_job j
         SET state = 'available', scheduled_at = now(),
@@ -225,12 +279,57 @@ BEGIN
         RETURNING (j.args ->> 'task_id')::bigint AS task_id
     )
     SELECT coalesce(array_agg(a.task_id), '{}') INTO rescued FROM again a;
-
-    PERFORM tasker.schedule_runs(array_agg(f.task_id), array_agg(0::double precision))
-    FROM unnest(freed) AS f(task_id) WHERE f.task_id <> ALL (rescued)
-    HAVING count(*) > 0;
     IF cardinality(rescued) > 0 THEN
         PERFORM tasker.notify_river();
     END IF;
-    RETURN cardinality(freed);
+    RETURN rescued;
+END $$;
+
+-- The last net, cast every now and then by one worker at a time. Nothing should
+-- ever be in it; what is in it, whatever the reason (a job deleted by hand, a
+-- truncated table, a bug), goes on. Returns how many tasks it found.
+CREATE FUNCTION tasker.sweep() RETURNS int
+LANGUAGE plpgsql AS $$
+DECLARE
+    found_tasks bigint[];
+    w record;
+    n int := 0;
+BEGIN
+    IF NOT pg_try_advisory_xact_lock(tasker.fence_class(), 0) THEN
+        RETURN 0;
+    END IF;
+    -- Jobs that run in clients which are gone.
+    FOR w IN
+        SELECT DISTINCT j.attempted_by[cardinality(j.attempted_by)] AS client FROM tasker.river_job j
+        WHERE j.state = 'running' AND j.kind = 'task_execution'
+          AND NOT EXISTS (SELECT FROM tasker.workers d WHERE d.client_id = j.attempted_by[cardinality(j.attempted_by)] AND d.state = 'alive')
+    LOOP
+        n := n + cardinality(tasker.rescue_jobs(w.client));
+    END LOOP;
+    -- Tasks of workers that are gone.
+    FOR w IN
+        SELECT DISTINCT t.owner FROM tasker.tasks t
+        WHERE t.owner IS NOT NULL AND NOT EXISTS (SELECT FROM tasker.workers d WHERE d.worker_id = t.owner AND d.state = 'alive')
+    LOOP
+        n := n + tasker.release_worker(w.owner, '');
+    END LOOP;
+    -- Open tasks that nobody owns and nothing would bring back.
+    SELECT array_agg(t.task_id) INTO found_tasks
+    FROM (SELECT o.task_id FROM tasker.tasks o
+          WHERE o.state IN ('pending', 'in_progress') AND o.owner IS NULL
+            AND NOT EXISTS (SELECT FROM tasker.dispatches d WHERE d.task_id = o.task_id AND d.failure IS NULL)
+          EXCEPT
+          SELECT (j.args ->> 'task_id')::bigint FROM tasker.river_job j
+          WHERE j.kind = 'task_execution' AND j.state IN ('available', 'running', 'scheduled', 'retryable', 'pending')
+          LIMIT 10000) t;
+    IF found_tasks IS NOT NULL THEN
+        PERFORM tasker.schedule_runs(found_tasks, array_fill(0::double precision, ARRAY[cardinality(found_tasks)]));
+        n := n + cardinality(found_tasks);
+    END IF;
+    -- What nobody will ask about any more.
+    DELETE FROM tasker.workers d WHERE d.state <> 'alive' AND d.last_seen_at < now() - interval '7 days'
+        AND NOT EXISTS (SELECT FROM tasker.tasks t WHERE t.owner = d.worker_id);
+    DELETE FROM tasker.processes p WHERE p.last_seen_at < now() - interval '7 days'
+        AND NOT EXISTS (SELECT FROM tasker.dispatches d WHERE d.process_id = p.process_id);
+    RETURN n;
 END $$;

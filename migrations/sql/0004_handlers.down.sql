@@ -1,2 +1,2 @@
-DROP FUNCTION tasker.reap_processes(interval), tasker.process_stopped(bigint), tasker.process_beat(bigint),
+DROP FUNCTION tasker.reap_attempts(interval), tasker.process_stopped(bigint), tasker.process_beat(bigint),
     tasker.register_process(text, jsonb), tasker.report_results(jsonb), tasker.start_attempt(bigint, int, bigint);

@@ -12,9 +12,12 @@ DECLARE
     deps   jsonb;
     d_list jsonb;
 BEGIN
+    -- Locked first, looked at afterwards: a report that gives the attempt up
+    -- holds the same lock.
+    PERFORM FROM tasker.steps u WHERE u.step_id = $1 FOR NO KEY UPDATE;
     UPDATE tasker.steps u SET state = 'in_progress', started_at = clock_timestamp()
     WHERE u.step_id = $1 AND u.attempts = $2 AND u.state = 'enqueued'
-      AND NOT EXISTS (SELECT FROM tasker.dispatches d WHERE d.step_id = $1 AND d.failure IS NOT NULL) -- given up before it began
+      AND NOT EXISTS (SELECT FROM tasker.dispatches d WHERE d.step_id = $1 AND d.failure IS NOT NULL)
     RETURNING u.* INTO s;
     IF NOT FOUND THEN
         SELECT u.* INTO s FROM tasker.steps u WHERE u.step_id = $1;
@@ -25,11 +28,14 @@ BEGIN
             ELSE format('attempt %s of step %s (%s) is %s', $2, $1, s.name, s.state) END);
     END IF;
 
-    UPDATE tasker.dispatches d SET process_id = $3, started_at = s.started_at WHERE d.step_id = $1;
-    INSERT INTO tasker.events (task_id, step_id, attempt, name) VALUES (s.task_id, $1, $2, 'step.handle');
-
     SELECT u.* INTO t FROM tasker.tasks u WHERE u.task_id = s.task_id;
     SELECT u.* INTO spec FROM tasker.template_steps u WHERE u.template_id = t.template_id AND u.position = s.position;
+    -- An attempt that no process answers for has an hour, if nothing else is said.
+    UPDATE tasker.dispatches d
+    SET process_id = $3, started_at = s.started_at,
+        deadline = s.started_at + make_interval(secs => coalesce(spec.timeout_seconds, CASE WHEN $3 IS NULL THEN 3600 END))
+    WHERE d.step_id = $1;
+    INSERT INTO tasker.events (task_id, step_id, attempt, name) VALUES (s.task_id, $1, $2, 'step.handle');
     SELECT coalesce(jsonb_object_agg(u.name, u.result), '{}'), coalesce(jsonb_agg(u.name ORDER BY u.position), '[]')
     INTO deps, d_list
     FROM tasker.steps u WHERE u.task_id = s.task_id AND u.position = ANY (spec.depends_on);
@@ -75,6 +81,11 @@ BEGIN
         RAISE EXCEPTION 'the result of step % has % bytes, at most 4 MiB are kept', bad ->> 'step_id', pg_column_size(bad -> 'result')
         USING ERRCODE = 'TK007', HINT = 'store the data and report a reference';
     END IF;
+    SELECT e INTO bad FROM jsonb_array_elements(reports) e WHERE pg_column_size(e -> 'failure') > 1048576 LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION 'the failure of step % has % bytes, at most 1 MiB are kept', bad ->> 'step_id', pg_column_size(bad -> 'failure')
+        USING ERRCODE = 'TK007', HINT = 'shorten the message, the backtrace or the context';
+    END IF;
 
     -- Serialises reports of one step with each other and with the loop's
     -- writes, in the order of ids.
@@ -82,12 +93,16 @@ BEGIN
     WHERE s.step_id = ANY (ARRAY(SELECT (e ->> 'step_id')::bigint FROM jsonb_array_elements(reports) e))
     ORDER BY s.step_id FOR NO KEY UPDATE;
 
+    PERFORM FROM tasker.dispatches d
+    WHERE d.step_id = ANY (ARRAY(SELECT (e ->> 'step_id')::bigint FROM jsonb_array_elements(reports) e))
+    ORDER BY d.step_id FOR UPDATE;
+
     -- A new snapshot from here on: what the locks waited for is visible.
     RETURN QUERY
     WITH r AS (
         SELECT (e ->> 'step_id')::bigint AS step_id, (e ->> 'attempt')::int AS attempt, e ->> 'outcome' AS outcome,
                coalesce(e -> 'result', 'null') AS result, e -> 'failure' AS failure, ord,
-               row_number() OVER (PARTITION BY e ->> 'step_id', e ->> 'attempt' ORDER BY ord) AS nth
+               row_number() OVER (PARTITION BY (e ->> 'step_id')::bigint, (e ->> 'attempt')::int ORDER BY ord) AS nth
         FROM jsonb_array_elements(reports) WITH ORDINALITY AS x(e, ord)
     ), judged AS MATERIALIZED (
         SELECT r.*, s.task_id, CASE
@@ -156,21 +171,36 @@ LANGUAGE sql AS $$
 $$;
 
 -- Reports as lost the attempts that run in processes which have stopped, or
--- have not been seen for the given time. Returns how many.
-CREATE FUNCTION tasker.reap_processes(silence interval) RETURNS int
+-- have not been seen for the given time, and as failed those whose time is up.
+-- Returns how many. A step whose row is locked is being reported: not ours.
+CREATE FUNCTION tasker.reap_attempts(silence interval) RETURNS int
 LANGUAGE plpgsql AS $$
 DECLARE
-    lost jsonb;
-    n    int;
+    overdue bigint[];
+    reports jsonb;
+    n       int;
 BEGIN
-    SELECT jsonb_agg(jsonb_build_object('step_id', d.step_id, 'attempt', d.attempt, 'outcome', 'lost')) INTO lost
+    SELECT array_agg(d.step_id) INTO overdue
     FROM tasker.dispatches d LEFT JOIN tasker.processes p USING (process_id)
-    WHERE d.process_id IS NOT NULL AND d.failure IS NULL
-      AND (p.process_id IS NULL OR p.stopped_at IS NOT NULL
-           OR greatest(p.last_seen_at, pg_postmaster_start_time()) < clock_timestamp() - silence);
-    IF lost IS NULL THEN
+    WHERE d.failure IS NULL AND d.started_at IS NOT NULL
+      AND (d.deadline < clock_timestamp()
+           OR d.process_id IS NOT NULL
+              AND (p.process_id IS NULL OR p.stopped_at IS NOT NULL
+                   OR greatest(p.last_seen_at, pg_postmaster_start_time()) < clock_timestamp() - silence));
+    IF overdue IS NULL THEN
         RETURN 0;
     END IF;
-    SELECT count(*) FILTER (WHERE r.accepted) INTO n FROM tasker.report_results(lost) r;
+    SELECT array_agg(l.step_id) INTO overdue
+    FROM (SELECT s.step_id FROM tasker.steps s WHERE s.step_id = ANY (overdue) ORDER BY s.step_id FOR NO KEY UPDATE SKIP LOCKED) l;
+    SELECT jsonb_agg(jsonb_build_object('step_id', d.step_id, 'attempt', d.attempt)
+               || CASE WHEN d.deadline < clock_timestamp() THEN jsonb_build_object('outcome', 'failure', 'failure', jsonb_build_object(
+                          'class', 'attempt_timeout', 'code', 'attempt_timeout', 'attempt', d.attempt,
+                          'message', format('no result within %s', date_trunc('milliseconds', d.deadline - d.started_at))))
+                  ELSE '{"outcome": "lost"}' END) INTO reports
+    FROM tasker.dispatches d WHERE d.step_id = ANY (overdue) AND d.failure IS NULL;
+    IF reports IS NULL THEN
+        RETURN 0;
+    END IF;
+    SELECT count(*) FILTER (WHERE r.accepted) INTO n FROM tasker.report_results(reports) r;
     RETURN n;
 END $$;
