@@ -6,7 +6,7 @@
 // nor the clock of this program is in the figures. fsync and synchronous_commit
 // are on. Run it from the root of the repository, on a quiet machine:
 //
-//	make build && go run ./bench/latency
+//	go run ./bench/latency
 package main
 
 import (
@@ -76,8 +76,12 @@ func measure(ctx context.Context, n int, pause time.Duration) (err error) {
 	if err != nil {
 		return err
 	}
+	tasker := filepath.Join(dir, "tasker")
+	if out, err := exec.CommandContext(ctx, "go", "build", "-o", tasker, "./cmd/tasker").CombinedOutput(); err != nil {
+		return fmt.Errorf("build tasker: %w\n%s", err, out)
+	}
 	for _, command := range [][]string{
-		{"bin/tasker", "worker", "--log-level", "warn"},
+		{tasker, "worker", "--log-level", "warn"},
 		{"sidekiq", "-r", "./bench/latency/boot.rb", "-q", "default", "-c", "5"},
 	} {
 		cmd := exec.CommandContext(ctx, command[0], command[1:]...)
