@@ -27,6 +27,7 @@ type Template struct {
 	TaskHandlerClass string          `json:"task_handler_class,omitempty"` // a Ruby class, for the gem; the engine ignores it
 	Schema           json.RawMessage `json:"schema,omitempty"`             // JSON Schema of the context
 	MaxParallelSteps int             `json:"max_parallel_steps"`
+	OnFailure        OnFailure       `json:"on_failure,omitempty"` // empty: continue
 	Steps            []StepTemplate  `json:"step_templates"`
 }
 
@@ -46,7 +47,19 @@ type StepTemplate struct {
 	Timeout       Seconds         `json:"timeout_seconds,omitempty"` // start to close; 0: none
 	Queue         string          `json:"queue,omitempty"`           // Sidekiq queue; empty: "default"
 	HandlerConfig json.RawMessage `json:"handler_config,omitempty"`
+	Skippable     bool            `json:"skippable,omitempty"`     // failed for good, it is skipped: the task goes on without its result
+	ResultSchema  json.RawMessage `json:"result_schema,omitempty"` // JSON Schema of the result; one that doesn't fit fails the attempt for good
 }
+
+// OnFailure says what a task does with its other branches once a step has
+// failed for good.
+type OnFailure string
+
+// Independent branches go on, which is the default, or nothing new starts.
+const (
+	Continue OnFailure = "continue"
+	FailFast OnFailure = "fail_fast"
+)
 
 // AttemptLimit is the number of attempts that a step may use up.
 func (s *StepTemplate) AttemptLimit() int {
