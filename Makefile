@@ -17,7 +17,7 @@ endif
 
 .PHONY: help
 help: ## show this list
-	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z/-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: setup
 setup: ## install what is missing: Postgres, Redis, Ruby and its libraries (Debian packages)
@@ -35,6 +35,11 @@ demo: setup build ## run the example application: orders through Rails, tasker a
 test: setup ## run all tests, Go and Ruby, on one pair of servers
 	@go build -o bin/testservers ./testenv/servers
 	@PACKAGES='$(PACKAGES)' FLAGS='$(FLAGS)' bin/testservers -- scripts/test
+
+.PHONY: test/long
+test/long: setup ## run the property tests for minutes instead of seconds
+	go test -timeout 60m -count 1 ./dag ./finalizer ./orchestrator -run 'Progress|ATaskRuns|AnyDAG|NeverHangs|TheEnd|ATaskEnds' -rapid.checks=10000
+	go test -timeout 60m -count 1 ./store -run TheView -rapid.checks=5000
 
 .PHONY: lint
 lint: setup bin/golangci-lint ## check the code: gofmt, vet, golangci-lint with the import rules, rubocop

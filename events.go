@@ -12,6 +12,11 @@ const (
 	EventTaskFailed      EventName = "task.failed"
 	EventTaskCancelled   EventName = "task.cancelled"
 	EventTaskResolved    EventName = "task.resolved_manually"
+	EventTaskRetried     EventName = "task.retry_requested" // error → in_progress, by an operator
+	EventTaskPaused      EventName = "task.paused"
+	EventTaskResumed     EventName = "task.resumed"
+	EventTaskRunNow      EventName = "task.run_now"
+	EventTaskPriority    EventName = "task.priority_changed"
 
 	EventStepEnqueued  EventName = "step.execution_requested" // → enqueued
 	EventStepStarted   EventName = "step.handle"              // → in_progress
@@ -22,6 +27,7 @@ const (
 	EventStepSkipped   EventName = "step.skipped"
 	EventStepResolved  EventName = "step.resolved_manually"
 	EventStepReset     EventName = "step.initialize_requested" // → pending, by an operator
+	EventStepRunNow    EventName = "step.run_now"
 
 	EventTaskReenqueued EventName = "workflow.task_reenqueue_delayed" // a River job was scheduled for later
 	EventReportRefused  EventName = "step.report_refused"             // a result came for an attempt that is not current

@@ -133,6 +133,7 @@ const (
 	CodeHandlerPanicked       = "handler_panicked"
 	CodeResultNotSerializable = "result_not_serializable"
 	CodeResultTooLarge        = "result_too_large"
+	CodeResultSchema          = "result_schema" // it does not fit the step's result_schema
 )
 
 // Limits on what is stored. They keep one task from harming the others; both

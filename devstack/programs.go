@@ -53,7 +53,7 @@ func findPostgres(patterns []string) (string, error) {
 		}
 	}
 	return "", fmt.Errorf("the Postgres server is %w (looked for initdb and postgres in PATH, %s and pg_config's folder): "+
-		"apt-get install postgresql, or brew install postgresql, or set TASKER_DATABASE_URL to a running server",
+		"apt-get install postgresql, or brew install postgresql; or run tasker worker with a server of yours (TASKER_DATABASE_URL)",
 		ErrNotInstalled, strings.Join(patterns, ", "))
 }
 
@@ -82,5 +82,5 @@ func FindRedis() (string, error) {
 		}
 	}
 	return "", fmt.Errorf("the Redis server is %w (looked for redis-server and valkey-server in PATH): "+
-		"apt-get install redis-server, or brew install redis, or set TASKER_REDIS_URL to a running server", ErrNotInstalled)
+		"apt-get install redis-server, or brew install redis; or run tasker worker with a server of yours (TASKER_REDIS_URL)", ErrNotInstalled)
 }

@@ -41,6 +41,65 @@ BEGIN
 END $$;
 
 --
+-- Name: cancel_task(bigint, text, text); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.cancel_task(task bigint, who text DEFAULT NULL::text, why text DEFAULT NULL::text) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    t tasker.tasks := tasker.lock_task(task);
+BEGIN
+    IF NOT tasker.task_may_become(t.state, 'cancelled') THEN
+        RAISE EXCEPTION 'task % is %: it cannot be cancelled any more', task, t.state USING ERRCODE = 'TK008';
+    END IF;
+    PERFORM FROM tasker.steps s WHERE s.task_id = task ORDER BY s.step_id FOR UPDATE;
+    WITH cancelled AS (
+        UPDATE tasker.steps s SET state = 'cancelled', finished_at = clock_timestamp(), retry_at = NULL
+        WHERE s.task_id = task AND s.state IN ('pending', 'enqueued', 'in_progress', 'waiting_for_retry')
+        RETURNING s.step_id, s.attempts
+    )
+    INSERT INTO tasker.events (task_id, step_id, attempt, name)
+    SELECT task, c.step_id, c.attempts, 'step.cancelled' FROM cancelled c ORDER BY c.step_id;
+    DELETE FROM tasker.dispatches d WHERE d.task_id = task;
+    UPDATE tasker.tasks u SET state = 'cancelled', owner = NULL, epoch = u.epoch + 1, finished_at = clock_timestamp(), paused_at = NULL
+    WHERE u.task_id = task;
+    PERFORM tasker.record_verb(task, NULL, 'task.cancelled', who, why);
+    IF t.owner IS NOT NULL THEN
+        PERFORM pg_notify('tasker.worker_' || t.owner, 't' || task);
+    END IF;
+END $$;
+
+--
+-- Name: check_contexts(); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.check_contexts() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    PERFORM tasker.refuse_context(n.namespace, n.name, n.version, tasker.schema_problem(t.context_schema, n.context))
+    FROM new_tasks n JOIN tasker.task_templates t USING (template_id)
+    WHERE t.context_schema IS NOT NULL AND tasker.schema_problem(t.context_schema, n.context) IS NOT NULL;
+    RETURN NULL;
+END $$;
+
+--
+-- Name: check_new_context(); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.check_new_context() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    PERFORM tasker.refuse_context(NEW.namespace, NEW.name, NEW.version, tasker.schema_problem(t.context_schema, NEW.context))
+    FROM tasker.task_templates t
+    WHERE t.template_id = NEW.template_id AND t.context_schema IS NOT NULL
+      AND tasker.schema_problem(t.context_schema, NEW.context) IS NOT NULL;
+    RETURN NULL;
+END $$;
+
+--
 -- Name: claim_tasks(bigint, bigint[]); Type: FUNCTION; Schema: tasker; Owner: -
 --
 
@@ -61,12 +120,12 @@ BEGIN
     WHERE t.task_id = ANY (ids) AND (t.owner IS NULL OR t.owner = worker) AND t.state = 'in_progress';
 
     INSERT INTO tasker.events (task_id, name)
-    SELECT t.task_id, 'task.start_requested' FROM tasker.tasks t WHERE t.task_id = ANY (ids) AND t.state = 'pending' ORDER BY t.task_id;
+    SELECT t.task_id, 'task.start_requested' FROM tasker.tasks t WHERE t.task_id = ANY (ids) AND t.state = 'pending' AND t.paused_at IS NULL ORDER BY t.task_id;
 
     RETURN QUERY
     UPDATE tasker.tasks t
     SET owner = worker, epoch = t.epoch + 1, state = 'in_progress', started_at = coalesce(t.started_at, now())
-    WHERE t.task_id = ANY (ids) AND (t.owner IS NULL OR t.owner = worker) AND t.state IN ('pending', 'in_progress')
+    WHERE t.task_id = ANY (ids) AND (t.owner IS NULL OR t.owner = worker) AND t.state IN ('pending', 'in_progress') AND t.paused_at IS NULL
     RETURNING t.task_id, t.template_id, t.epoch, t.task_id <> ALL (again), t.priority, t.context, t.correlation_id, t.created_at;
 
     -- Reports of these attempts ring here from now on. One whose row is locked
@@ -80,10 +139,10 @@ BEGIN
 END $$;
 
 --
--- Name: enqueue_task(text, text, jsonb, text, smallint, timestamp with time zone, text, text, text, text[], text, text, text); Type: FUNCTION; Schema: tasker; Owner: -
+-- Name: enqueue_task(text, text, jsonb, text, smallint, timestamp with time zone, text, text, text, text[], text, text, text, text[]); Type: FUNCTION; Schema: tasker; Owner: -
 --
 
-CREATE FUNCTION tasker.enqueue_task(namespace text, name text, context jsonb DEFAULT '{}'::jsonb, version text DEFAULT NULL::text, priority smallint DEFAULT NULL::smallint, run_at timestamp with time zone DEFAULT NULL::timestamp with time zone, idempotency_key text DEFAULT NULL::text, on_duplicate text DEFAULT 'return_existing'::text, correlation_id text DEFAULT NULL::text, tags text[] DEFAULT '{}'::text[], initiator text DEFAULT NULL::text, source_system text DEFAULT NULL::text, reason text DEFAULT NULL::text) RETURNS bigint
+CREATE FUNCTION tasker.enqueue_task(namespace text, name text, context jsonb DEFAULT '{}'::jsonb, version text DEFAULT NULL::text, priority smallint DEFAULT NULL::smallint, run_at timestamp with time zone DEFAULT NULL::timestamp with time zone, idempotency_key text DEFAULT NULL::text, on_duplicate text DEFAULT 'return_existing'::text, correlation_id text DEFAULT NULL::text, tags text[] DEFAULT '{}'::text[], initiator text DEFAULT NULL::text, source_system text DEFAULT NULL::text, reason text DEFAULT NULL::text, bypass_steps text[] DEFAULT '{}'::text[]) RETURNS bigint
     LANGUAGE plpgsql
     AS $_$
 #variable_conflict use_column
@@ -95,8 +154,8 @@ BEGIN
         USING ERRCODE = 'invalid_parameter_value';
     END IF;
     INSERT INTO tasker.tasks AS t (namespace, name, version, context, priority, run_at, idempotency_key,
-                                   correlation_id, tags, initiator, source_system, reason)
-    VALUES ($1, $2, $4, $3, coalesce($5, 2::smallint), $6, $7, $9, coalesce($10, '{}'), $11, $12, $13)
+                                   correlation_id, tags, initiator, source_system, reason, bypass_steps)
+    VALUES ($1, $2, $4, $3, coalesce($5, 2::smallint), $6, $7, $9, coalesce($10, '{}'), $11, $12, $13, coalesce($14, '{}'))
     ON CONFLICT (namespace, name, idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
     RETURNING t.task_id INTO id;
 
@@ -122,13 +181,21 @@ CREATE FUNCTION tasker.expand_tasks() RETURNS trigger
     LANGUAGE plpgsql
     AS $$
 BEGIN
-    INSERT INTO tasker.steps (task_id, position, name)
-    SELECT n.task_id, s.position, s.name
+    INSERT INTO tasker.steps (task_id, position, name, state, finished_at)
+    SELECT n.task_id, s.position, s.name,
+           CASE WHEN s.name = ANY (n.bypass_steps) THEN 'skipped' ELSE 'pending' END,
+           CASE WHEN s.name = ANY (n.bypass_steps) THEN now() END
     FROM new_tasks n JOIN tasker.template_steps s USING (template_id)
     ORDER BY n.task_id, s.position;
 
     INSERT INTO tasker.events (task_id, name)
     SELECT task_id, 'task.initialize_requested' FROM new_tasks ORDER BY task_id;
+    IF EXISTS (SELECT FROM new_tasks WHERE bypass_steps <> '{}') THEN
+        INSERT INTO tasker.events (task_id, step_id, name, data)
+        SELECT s.task_id, s.step_id, 'step.skipped', '{"reason": "bypassed at enqueue"}'
+        FROM new_tasks n JOIN tasker.steps s USING (task_id)
+        WHERE n.bypass_steps <> '{}' AND s.state = 'skipped' ORDER BY s.step_id;
+    END IF;
 
     INSERT INTO tasker.river_job (kind, args, queue, priority, max_attempts, state, scheduled_at)
     SELECT 'task_execution', jsonb_build_object('task_id', task_id), 'default', priority, 1000,
@@ -142,12 +209,119 @@ BEGIN
 END $$;
 
 --
+-- Name: failure_in_words(jsonb); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.failure_in_words(failure jsonb) RETURNS text
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$
+    SELECT left(split_part(coalesce(nullif(failure ->> 'message', ''), failure ->> 'class', 'no message'), E'\n', 1), 200)
+$$;
+
+--
 -- Name: fence_class(); Type: FUNCTION; Schema: tasker; Owner: -
 --
 
 CREATE FUNCTION tasker.fence_class() RETURNS integer
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$SELECT 1953721202$$;
+
+--
+-- Name: steps; Type: TABLE; Schema: tasker; Owner: -
+--
+
+CREATE TABLE tasker.steps (
+    step_id bigint NOT NULL,
+    task_id bigint NOT NULL,
+    "position" integer NOT NULL,
+    attempts integer DEFAULT 0 NOT NULL,
+    losses integer DEFAULT 0 NOT NULL,
+    forgiven integer DEFAULT 0 NOT NULL,
+    retry_at timestamp with time zone,
+    started_at timestamp with time zone,
+    finished_at timestamp with time zone,
+    name text NOT NULL,
+    state text DEFAULT 'pending'::text NOT NULL,
+    result jsonb,
+    error jsonb,
+    CONSTRAINT steps_state_check CHECK ((state = ANY (ARRAY['pending'::text, 'enqueued'::text, 'in_progress'::text, 'waiting_for_retry'::text, 'complete'::text, 'error'::text, 'cancelled'::text, 'skipped'::text, 'resolved_manually'::text])))
+)
+WITH (fillfactor='70', autovacuum_vacuum_scale_factor='0.02', autovacuum_vacuum_cost_delay='0');
+
+--
+-- Name: lock_step(bigint); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.lock_step(step bigint) RETURNS tasker.steps
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    s tasker.steps;
+BEGIN
+    SELECT * INTO s FROM tasker.steps u WHERE u.step_id = step;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'there is no step %', coalesce(step::text, 'NULL') USING ERRCODE = 'no_data_found';
+    END IF;
+    PERFORM tasker.lock_task(s.task_id);
+    SELECT * INTO s FROM tasker.steps u WHERE u.step_id = step FOR UPDATE;
+    RETURN s;
+END $$;
+
+--
+-- Name: tasks; Type: TABLE; Schema: tasker; Owner: -
+--
+
+CREATE TABLE tasker.tasks (
+    task_id bigint NOT NULL,
+    template_id bigint NOT NULL,
+    namespace text DEFAULT 'default'::text NOT NULL,
+    name text NOT NULL,
+    version text NOT NULL,
+    state text DEFAULT 'pending'::text NOT NULL,
+    context jsonb DEFAULT '{}'::jsonb NOT NULL,
+    priority smallint DEFAULT 2 NOT NULL,
+    run_at timestamp with time zone,
+    idempotency_key text,
+    correlation_id text,
+    tags text[] DEFAULT '{}'::text[] NOT NULL,
+    initiator text,
+    source_system text,
+    reason text,
+    bypass_steps text[] DEFAULT '{}'::text[] NOT NULL,
+    paused_at timestamp with time zone,
+    error jsonb,
+    owner bigint,
+    epoch integer DEFAULT 0 NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    started_at timestamp with time zone,
+    finished_at timestamp with time zone,
+    CONSTRAINT tasks_priority_check CHECK (((priority >= 1) AND (priority <= 4))),
+    CONSTRAINT tasks_state_check CHECK ((state = ANY (ARRAY['pending'::text, 'in_progress'::text, 'complete'::text, 'error'::text, 'cancelled'::text, 'resolved_manually'::text])))
+)
+WITH (fillfactor='80', autovacuum_vacuum_scale_factor='0.02', autovacuum_vacuum_cost_delay='0');
+
+--
+-- Name: TABLE tasks; Type: COMMENT; Schema: tasker; Owner: -
+--
+
+COMMENT ON TABLE tasker.tasks IS 'INSERT here to start a workflow';
+
+--
+-- Name: lock_task(bigint); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.lock_task(task bigint) RETURNS tasker.tasks
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    t tasker.tasks;
+BEGIN
+    SELECT * INTO t FROM tasker.tasks u WHERE u.task_id = task FOR UPDATE;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'there is no task %', coalesce(task::text, 'NULL') USING ERRCODE = 'no_data_found';
+    END IF;
+    RETURN t;
+END $$;
 
 --
 -- Name: notify_river(); Type: FUNCTION; Schema: tasker; Owner: -
@@ -160,6 +334,44 @@ CREATE FUNCTION tasker.notify_river() RETURNS void
 $$;
 
 --
+-- Name: pause_task(bigint, text, text); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.pause_task(task bigint, who text DEFAULT NULL::text, why text DEFAULT NULL::text) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    t tasker.tasks := tasker.lock_task(task);
+BEGIN
+    IF t.state NOT IN ('pending', 'in_progress') THEN
+        RAISE EXCEPTION 'task % is %: there is nothing to pause', task, t.state USING ERRCODE = 'TK008';
+    ELSIF t.paused_at IS NOT NULL THEN
+        RETURN;
+    END IF;
+    UPDATE tasker.tasks u SET paused_at = clock_timestamp() WHERE u.task_id = task;
+    PERFORM tasker.record_verb(task, NULL, 'task.paused', who, why);
+    PERFORM tasker.poke_task(task);
+END $$;
+
+--
+-- Name: poke_task(bigint); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.poke_task(task bigint) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    t tasker.tasks;
+BEGIN
+    UPDATE tasker.tasks u SET epoch = u.epoch + 1 WHERE u.task_id = task RETURNING * INTO t;
+    IF t.owner IS NOT NULL THEN
+        PERFORM pg_notify('tasker.worker_' || t.owner, 't' || task);
+    ELSIF t.state IN ('pending', 'in_progress') AND t.paused_at IS NULL AND (t.run_at IS NULL OR t.run_at <= now()) THEN
+        PERFORM tasker.schedule_runs(ARRAY[task], ARRAY[0::double precision]);
+    END IF;
+END $$;
+
+--
 -- Name: prepare_task(); Type: FUNCTION; Schema: tasker; Owner: -
 --
 
@@ -169,6 +381,7 @@ CREATE FUNCTION tasker.prepare_task() RETURNS trigger
 DECLARE
     template tasker.task_templates;
     known    text;
+    unknown  text;
 BEGIN
     IF NEW.version IS NULL THEN
         SELECT t.* INTO template FROM tasker.task_templates t
@@ -199,6 +412,19 @@ BEGIN
         RAISE EXCEPTION 'the context of a task may have 1 MiB, this one has % bytes', pg_column_size(NEW.context)
         USING ERRCODE = 'TK003', HINT = 'store the data and put a reference to it into the context';
     END IF;
+    IF NEW.priority NOT BETWEEN 1 AND 4 THEN
+        RAISE EXCEPTION 'the priority of a task is a number from 1, which goes first, to 4, not %', NEW.priority USING ERRCODE = 'TK003';
+    END IF;
+    NEW.bypass_steps := coalesce(NEW.bypass_steps, '{}');
+    IF cardinality(NEW.bypass_steps) > 0 THEN
+        SELECT b INTO unknown FROM unnest(NEW.bypass_steps) b
+        WHERE NOT EXISTS (SELECT FROM tasker.template_steps s WHERE s.template_id = template.template_id AND s.name = b) LIMIT 1;
+        IF FOUND THEN
+            SELECT string_agg(s.name, ', ' ORDER BY s.position) INTO known FROM tasker.template_steps s WHERE s.template_id = template.template_id;
+            RAISE EXCEPTION 'bypass_steps names %, which is no step of %/%@%; its steps are: %',
+                coalesce(unknown, 'NULL'), template.namespace, template.name, template.version, known USING ERRCODE = 'TK003';
+        END IF;
+    END IF;
     IF template.used_at IS NULL THEN
         -- Freezes the template. Waits for a registration that is replacing it.
         UPDATE tasker.task_templates t SET used_at = now() WHERE t.template_id = template.template_id AND t.used_at IS NULL;
@@ -209,6 +435,7 @@ BEGIN
     NEW.priority    := coalesce(NEW.priority, 2);
     NEW.error       := NULL;
     NEW.owner       := NULL;
+    NEW.paused_at   := NULL;
     NEW.epoch       := 0;
     NEW.created_at  := now();
     NEW.started_at  := NULL;
@@ -277,10 +504,10 @@ BEGIN
 END $$;
 
 --
--- Name: reap_worker(interval); Type: FUNCTION; Schema: tasker; Owner: -
+-- Name: reap_worker(); Type: FUNCTION; Schema: tasker; Owner: -
 --
 
-CREATE FUNCTION tasker.reap_worker(lease interval) RETURNS integer
+CREATE FUNCTION tasker.reap_worker() RETURNS integer
     LANGUAGE plpgsql
     AS $$
 DECLARE
@@ -288,17 +515,42 @@ DECLARE
 BEGIN
     FOR w IN
         SELECT d.worker_id, d.client_id FROM tasker.workers d
-        WHERE d.state = 'alive' AND greatest(d.last_seen_at, pg_postmaster_start_time()) < clock_timestamp() - lease
+        WHERE d.state = 'alive' AND greatest(d.last_seen_at, pg_postmaster_start_time()) < clock_timestamp() - d.lease
         ORDER BY d.worker_id
     LOOP
         -- Busy: one of its writes is in flight, or somebody else reaps it. Next time.
         CONTINUE WHEN NOT pg_try_advisory_xact_lock(tasker.fence_class(), w.worker_id::int);
         UPDATE tasker.workers d SET state = 'dead'
-        WHERE d.worker_id = w.worker_id AND d.state = 'alive' AND d.last_seen_at < clock_timestamp() - lease;
+        WHERE d.worker_id = w.worker_id AND d.state = 'alive' AND d.last_seen_at < clock_timestamp() - d.lease;
         CONTINUE WHEN NOT FOUND;
         RETURN tasker.release_worker(w.worker_id, w.client_id);
     END LOOP;
     RETURN 0;
+END $$;
+
+--
+-- Name: record_verb(bigint, bigint, text, text, text, jsonb); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.record_verb(task bigint, step bigint, event text, who text, why text, more jsonb DEFAULT '{}'::jsonb) RETURNS void
+    LANGUAGE sql
+    AS $$
+    INSERT INTO tasker.events (task_id, step_id, attempt, name, data)
+    SELECT task, step, (SELECT s.attempts FROM tasker.steps s WHERE s.step_id = step), event,
+           jsonb_strip_nulls(jsonb_build_object('by', who, 'reason', why)) || more
+$$;
+
+--
+-- Name: refuse_context(text, text, text, text); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.refuse_context(namespace text, name text, version text, problem text) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    RAISE EXCEPTION 'the context does not fit the schema of %/%@%: %', namespace, name, version, problem
+    USING ERRCODE = 'TK003',
+          HINT = format('see what it must look like: tasker template show %s/%s@%s -o json', namespace, name, version);
 END $$;
 
 --
@@ -362,12 +614,13 @@ BEGIN
     END IF;
 
     INSERT INTO tasker.template_steps
-        (template_id, position, name, handler_class, handler, queue, depends_on, attempt_limit, timeout_seconds, handler_config)
+        (template_id, position, name, handler_class, handler, queue, depends_on, attempt_limit, timeout_seconds, handler_config, result_schema)
     SELECT coalesce(inserted, known.template_id), s.position, s.name, s.handler_class, s.handler,
            coalesce(s.queue, 'default'), coalesce(s.depends_on, '{}'), s.attempt_limit, s.timeout_seconds,
-           coalesce(s.handler_config, '{}')
+           coalesce(s.handler_config, '{}'), s.result_schema
     FROM jsonb_to_recordset($8) AS s(position int, name text, handler_class text, handler text, queue text,
-                                    depends_on int[], attempt_limit int, timeout_seconds double precision, handler_config jsonb);
+                                    depends_on int[], attempt_limit int, timeout_seconds double precision, handler_config jsonb,
+                                    result_schema jsonb);
     RETURN CASE WHEN inserted IS NULL THEN 'replaced' ELSE 'registered' END;
 END $_$;
 
@@ -399,6 +652,21 @@ BEGIN
     FROM unnest(freed) AS f(task_id) WHERE f.task_id <> ALL (rescued)
     HAVING count(*) > 0;
     RETURN cardinality(freed);
+END $$;
+
+--
+-- Name: reopen_task(bigint, text, text); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.reopen_task(task bigint, who text, why text) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    UPDATE tasker.tasks u SET state = 'in_progress', finished_at = NULL, error = NULL WHERE u.task_id = task AND u.state = 'error';
+    IF FOUND THEN
+        PERFORM tasker.record_verb(task, NULL, 'task.retry_requested', who, why);
+    END IF;
+    PERFORM tasker.poke_task(task);
 END $$;
 
 --
@@ -437,6 +705,21 @@ BEGIN
     IF FOUND THEN
         RAISE EXCEPTION 'the failure of step % has % bytes, at most 1 MiB are kept', bad ->> 'step_id', pg_column_size(bad -> 'failure')
         USING ERRCODE = 'TK007', HINT = 'shorten the message, the backtrace or the context';
+    END IF;
+
+    -- A result that doesn't fit its schema is a failure that no retry mends.
+    IF EXISTS (SELECT FROM tasker.template_steps ts WHERE ts.result_schema IS NOT NULL) THEN
+        SELECT jsonb_agg(CASE WHEN misfit.problem IS NULL THEN x.e ELSE x.e - 'result' || jsonb_build_object('outcome', 'failure', 'failure',
+                   jsonb_build_object('class', 'Result', 'code', 'result_schema', 'permanent', true, 'attempt', x.e -> 'attempt',
+                                      'message', 'the result does not fit the result_schema of its step: ' || misfit.problem)) END ORDER BY x.ord)
+        INTO reports
+        FROM jsonb_array_elements(reports) WITH ORDINALITY AS x(e, ord)
+        LEFT JOIN LATERAL (
+            SELECT tasker.schema_problem(ts.result_schema, coalesce(x.e -> 'result', 'null')) AS problem
+            FROM tasker.steps s JOIN tasker.tasks t USING (task_id)
+            JOIN tasker.template_steps ts ON ts.template_id = t.template_id AND ts.position = s.position
+            WHERE s.step_id = (x.e ->> 'step_id')::bigint AND ts.result_schema IS NOT NULL AND x.e ->> 'outcome' = 'success') misfit ON true;
+        reports := coalesce(reports, '[]');
     END IF;
 
     -- Serialises reports of one step with each other and with the loop's
@@ -529,6 +812,124 @@ BEGIN
 END $$;
 
 --
+-- Name: reset_steps(bigint, bigint[], text, text); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.reset_steps(task bigint, ids bigint[], who text, why text) RETURNS integer
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    n int;
+BEGIN
+    WITH reset AS (
+        UPDATE tasker.steps s
+        SET state = 'pending', forgiven = s.attempts - s.losses, retry_at = NULL, finished_at = NULL
+        WHERE s.step_id = ANY (ids) AND s.state = 'error' RETURNING s.step_id
+    ), recorded AS (
+        INSERT INTO tasker.events (task_id, step_id, name, data)
+        SELECT task, r.step_id, 'step.initialize_requested', jsonb_strip_nulls(jsonb_build_object('by', who, 'reason', why))
+        FROM reset r ORDER BY r.step_id
+    )
+    SELECT count(*) INTO n FROM reset;
+    RETURN n;
+END $$;
+
+--
+-- Name: resolve_step(bigint, jsonb, text, text); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.resolve_step(step bigint, result jsonb DEFAULT 'null'::jsonb, who text DEFAULT NULL::text, why text DEFAULT NULL::text) RETURNS void
+    LANGUAGE sql
+    AS $$ SELECT tasker.settle_step(step, 'resolved_manually', coalesce(result, 'null'), who, why) $$;
+
+--
+-- Name: resolve_task(bigint, text, text); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.resolve_task(task bigint, who text DEFAULT NULL::text, why text DEFAULT NULL::text) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    t tasker.tasks := tasker.lock_task(task);
+BEGIN
+    IF t.state <> 'error' THEN
+        RAISE EXCEPTION 'task % is %: only a task in error can be resolved by hand', task, t.state USING ERRCODE = 'TK008';
+    END IF;
+    UPDATE tasker.tasks u SET state = 'resolved_manually', epoch = u.epoch + 1, finished_at = clock_timestamp() WHERE u.task_id = task;
+    PERFORM tasker.record_verb(task, NULL, 'task.resolved_manually', who, why);
+END $$;
+
+--
+-- Name: resume_task(bigint, text, text); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.resume_task(task bigint, who text DEFAULT NULL::text, why text DEFAULT NULL::text) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    t tasker.tasks := tasker.lock_task(task);
+BEGIN
+    IF t.paused_at IS NULL THEN
+        RAISE EXCEPTION 'task % is not paused', task USING ERRCODE = 'TK008';
+    END IF;
+    UPDATE tasker.tasks u SET paused_at = NULL WHERE u.task_id = task;
+    PERFORM tasker.record_verb(task, NULL, 'task.resumed', who, why);
+    PERFORM tasker.poke_task(task);
+END $$;
+
+--
+-- Name: retry_step(bigint, text, text); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.retry_step(step bigint, who text DEFAULT NULL::text, why text DEFAULT NULL::text) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    s tasker.steps := tasker.lock_step(step);
+    t tasker.tasks := tasker.lock_task(s.task_id);
+BEGIN
+    IF t.state IN ('complete', 'cancelled', 'resolved_manually') THEN
+        RAISE EXCEPTION 'step % (%) belongs to task %, which is %', step, s.name, s.task_id, t.state USING ERRCODE = 'TK008';
+    ELSIF s.state = 'error' THEN
+        PERFORM tasker.reset_steps(s.task_id, ARRAY[step], who, why);
+    ELSIF s.state = 'waiting_for_retry' THEN
+        UPDATE tasker.steps u SET retry_at = clock_timestamp() WHERE u.step_id = step;
+        PERFORM tasker.record_verb(s.task_id, step, 'step.run_now', who, why);
+    ELSE
+        RAISE EXCEPTION 'step % (%) is %: only one in error, or waiting for its retry, can be retried', step, s.name, s.state USING ERRCODE = 'TK008';
+    END IF;
+    PERFORM tasker.reopen_task(s.task_id, who, why);
+END $$;
+
+--
+-- Name: retry_task(bigint, text, text, jsonb); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.retry_task(task bigint, who text DEFAULT NULL::text, why text DEFAULT NULL::text, new_context jsonb DEFAULT NULL::jsonb) RETURNS integer
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    t tasker.tasks := tasker.lock_task(task);
+    n int;
+BEGIN
+    IF t.state <> 'error' THEN
+        RAISE EXCEPTION 'task % is %: only a task in error can be retried', task, t.state USING ERRCODE = 'TK008';
+    END IF;
+    IF new_context IS NOT NULL THEN
+        IF jsonb_typeof(new_context) <> 'object' THEN
+            RAISE EXCEPTION 'the context of a task must be a JSON object, not %', jsonb_typeof(new_context) USING ERRCODE = 'TK003';
+        END IF;
+        UPDATE tasker.tasks u SET context = new_context WHERE u.task_id = task;
+    END IF;
+    n := tasker.reset_steps(task, ARRAY(SELECT s.step_id FROM tasker.steps s WHERE s.task_id = task AND s.state = 'error' ORDER BY s.step_id FOR UPDATE), who, why);
+    IF n = 0 THEN
+        RAISE EXCEPTION 'task % has no step in error: it failed because steps were cancelled; resolve the task, or cancel it', task USING ERRCODE = 'TK008';
+    END IF;
+    PERFORM tasker.reopen_task(task, who, why);
+    RETURN n;
+END $$;
+
+--
 -- Name: river_job_state_in_bitmask(bit, tasker.river_job_state); Type: FUNCTION; Schema: tasker; Owner: -
 --
 
@@ -559,6 +960,25 @@ CREATE FUNCTION tasker.river_state(due timestamp with time zone) RETURNS tasker.
 $$;
 
 --
+-- Name: run_task_now(bigint, text, text); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.run_task_now(task bigint, who text DEFAULT NULL::text, why text DEFAULT NULL::text) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    t tasker.tasks := tasker.lock_task(task);
+BEGIN
+    IF t.state NOT IN ('pending', 'in_progress') THEN
+        RAISE EXCEPTION 'task % is %: there is nothing to run', task, t.state USING ERRCODE = 'TK008';
+    END IF;
+    UPDATE tasker.tasks u SET run_at = NULL WHERE u.task_id = task AND u.run_at IS NOT NULL;
+    UPDATE tasker.steps s SET retry_at = clock_timestamp() WHERE s.task_id = task AND s.state = 'waiting_for_retry';
+    PERFORM tasker.record_verb(task, NULL, 'task.run_now', who, why);
+    PERFORM tasker.poke_task(task);
+END $$;
+
+--
 -- Name: schedule_runs(bigint[], double precision[]); Type: FUNCTION; Schema: tasker; Owner: -
 --
 
@@ -577,6 +997,332 @@ BEGIN
         PERFORM tasker.notify_river();
     END IF;
 END $$;
+
+--
+-- Name: schema_path(text, text); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.schema_path(path text, key text) RETURNS text
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $_$
+    SELECT path || CASE WHEN key ~ '^[A-Za-z_][A-Za-z0-9_]*$' THEN '.' || key ELSE '[' || to_json(key) || ']' END
+$_$;
+
+--
+-- Name: schema_problem(jsonb, jsonb, text); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.schema_problem(schema jsonb, value jsonb, path text DEFAULT '$'::text) RETURNS text
+    LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+    AS $$
+BEGIN
+    IF schema IS NULL THEN
+        RETURN NULL;
+    END IF;
+    -- Nearly all values fit, and paths are only for messages: the first look
+    -- does without them. #> '{}' is the value itself, read from where large
+    -- values are kept: once, not at each look at a part of it.
+    value := coalesce(value, 'null') #> '{}';
+    schema := schema #> '{}';
+    IF tasker.schema_problem_within(schema, schema, value, '', 0) IS NULL THEN
+        RETURN NULL;
+    END IF;
+    RETURN tasker.schema_problem_within(schema, schema, value, path, 0);
+END $$;
+
+--
+-- Name: schema_problem_within(jsonb, jsonb, jsonb, text, integer); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.schema_problem_within(root jsonb, rule jsonb, given jsonb, path text, depth integer) RETURNS text
+    LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+    AS $_$
+DECLARE
+    kind      text := jsonb_typeof(given);
+    problem   text;
+    part      record;
+    part_rule jsonb;
+    name      text;
+    n         numeric;
+    words     text;
+    matched   int;
+BEGIN
+    IF jsonb_typeof(rule) = 'boolean' THEN
+        RETURN CASE WHEN rule = 'false' THEN path || ' is not allowed' END;
+    END IF;
+    IF depth >= 100 THEN
+        RETURN path || ' is nested more than 100 levels deep';
+    END IF;
+
+    -- Of any kind.
+    IF rule ? 'type' THEN
+        IF kind = 'number' THEN
+            n := (given #>> '{}')::numeric;
+        END IF;
+        IF NOT (rule -> 'type' ? kind OR kind = 'number' AND rule -> 'type' ? 'integer' AND n = trunc(n)) THEN
+            SELECT string_agg(tasker.schema_word(t #>> '{}'), ' or ' ORDER BY i) INTO words
+            FROM jsonb_array_elements(CASE jsonb_typeof(rule -> 'type') WHEN 'array' THEN rule -> 'type' ELSE jsonb_build_array(rule -> 'type') END)
+                WITH ORDINALITY AS types(t, i);
+            RETURN format('%s must be %s, not %s', path, words, tasker.schema_shown(given));
+        END IF;
+    END IF;
+    IF rule ? 'enum' AND NOT EXISTS (SELECT FROM jsonb_array_elements(rule -> 'enum') AS e(allowed) WHERE e.allowed = given) THEN
+        SELECT string_agg(tasker.schema_shown(e.allowed), ', ' ORDER BY i) INTO words
+        FROM jsonb_array_elements(rule -> 'enum') WITH ORDINALITY AS e(allowed, i) WHERE i <= 20;
+        RETURN format('%s must be one of %s%s, not %s', path, words,
+            CASE WHEN jsonb_array_length(rule -> 'enum') > 20 THEN format(' and %s more', jsonb_array_length(rule -> 'enum') - 20) END,
+            tasker.schema_shown(given));
+    END IF;
+    IF rule ? 'const' AND given <> rule -> 'const' THEN
+        RETURN format('%s must be %s, not %s', path, tasker.schema_shown(rule -> 'const'), tasker.schema_shown(given));
+    END IF;
+
+    CASE kind
+    WHEN 'number' THEN
+        IF rule ?| '{minimum,maximum,exclusiveMinimum,exclusiveMaximum,multipleOf}' THEN
+            n := (given #>> '{}')::numeric;
+            IF n < (rule ->> 'minimum')::numeric THEN
+                RETURN format('%s must be at least %s, not %s', path, rule ->> 'minimum', tasker.schema_shown(given));
+            ELSIF n > (rule ->> 'maximum')::numeric THEN
+                RETURN format('%s must be at most %s, not %s', path, rule ->> 'maximum', tasker.schema_shown(given));
+            ELSIF n <= (rule ->> 'exclusiveMinimum')::numeric THEN
+                RETURN format('%s must be more than %s, not %s', path, rule ->> 'exclusiveMinimum', tasker.schema_shown(given));
+            ELSIF n >= (rule ->> 'exclusiveMaximum')::numeric THEN
+                RETURN format('%s must be less than %s, not %s', path, rule ->> 'exclusiveMaximum', tasker.schema_shown(given));
+            ELSIF n % (rule ->> 'multipleOf')::numeric <> 0 THEN
+                RETURN format('%s must be a multiple of %s, not %s', path, rule ->> 'multipleOf', tasker.schema_shown(given));
+            END IF;
+        END IF;
+    WHEN 'string' THEN
+        IF rule ?| '{minLength,maxLength}' THEN
+            n := char_length(given #>> '{}');
+            IF n < (rule ->> 'minLength')::numeric THEN
+                RETURN format('%s must have at least %s characters, not %s', path, rule ->> 'minLength', n);
+            ELSIF n > (rule ->> 'maxLength')::numeric THEN
+                RETURN format('%s must have at most %s characters, not %s', path, rule ->> 'maxLength', n);
+            END IF;
+        END IF;
+        IF (given #>> '{}') !~ (rule ->> 'pattern') THEN
+            RETURN format('%s must match the pattern %s, and %s does not', path, rule ->> 'pattern', tasker.schema_shown(given));
+        END IF;
+    WHEN 'array' THEN
+        IF rule ?| '{minItems,maxItems}' THEN
+            n := jsonb_array_length(given);
+            IF n < (rule ->> 'minItems')::numeric THEN
+                RETURN format('%s must have at least %s items, not %s', path, rule ->> 'minItems', n);
+            ELSIF n > (rule ->> 'maxItems')::numeric THEN
+                RETURN format('%s must have at most %s items, not %s', path, rule ->> 'maxItems', n);
+            END IF;
+        END IF;
+        IF rule -> 'uniqueItems' = 'true' THEN
+            SELECT i.item, min(i.at) - 1 AS first, max(i.at) - 1 AS again INTO part
+            FROM jsonb_array_elements(given) WITH ORDINALITY AS i(item, at)
+            GROUP BY i.item HAVING count(*) > 1 ORDER BY min(i.at) LIMIT 1;
+            IF FOUND THEN
+                RETURN format('%s must not hold an item twice: [%s] and [%s] are %s', path, part.first, part.again, tasker.schema_shown(part.item));
+            END IF;
+        END IF;
+        IF rule ? 'items' THEN
+            FOR at IN 0 .. jsonb_array_length(given) - 1 LOOP
+                problem := tasker.schema_problem_within(root, rule -> 'items', given -> at,
+                    CASE path WHEN '' THEN '' ELSE path || '[' || at || ']' END, depth + 1);
+                IF problem IS NOT NULL THEN
+                    RETURN problem;
+                END IF;
+            END LOOP;
+        END IF;
+    WHEN 'object' THEN
+        IF rule ? 'required' THEN
+            SELECT r.name INTO words FROM jsonb_array_elements_text(rule -> 'required') WITH ORDINALITY AS r(name, at)
+            WHERE NOT given ? r.name ORDER BY r.at LIMIT 1;
+            IF FOUND THEN
+                RETURN tasker.schema_path(path, words) || ' is missing';
+            END IF;
+        END IF;
+        IF rule ?| '{minProperties,maxProperties}' THEN
+            SELECT count(*) INTO n FROM jsonb_object_keys(given);
+            IF n < (rule ->> 'minProperties')::numeric THEN
+                RETURN format('%s must have at least %s keys, not %s', path, rule ->> 'minProperties', n);
+            ELSIF n > (rule ->> 'maxProperties')::numeric THEN
+                RETURN format('%s must have at most %s keys, not %s', path, rule ->> 'maxProperties', n);
+            END IF;
+        END IF;
+        IF rule ? 'properties' THEN
+            FOR name, part_rule IN SELECT p.key, p.value FROM jsonb_each(rule -> 'properties') p LOOP
+                CONTINUE WHEN NOT given ? name;
+                problem := tasker.schema_problem_within(root, part_rule, given -> name,
+                    CASE path WHEN '' THEN '' ELSE tasker.schema_path(path, name) END, depth + 1);
+                IF problem IS NOT NULL THEN
+                    RETURN problem;
+                END IF;
+            END LOOP;
+        END IF;
+        IF rule ? 'patternProperties' THEN
+            FOR part IN SELECT g.key, p.value AS rule, g.value AS given
+                FROM jsonb_each(given) g JOIN jsonb_each(rule -> 'patternProperties') p ON g.key ~ p.key ORDER BY g.key COLLATE "C", p.key COLLATE "C"
+            LOOP
+                problem := tasker.schema_problem_within(root, part.rule, part.given,
+                    CASE path WHEN '' THEN '' ELSE tasker.schema_path(path, part.key) END, depth + 1);
+                IF problem IS NOT NULL THEN
+                    RETURN problem;
+                END IF;
+            END LOOP;
+        END IF;
+        IF rule ? 'additionalProperties' AND rule -> 'additionalProperties' <> 'true' THEN
+            FOR part IN SELECT g.key, g.value AS given FROM jsonb_each(given) g
+                WHERE NOT coalesce(rule -> 'properties' ? g.key, false)
+                  AND NOT EXISTS (SELECT FROM jsonb_object_keys(coalesce(rule -> 'patternProperties', '{}')) AS p(pattern) WHERE g.key ~ p.pattern)
+                ORDER BY g.key COLLATE "C"
+            LOOP
+                IF rule -> 'additionalProperties' = 'false' THEN
+                    SELECT string_agg(k.key, ', ' ORDER BY k.key COLLATE "C") INTO words
+                    FROM (SELECT key FROM jsonb_object_keys(coalesce(rule -> 'properties', '{}')) AS p(key) ORDER BY key COLLATE "C" LIMIT 50) k;
+                    RETURN tasker.schema_path(path, part.key) || ' is not allowed' || coalesce('; there may be: ' || words, '');
+                END IF;
+                problem := tasker.schema_problem_within(root, rule -> 'additionalProperties', part.given,
+                    CASE path WHEN '' THEN '' ELSE tasker.schema_path(path, part.key) END, depth + 1);
+                IF problem IS NOT NULL THEN
+                    RETURN problem;
+                END IF;
+            END LOOP;
+        END IF;
+    ELSE
+        NULL; -- true, false and null have no keywords of their own
+    END CASE;
+
+    -- Other schemas for the same value.
+    IF NOT rule ?| '{$ref,allOf,anyOf,oneOf,not}' THEN
+        RETURN NULL;
+    END IF;
+    IF rule ? '$ref' THEN
+        IF rule ->> '$ref' = '#' THEN
+            problem := tasker.schema_problem_within(root, root, given, path, depth + 1);
+        ELSE
+            problem := tasker.schema_problem_within(root, root #> string_to_array(substr(rule ->> '$ref', 3), '/'), given, path, depth + 1);
+        END IF;
+        IF problem IS NOT NULL THEN
+            RETURN problem;
+        END IF;
+    END IF;
+    IF rule ? 'allOf' THEN
+        FOR part IN SELECT a.rule FROM jsonb_array_elements(rule -> 'allOf') AS a(rule) LOOP
+            problem := tasker.schema_problem_within(root, part.rule, given, path, depth + 1);
+            IF problem IS NOT NULL THEN
+                RETURN problem;
+            END IF;
+        END LOOP;
+    END IF;
+    IF rule ? 'anyOf' THEN
+        words := NULL;
+        FOR part IN SELECT a.rule FROM jsonb_array_elements(rule -> 'anyOf') AS a(rule) LOOP
+            problem := tasker.schema_problem_within(root, part.rule, given, path, depth + 1);
+            EXIT WHEN problem IS NULL;
+            words := concat_ws('; or: ', words, problem);
+        END LOOP;
+        IF problem IS NOT NULL THEN
+            RETURN format('%s fits none of the %s schemas of anyOf: %s', path, jsonb_array_length(rule -> 'anyOf'), left(words, 500));
+        END IF;
+    END IF;
+    IF rule ? 'oneOf' THEN
+        matched := 0;
+        words := NULL;
+        FOR part IN SELECT a.rule FROM jsonb_array_elements(rule -> 'oneOf') AS a(rule) LOOP
+            problem := tasker.schema_problem_within(root, part.rule, given, path, depth + 1);
+            IF problem IS NULL THEN
+                matched := matched + 1;
+            ELSE
+                words := concat_ws('; or: ', words, problem);
+            END IF;
+        END LOOP;
+        IF matched = 0 THEN
+            RETURN format('%s fits none of the %s schemas of oneOf: %s', path, jsonb_array_length(rule -> 'oneOf'), left(words, 500));
+        ELSIF matched > 1 THEN
+            RETURN format('%s fits %s of the %s schemas of oneOf, and may fit one', path, matched, jsonb_array_length(rule -> 'oneOf'));
+        END IF;
+    END IF;
+    IF rule ? 'not' AND tasker.schema_problem_within(root, rule -> 'not', given, path, depth + 1) IS NULL THEN
+        RETURN format('%s must not fit the schema %s', path, left((rule -> 'not')::text, 200));
+    END IF;
+    RETURN NULL;
+END $_$;
+
+--
+-- Name: schema_shown(jsonb); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.schema_shown(given jsonb) RETURNS text
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$
+    SELECT CASE WHEN char_length(given::text) <= 60 AND jsonb_typeof(given) NOT IN ('array', 'object') THEN given::text
+        WHEN given IN ('[]', '{}') THEN given::text
+        WHEN jsonb_typeof(given) IN ('array', 'object') THEN tasker.schema_word(jsonb_typeof(given))
+        ELSE left(given::text, 60) || '…' END
+$$;
+
+--
+-- Name: schema_word(text); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.schema_word(type text) RETURNS text
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$
+    SELECT CASE type WHEN 'null' THEN 'null' WHEN 'boolean' THEN 'true or false' WHEN 'integer' THEN 'a whole number'
+        WHEN 'array' THEN 'an array' WHEN 'object' THEN 'an object' ELSE 'a ' || type END
+$$;
+
+--
+-- Name: set_task_priority(bigint, smallint, text, text); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.set_task_priority(task bigint, priority smallint, who text DEFAULT NULL::text, why text DEFAULT NULL::text) RETURNS void
+    LANGUAGE plpgsql
+    AS $_$
+DECLARE
+    t tasker.tasks := tasker.lock_task(task);
+BEGIN
+    IF $2 IS NULL OR $2 NOT BETWEEN 1 AND 4 THEN
+        RAISE EXCEPTION 'a priority is a number from 1, which goes first, to 4, not %', coalesce($2::text, 'NULL') USING ERRCODE = 'TK003';
+    ELSIF t.state NOT IN ('pending', 'in_progress') THEN
+        RAISE EXCEPTION 'task % is %: its priority does not matter any more', task, t.state USING ERRCODE = 'TK008';
+    END IF;
+    UPDATE tasker.tasks u SET priority = $2 WHERE u.task_id = task;
+    UPDATE tasker.river_job j SET priority = $2
+    WHERE j.kind = 'task_execution' AND j.args @> jsonb_build_object('task_id', task) AND j.state IN ('available', 'scheduled', 'retryable');
+    PERFORM tasker.record_verb(task, NULL, 'task.priority_changed', who, why, jsonb_build_object('from', t.priority, 'to', $2));
+END $_$;
+
+--
+-- Name: settle_step(bigint, text, jsonb, text, text); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.settle_step(step bigint, becomes text, outcome jsonb, who text, why text) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    s tasker.steps := tasker.lock_step(step);
+    t tasker.tasks := tasker.lock_task(s.task_id);
+BEGIN
+    IF t.state IN ('complete', 'cancelled', 'resolved_manually') THEN
+        RAISE EXCEPTION 'step % (%) belongs to task %, which is %', step, s.name, s.task_id, t.state USING ERRCODE = 'TK008';
+    ELSIF NOT tasker.step_may_become(s.state, becomes) THEN
+        RAISE EXCEPTION 'step % (%) is %: it cannot become %', step, s.name, s.state, becomes USING ERRCODE = 'TK008';
+    ELSIF pg_column_size(outcome) > 4194304 THEN
+        RAISE EXCEPTION 'a result may have 4 MiB' USING ERRCODE = 'TK003';
+    END IF;
+    UPDATE tasker.steps u SET state = becomes, result = coalesce(outcome, u.result), retry_at = NULL, finished_at = clock_timestamp()
+    WHERE u.step_id = step;
+    DELETE FROM tasker.dispatches d WHERE d.step_id = step;
+    PERFORM tasker.record_verb(s.task_id, step, 'step.' || becomes, who, why);
+    PERFORM tasker.reopen_task(s.task_id, who, why);
+END $$;
+
+--
+-- Name: skip_step(bigint, text, text); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.skip_step(step bigint, who text DEFAULT NULL::text, why text DEFAULT NULL::text) RETURNS void
+    LANGUAGE sql
+    AS $$ SELECT tasker.settle_step(step, 'skipped', NULL, who, why) $$;
 
 --
 -- Name: start_attempt(bigint, integer, bigint); Type: FUNCTION; Schema: tasker; Owner: -
@@ -629,7 +1375,7 @@ BEGIN
             'initiator', t.initiator, 'source_system', t.source_system, 'reason', t.reason,
             'created_at', to_char(t.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')),
         'step', jsonb_build_object(
-            'step_id', $1, 'name', s.name, 'attempt', $2, 'attempts_used', $2 - s.losses, 'attempt_limit', spec.attempt_limit,
+            'step_id', $1, 'name', s.name, 'attempt', $2, 'attempts_used', $2 - s.losses - s.forgiven, 'attempt_limit', spec.attempt_limit,
             'handler_class', spec.handler_class, 'config', spec.handler_config, 'timeout_seconds', spec.timeout_seconds,
             'depends_on', d_list),
         'dependencies', deps);
@@ -701,7 +1447,7 @@ BEGIN
     -- Open tasks that nobody owns and nothing would bring back.
     SELECT array_agg(t.task_id) INTO found_tasks
     FROM (SELECT o.task_id FROM tasker.tasks o
-          WHERE o.state IN ('pending', 'in_progress') AND o.owner IS NULL
+          WHERE o.state IN ('pending', 'in_progress') AND o.owner IS NULL AND o.paused_at IS NULL
             AND NOT EXISTS (SELECT FROM tasker.dispatches d WHERE d.task_id = o.task_id AND d.failure IS NULL)
           EXCEPT
           SELECT (j.args ->> 'task_id')::bigint FROM tasker.river_job j
@@ -1057,64 +1803,6 @@ CREATE TABLE tasker.schema_migrations (
 );
 
 --
--- Name: steps; Type: TABLE; Schema: tasker; Owner: -
---
-
-CREATE TABLE tasker.steps (
-    step_id bigint NOT NULL,
-    task_id bigint NOT NULL,
-    "position" integer NOT NULL,
-    attempts integer DEFAULT 0 NOT NULL,
-    losses integer DEFAULT 0 NOT NULL,
-    retry_at timestamp with time zone,
-    started_at timestamp with time zone,
-    finished_at timestamp with time zone,
-    name text NOT NULL,
-    state text DEFAULT 'pending'::text NOT NULL,
-    result jsonb,
-    error jsonb,
-    CONSTRAINT steps_state_check CHECK ((state = ANY (ARRAY['pending'::text, 'enqueued'::text, 'in_progress'::text, 'waiting_for_retry'::text, 'complete'::text, 'error'::text, 'cancelled'::text, 'skipped'::text, 'resolved_manually'::text])))
-)
-WITH (fillfactor='70', autovacuum_vacuum_scale_factor='0.02', autovacuum_vacuum_cost_delay='0');
-
---
--- Name: tasks; Type: TABLE; Schema: tasker; Owner: -
---
-
-CREATE TABLE tasker.tasks (
-    task_id bigint NOT NULL,
-    template_id bigint NOT NULL,
-    namespace text DEFAULT 'default'::text NOT NULL,
-    name text NOT NULL,
-    version text NOT NULL,
-    state text DEFAULT 'pending'::text NOT NULL,
-    context jsonb DEFAULT '{}'::jsonb NOT NULL,
-    priority smallint DEFAULT 2 NOT NULL,
-    run_at timestamp with time zone,
-    idempotency_key text,
-    correlation_id text,
-    tags text[] DEFAULT '{}'::text[] NOT NULL,
-    initiator text,
-    source_system text,
-    reason text,
-    error jsonb,
-    owner bigint,
-    epoch integer DEFAULT 0 NOT NULL,
-    created_at timestamp with time zone DEFAULT now() NOT NULL,
-    started_at timestamp with time zone,
-    finished_at timestamp with time zone,
-    CONSTRAINT tasks_priority_check CHECK (((priority >= 1) AND (priority <= 4))),
-    CONSTRAINT tasks_state_check CHECK ((state = ANY (ARRAY['pending'::text, 'in_progress'::text, 'complete'::text, 'error'::text, 'cancelled'::text, 'resolved_manually'::text])))
-)
-WITH (fillfactor='80', autovacuum_vacuum_scale_factor='0.02', autovacuum_vacuum_cost_delay='0');
-
---
--- Name: TABLE tasks; Type: COMMENT; Schema: tasker; Owner: -
---
-
-COMMENT ON TABLE tasker.tasks IS 'INSERT here to start a workflow';
-
---
 -- Name: template_steps; Type: TABLE; Schema: tasker; Owner: -
 --
 
@@ -1129,6 +1817,7 @@ CREATE TABLE tasker.template_steps (
     attempt_limit integer NOT NULL,
     timeout_seconds double precision,
     handler_config jsonb DEFAULT '{}'::jsonb NOT NULL,
+    result_schema jsonb,
     CONSTRAINT template_steps_attempt_limit_check CHECK ((attempt_limit > 0)),
     CONSTRAINT template_steps_check CHECK (((handler_class IS NULL) <> (handler IS NULL)))
 );
@@ -1153,6 +1842,235 @@ CREATE VIEW tasker.step_dependencies AS
 --
 
 COMMENT ON VIEW tasker.step_dependencies IS 'The edges of a task''s DAG';
+
+--
+-- Name: task_templates; Type: TABLE; Schema: tasker; Owner: -
+--
+
+CREATE TABLE tasker.task_templates (
+    template_id bigint NOT NULL,
+    namespace text NOT NULL,
+    name text NOT NULL,
+    version text NOT NULL,
+    version_key integer[] GENERATED ALWAYS AS ((string_to_array(version, '.'::text))::integer[]) STORED,
+    description text,
+    definition jsonb NOT NULL,
+    checksum text NOT NULL,
+    max_parallel_steps integer NOT NULL,
+    used_at timestamp with time zone,
+    registered_at timestamp with time zone DEFAULT now() NOT NULL,
+    context_schema jsonb GENERATED ALWAYS AS (NULLIF((definition -> 'schema'::text), 'null'::jsonb)) STORED,
+    CONSTRAINT task_templates_max_parallel_steps_check CHECK ((max_parallel_steps > 0)),
+    CONSTRAINT task_templates_version_check CHECK ((version ~ '^\d{1,9}\.\d{1,9}\.\d{1,9}$'::text))
+);
+
+--
+-- Name: TABLE task_templates; Type: COMMENT; Schema: tasker; Owner: -
+--
+
+COMMENT ON TABLE tasker.task_templates IS 'Registered workflow definitions; immutable once a task has used them';
+
+--
+-- Name: workers; Type: TABLE; Schema: tasker; Owner: -
+--
+
+CREATE TABLE tasker.workers (
+    worker_id bigint NOT NULL,
+    name text NOT NULL,
+    client_id text NOT NULL,
+    state text DEFAULT 'alive'::text NOT NULL,
+    lease interval DEFAULT '00:00:04'::interval NOT NULL,
+    details jsonb DEFAULT '{}'::jsonb NOT NULL,
+    started_at timestamp with time zone DEFAULT now() NOT NULL,
+    last_seen_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT workers_state_check CHECK ((state = ANY (ARRAY['alive'::text, 'stopped'::text, 'dead'::text])))
+)
+WITH (fillfactor='50');
+
+--
+-- Name: step_readiness; Type: VIEW; Schema: tasker; Owner: -
+--
+
+CREATE VIEW tasker.step_readiness AS
+ SELECT t.task_id,
+    s.step_id,
+    s."position",
+    s.name,
+    s.state,
+    (r.reason = 'ready'::text) AS ready,
+    r.reason,
+        CASE r.reason
+            WHEN 'finished'::text THEN
+            CASE s.state
+                WHEN 'complete'::text THEN format('completed with attempt %s'::text, s.attempts)
+                WHEN 'cancelled'::text THEN 'was cancelled: what depends on it can''t run'::text
+                WHEN 'skipped'::text THEN 'was skipped: what depends on it goes on without its result'::text
+                ELSE 'was resolved by an operator'::text
+            END
+            WHEN 'attempts_exhausted'::text THEN format('used up its %s, the last one failed: %s'::text,
+            CASE s.attempt_limit
+                WHEN 1 THEN 'only attempt'::text
+                ELSE (s.attempt_limit || ' attempts'::text)
+            END, tasker.failure_in_words(s.error))
+            WHEN 'failed'::text THEN format('failed for good with attempt %s: %s'::text, s.attempts, tasker.failure_in_words(s.error))
+            WHEN 'running'::text THEN format('attempt %s of %s runs%s%s'::text, s.attempts_used, s.attempt_limit, COALESCE(format(' for %s s'::text, round(EXTRACT(epoch FROM (now() - s.started_at)), 1)), ''::text),
+            CASE
+                WHEN (s.handler IS NOT NULL) THEN ( SELECT format(' in worker %s'::text, w.name) AS format
+                   FROM tasker.workers w
+                  WHERE (w.worker_id = t.owner))
+                ELSE ( SELECT format(' in process %s'::text, p.identity) AS format
+                   FROM (tasker.dispatches o
+                     JOIN tasker.processes p USING (process_id))
+                  WHERE (o.step_id = s.step_id))
+            END)
+            WHEN 'enqueued'::text THEN format('attempt %s of %s is in Sidekiq''s queue %s and has not begun'::text, s.attempts_used, s.attempt_limit, s.queue)
+            WHEN 'no_process_alive'::text THEN format('attempt %s of %s is in Sidekiq''s queue %s, and no Sidekiq process with tasker has given a sign of life for 10 s'::text, s.attempts_used, s.attempt_limit, s.queue)
+            WHEN 'task_cancelled'::text THEN 'its task was cancelled'::text
+            WHEN 'blocked'::text THEN format('can''t run as things stand: %s%s'::text, d.words,
+            CASE
+                WHEN (NOT d.failed) THEN format(', behind %s'::text, c.failed_words)
+                ELSE NULL::text
+            END)
+            WHEN 'task_finished'::text THEN format('its task has ended as %s'::text, t.state)
+            WHEN 'paused'::text THEN format('its task was paused %s s ago'::text, round(EXTRACT(epoch FROM (now() - t.paused_at)), 1))
+            WHEN 'scheduled'::text THEN format('its task starts in %s s'::text, round(EXTRACT(epoch FROM (t.run_at - now())), 1))
+            WHEN 'dependencies'::text THEN format('waits for %s of %s dependencies: %s'::text, (s.dependencies - d.satisfied), s.dependencies, d.words)
+            WHEN 'fail_fast'::text THEN format('nothing new starts (on_failure: fail_fast) after %s'::text, c.failed_words)
+            WHEN 'backoff'::text THEN format('attempt %s of %s begins in %s s, the last one failed: %s'::text, (s.attempts_used + 1), s.attempt_limit, round(EXTRACT(epoch FROM (s.retry_at - now())), 1), tasker.failure_in_words(s.error))
+            WHEN 'at_limit'::text THEN format('starts when one of the %s attempts that are out has ended: max_parallel_steps is %s'::text, c.outstanding, m.max_parallel_steps)
+            WHEN 'no_handler_alive'::text THEN format('needs the Go handler %s, and %s'::text, s.handler,
+            CASE alive.workers
+                WHEN 0 THEN 'no worker is alive'::text
+                ELSE format('none of the workers alive (%s) has it'::text, alive.workers)
+            END)
+            WHEN 'no_worker_alive'::text THEN 'may start, and no worker is alive that would start it'::text
+            ELSE format('attempt %s of %s may start now'::text, (s.attempts_used + 1), s.attempt_limit)
+        END AS explanation,
+    s.dependencies AS dependencies_total,
+    d.satisfied AS dependencies_satisfied,
+    d.waiting_on,
+    s.attempts,
+    s.attempts_used,
+    s.attempt_limit,
+        CASE
+            WHEN (s.state = 'waiting_for_retry'::text) THEN s.retry_at
+            ELSE NULL::timestamp with time zone
+        END AS retry_at,
+        CASE
+            WHEN (s.state = 'waiting_for_retry'::text) THEN (GREATEST(EXTRACT(epoch FROM (s.retry_at - now())), (0)::numeric))::double precision
+            ELSE NULL::double precision
+        END AS seconds_until_retry
+   FROM ((((((tasker.tasks t
+     JOIN tasker.task_templates m USING (template_id))
+     CROSS JOIN ( SELECT ( SELECT count(*) AS count
+                   FROM tasker.workers w
+                  WHERE ((w.state = 'alive'::text) AND (GREATEST(w.last_seen_at, pg_postmaster_start_time()) > (now() - '00:00:10'::interval)))) AS workers,
+            ARRAY( SELECT jsonb_array_elements_text((w.details -> 'handlers'::text)) AS jsonb_array_elements_text
+                   FROM tasker.workers w
+                  WHERE ((w.state = 'alive'::text) AND (GREATEST(w.last_seen_at, pg_postmaster_start_time()) > (now() - '00:00:10'::interval)) AND (jsonb_typeof((w.details -> 'handlers'::text)) = 'array'::text))) AS handlers,
+            (EXISTS ( SELECT
+                   FROM tasker.processes p
+                  WHERE ((p.stopped_at IS NULL) AND (GREATEST(p.last_seen_at, pg_postmaster_start_time()) > (now() - '00:00:10'::interval))))) AS process
+         OFFSET 0) alive)
+     CROSS JOIN LATERAL ( SELECT count(*) FILTER (WHERE (s_1.state = ANY (ARRAY['enqueued'::text, 'in_progress'::text]))) AS outstanding,
+            count(*) FILTER (WHERE (s_1.state = 'error'::text)) AS failed,
+            array_to_string((array_agg((s_1.name ||
+                CASE s_1.state
+                    WHEN 'error'::text THEN format(' (error: %s)'::text, tasker.failure_in_words(s_1.error))
+                    ELSE ' (cancelled)'::text
+                END) ORDER BY s_1."position") FILTER (WHERE (s_1.state = ANY (ARRAY['error'::text, 'cancelled'::text]))))[1:3], ', '::text) AS failed_words
+           FROM tasker.steps s_1
+          WHERE (s_1.task_id = t.task_id)) c)
+     CROSS JOIN LATERAL ( WITH RECURSIVE edges AS MATERIALIZED (
+                 SELECT jsonb_object_agg(g.dependency, g.dependents) AS below
+                   FROM ( SELECT e.dependency,
+                            jsonb_agg(w_1."position") AS dependents
+                           FROM ((tasker.steps w_1
+                             JOIN tasker.template_steps x_1 ON (((x_1.template_id = t.template_id) AND (x_1."position" = w_1."position"))))
+                             CROSS JOIN LATERAL unnest(x_1.depends_on) e(dependency))
+                          WHERE ((w_1.task_id = t.task_id) AND (w_1.state = ANY (ARRAY['pending'::text, 'waiting_for_retry'::text])))
+                          GROUP BY e.dependency) g
+                ), barred("position") AS (
+                 SELECT b_1."position"
+                   FROM tasker.steps b_1
+                  WHERE ((b_1.task_id = t.task_id) AND (b_1.state = ANY (ARRAY['error'::text, 'cancelled'::text])))
+                UNION
+                 SELECT (e."position")::integer AS "position"
+                   FROM (barred b_1
+                     CROSS JOIN LATERAL jsonb_array_elements_text((( SELECT edges.below
+                           FROM edges) -> (b_1."position")::text)) e("position"))
+                )
+         SELECT w.step_id,
+            w."position",
+            w.name,
+            w.state,
+            w.attempts,
+            w.retry_at,
+            w.started_at,
+            w.error,
+            ((w.attempts - w.losses) - w.forgiven) AS attempts_used,
+            x.attempt_limit,
+            x.handler,
+            x.queue,
+            x.depends_on,
+            cardinality(x.depends_on) AS dependencies,
+            (b."position" IS NOT NULL) AS barred
+           FROM ((tasker.steps w
+             JOIN tasker.template_steps x ON (((x.template_id = t.template_id) AND (x."position" = w."position"))))
+             LEFT JOIN barred b ON ((b."position" = w."position")))
+          WHERE (w.task_id = t.task_id)) s)
+     CROSS JOIN LATERAL ( SELECT (count(*) FILTER (WHERE u.satisfied))::integer AS satisfied,
+            COALESCE(bool_or((u.state = ANY (ARRAY['error'::text, 'cancelled'::text]))), false) AS failed,
+            COALESCE(array_agg(u.name ORDER BY u."position") FILTER (WHERE (NOT u.satisfied)), '{}'::text[]) AS waiting_on,
+            (array_to_string((array_agg(format('%s (%s%s)'::text, u.name, replace(u.state, '_'::text, ' '::text),
+                CASE
+                    WHEN (u.state = 'error'::text) THEN (': '::text || tasker.failure_in_words(u.error))
+                    ELSE NULL::text
+                END) ORDER BY (u.state <> ALL (ARRAY['error'::text, 'cancelled'::text])), u."position") FILTER (WHERE (NOT u.satisfied)))[1:5], ', '::text) ||
+                CASE
+                    WHEN (count(*) FILTER (WHERE (NOT u.satisfied)) > 5) THEN format(' and %s more'::text, (count(*) FILTER (WHERE (NOT u.satisfied)) - 5))
+                    ELSE ''::text
+                END) AS words
+           FROM (unnest(s.depends_on) e(dependency)
+             CROSS JOIN LATERAL ( SELECT p."position",
+                    p.name,
+                    p.state,
+                    p.error,
+                    (p.state = ANY (ARRAY['complete'::text, 'skipped'::text, 'resolved_manually'::text])) AS satisfied
+                   FROM tasker.steps p
+                  WHERE ((p.task_id = t.task_id) AND (p."position" = e.dependency))
+                 OFFSET 0) u)) d)
+     CROSS JOIN LATERAL ( SELECT
+                CASE
+                    WHEN (s.state = ANY (ARRAY['complete'::text, 'skipped'::text, 'resolved_manually'::text, 'cancelled'::text])) THEN 'finished'::text
+                    WHEN ((s.state = 'error'::text) AND (s.attempts_used >= s.attempt_limit) AND (COALESCE((s.error ->> 'permanent'::text), ''::text) <> 'true'::text)) THEN 'attempts_exhausted'::text
+                    WHEN (s.state = 'error'::text) THEN 'failed'::text
+                    WHEN (t.state = 'cancelled'::text) THEN 'task_cancelled'::text
+                    WHEN (s.state = 'in_progress'::text) THEN 'running'::text
+                    WHEN (s.state = 'enqueued'::text) THEN
+                    CASE
+                        WHEN alive.process THEN 'enqueued'::text
+                        ELSE 'no_process_alive'::text
+                    END
+                    WHEN (t.state <> ALL (ARRAY['pending'::text, 'in_progress'::text, 'error'::text])) THEN 'task_finished'::text
+                    WHEN s.barred THEN 'blocked'::text
+                    WHEN (t.state = 'error'::text) THEN 'task_finished'::text
+                    WHEN (t.paused_at IS NOT NULL) THEN 'paused'::text
+                    WHEN ((t.state = 'pending'::text) AND (t.run_at > now())) THEN 'scheduled'::text
+                    WHEN (d.satisfied < s.dependencies) THEN 'dependencies'::text
+                    WHEN ((c.failed > 0) AND ((m.definition ->> 'on_failure'::text) = 'fail_fast'::text)) THEN 'fail_fast'::text
+                    WHEN ((s.state = 'waiting_for_retry'::text) AND (s.retry_at > now())) THEN 'backoff'::text
+                    WHEN (c.outstanding >= m.max_parallel_steps) THEN 'at_limit'::text
+                    WHEN ((s.handler IS NOT NULL) AND (s.handler <> ALL (alive.handlers))) THEN 'no_handler_alive'::text
+                    WHEN (alive.workers = 0) THEN 'no_worker_alive'::text
+                    ELSE 'ready'::text
+                END AS reason) r);
+
+--
+-- Name: VIEW step_readiness; Type: COMMENT; Schema: tasker; Owner: -
+--
+
+COMMENT ON VIEW tasker.step_readiness IS 'Per step: whether it may start now, and if not, why; filter by task_id';
 
 --
 -- Name: steps_step_id_seq; Type: SEQUENCE; Schema: tasker; Owner: -
@@ -1229,32 +2147,6 @@ CREATE VIEW tasker.task_summaries AS
 COMMENT ON VIEW tasker.task_summaries IS 'A task with its steps counted; execution_status says what it is doing';
 
 --
--- Name: task_templates; Type: TABLE; Schema: tasker; Owner: -
---
-
-CREATE TABLE tasker.task_templates (
-    template_id bigint NOT NULL,
-    namespace text NOT NULL,
-    name text NOT NULL,
-    version text NOT NULL,
-    version_key integer[] GENERATED ALWAYS AS ((string_to_array(version, '.'::text))::integer[]) STORED,
-    description text,
-    definition jsonb NOT NULL,
-    checksum text NOT NULL,
-    max_parallel_steps integer NOT NULL,
-    used_at timestamp with time zone,
-    registered_at timestamp with time zone DEFAULT now() NOT NULL,
-    CONSTRAINT task_templates_max_parallel_steps_check CHECK ((max_parallel_steps > 0)),
-    CONSTRAINT task_templates_version_check CHECK ((version ~ '^\d{1,9}\.\d{1,9}\.\d{1,9}$'::text))
-);
-
---
--- Name: TABLE task_templates; Type: COMMENT; Schema: tasker; Owner: -
---
-
-COMMENT ON TABLE tasker.task_templates IS 'Registered workflow definitions; immutable once a task has used them';
-
---
 -- Name: task_templates_template_id_seq; Type: SEQUENCE; Schema: tasker; Owner: -
 --
 
@@ -1279,22 +2171,6 @@ ALTER TABLE tasker.tasks ALTER COLUMN task_id ADD GENERATED ALWAYS AS IDENTITY (
     NO MAXVALUE
     CACHE 1
 );
-
---
--- Name: workers; Type: TABLE; Schema: tasker; Owner: -
---
-
-CREATE TABLE tasker.workers (
-    worker_id bigint NOT NULL,
-    name text NOT NULL,
-    client_id text NOT NULL,
-    state text DEFAULT 'alive'::text NOT NULL,
-    details jsonb DEFAULT '{}'::jsonb NOT NULL,
-    started_at timestamp with time zone DEFAULT now() NOT NULL,
-    last_seen_at timestamp with time zone DEFAULT now() NOT NULL,
-    CONSTRAINT workers_state_check CHECK ((state = ANY (ARRAY['alive'::text, 'stopped'::text, 'dead'::text])))
-)
-WITH (fillfactor='50');
 
 --
 -- Name: workers_worker_id_seq; Type: SEQUENCE; Schema: tasker; Owner: -
@@ -1523,6 +2399,24 @@ CREATE INDEX tasks_open ON tasker.tasks USING btree (task_id) WHERE (state = ANY
 --
 
 CREATE INDEX tasks_owned ON tasker.tasks USING btree (owner) WHERE (owner IS NOT NULL);
+
+--
+-- Name: template_steps_with_schema; Type: INDEX; Schema: tasker; Owner: -
+--
+
+CREATE INDEX template_steps_with_schema ON tasker.template_steps USING btree (template_id) WHERE (result_schema IS NOT NULL);
+
+--
+-- Name: tasks check_contexts; Type: TRIGGER; Schema: tasker; Owner: -
+--
+
+CREATE TRIGGER check_contexts AFTER INSERT ON tasker.tasks REFERENCING NEW TABLE AS new_tasks FOR EACH STATEMENT EXECUTE FUNCTION tasker.check_contexts();
+
+--
+-- Name: tasks check_new_context; Type: TRIGGER; Schema: tasker; Owner: -
+--
+
+CREATE TRIGGER check_new_context AFTER UPDATE OF context ON tasker.tasks FOR EACH ROW EXECUTE FUNCTION tasker.check_new_context();
 
 --
 -- Name: tasks expand_tasks; Type: TRIGGER; Schema: tasker; Owner: -

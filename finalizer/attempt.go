@@ -55,7 +55,7 @@ const (
 
 // AttemptDecision is what to do with a step whose attempt ended.
 type AttemptDecision struct {
-	State   tasker.StepState // complete, waiting_for_retry or error
+	State   tasker.StepState // complete, waiting_for_retry or error; instead of error skipped, if the step is skippable
 	Delay   time.Duration    // until the next attempt; 0 unless State is waiting_for_retry
 	Losses  int              // to be stored with the step
 	Failure *tasker.Failure  // to be stored with the step; nil when it completed
@@ -94,7 +94,7 @@ func DecideAttempt(step *tasker.StepTemplate, a Attempt, now time.Time, draw flo
 	if failure == nil {
 		failure = unexplained(step, a)
 	}
-	d := AttemptDecision{State: tasker.StepError, Losses: a.Losses, Failure: failure}
+	d := AttemptDecision{State: givenUp(step), Losses: a.Losses, Failure: failure}
 	switch {
 	case failure.Permanent:
 		d.Reason = ReasonPermanent
@@ -131,13 +131,22 @@ func decideLoss(step *tasker.StepTemplate, a Attempt) AttemptDecision {
 		},
 	}
 	if d.Losses > MaxLosses {
-		d.State, d.Reason = tasker.StepError, ReasonLostTooOften
+		d.State, d.Reason = givenUp(step), ReasonLostTooOften
 		d.Failure.Message = fmt.Sprintf(
 			"%d attempts were lost, and %d are borne: each time the process that ran one died, or its job was lost. "+
 				"Look for what kills it (out of memory, a crash in native code, a deployment that doesn't wait for running jobs), then retry the step",
 			d.Losses, MaxLosses)
 	}
 	return d
+}
+
+// givenUp is the state of a step that no attempt will mend: in error, or
+// skipped, when the template says that the task can do without it.
+func givenUp(step *tasker.StepTemplate) tasker.StepState {
+	if step.Skippable {
+		return tasker.StepSkipped
+	}
+	return tasker.StepError
 }
 
 // unexplained stands in for a failure that nobody described, so that the step's

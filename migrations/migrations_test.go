@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -127,16 +128,17 @@ func TestTheDryRunMakesTheSameSchema(t *testing.T) {
 func TestAFailedMigrationLeavesNothingOfItself(t *testing.T) {
 	t.Parallel()
 	ctx, pool := t.Context(), testenv.Pool(t, testenv.Database(t))
-	last := migrations.All()[len(migrations.All())-1]
-	if _, err := migrations.Down(ctx, pool, 1, false); err != nil {
+	all := migrations.All()
+	views := slices.IndexFunc(all, func(m migrations.Migration) bool { return m.Name == "views" })
+	if _, err := migrations.Down(ctx, pool, len(all)-views, false); err != nil {
 		t.Fatal(err)
 	}
 	before := schema(t, pool)
-	// Something of that name is in the way of the migration's last object.
+	// Something of that name is in the way of that migration's last object.
 	if _, err := pool.Exec(ctx, `CREATE TABLE tasker.step_dependencies (x int)`); err != nil {
 		t.Fatal(err)
 	}
-	if err := migrations.Up(ctx, pool); err == nil || !strings.Contains(err.Error(), last.Name) {
+	if err := migrations.Up(ctx, pool); err == nil || !strings.Contains(err.Error(), "(views)") {
 		t.Fatalf("got %v", err)
 	}
 	if _, err := pool.Exec(ctx, `DROP TABLE tasker.step_dependencies`); err != nil {

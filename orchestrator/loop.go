@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"runtime/debug"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/taskerhq/tasker"
@@ -21,7 +22,11 @@ type loop struct {
 	o     *Orchestrator
 	id    int64
 	mail  mailbox
-	again bool // guarded by o.mu: another River job asked for this task meanwhile
+	again bool         // guarded by o.mu: another River job asked for this task meanwhile
+	epoch atomic.Int64 // of task, for others to compare; 0: not claimed yet
+
+	changed bool // somebody else has changed the task
+	paused  bool
 
 	task     *store.Claimed
 	template *compiled
@@ -48,13 +53,14 @@ const indulgence = 5 * time.Second
 
 // step is what a loop knows of a step besides its state, which progress holds.
 type step struct {
-	id      int64
-	attempt int
-	losses  int
-	delay   time.Duration // in waiting_for_retry: as decided
-	due     time.Time     // in waiting_for_retry: when the delay is over, by this process's clock
-	out     bool          // the current attempt is at Sidekiq
-	news    *outcome      // the attempt's outcome is in, and not yet written
+	id       int64
+	attempt  int
+	losses   int
+	forgiven int
+	delay    time.Duration // in waiting_for_retry: as decided
+	due      time.Time     // in waiting_for_retry: when the delay is over, by this process's clock
+	out      bool          // the current attempt is at Sidekiq
+	news     *outcome      // the attempt's outcome is in, and not yet written
 }
 
 // outcome is how the current attempt of a step ended.
@@ -93,6 +99,11 @@ func (l *loop) run() error {
 	for {
 		now := time.Now()
 		l.read(now)
+		if l.changed {
+			if err := l.reload(); err != nil {
+				return err
+			}
+		}
 		l.expire(now)
 		unit, act := l.decide(now)
 		if err := l.write(unit); err != nil {
@@ -119,6 +130,7 @@ func (l *loop) claim() error {
 		return err
 	}
 	l.task = claimed
+	l.epoch.Store(int64(claimed.Epoch))
 	if l.template, err = l.o.template(claimed.TemplateID); err != nil {
 		return l.giveUp(err)
 	}
@@ -178,15 +190,18 @@ func (l *loop) rejectResults(unit *store.Unit) bool {
 
 // reload forgets the view and reads the task again.
 func (l *loop) reload() error {
-	rows, err := store.Patiently(l.o.ctx, func() ([]store.StepRow, error) {
-		return l.o.Store.Steps(l.o.ctx, l.o.Worker, l.id, l.task.Epoch)
+	l.changed = false
+	held, err := store.Patiently(l.o.ctx, func() (*store.Held, error) {
+		return l.o.Store.Reread(l.o.ctx, l.o.Worker, l.id)
 	})
 	if err != nil {
 		return err
 	}
+	l.task.Epoch, l.paused = held.Epoch, held.Paused
+	l.epoch.Store(int64(held.Epoch))
 	l.o.Logger.Debug("task read again", "task_id", l.id)
 	clear(l.results)
-	l.see(rows)
+	l.see(held.Steps)
 	l.quiet = time.Now() // what was refused may be refused again: not at once
 	return nil
 }
@@ -208,7 +223,7 @@ func (l *loop) see(rows []store.StepRow) {
 	states := make([]tasker.StepState, len(rows))
 	var out []int64
 	for i, row := range rows {
-		s := step{id: row.StepID, attempt: row.Attempts, losses: row.Losses}
+		s := step{id: row.StepID, attempt: row.Attempts, losses: row.Losses, forgiven: row.Forgiven}
 		states[i] = row.State
 		l.position[row.StepID] = i
 		var known *outcome
@@ -275,6 +290,10 @@ func (l *loop) read(now time.Time) {
 			default:
 				s.news = &outcome{kind: finalizer.Succeeded, result: e.result}
 			}
+			continue
+		}
+		if letter.changed {
+			l.changed = true
 			continue
 		}
 		r := letter.report
@@ -356,7 +375,7 @@ func (l *loop) decide(now time.Time) (*store.Unit, action) {
 		}
 	}
 	ready += len(due)
-	if !l.drains() {
+	if l.mayStart() {
 		act.starts = l.claims(unit, append(viable, due...))
 		ready -= len(act.starts)
 	}
@@ -364,6 +383,7 @@ func (l *loop) decide(now time.Time) (*store.Unit, action) {
 	standing := finalizer.Standing{
 		Ready: ready, Outstanding: l.progress.Outstanding(), Retrying: retrying, EarliestRetry: earliest,
 		Unfinished: l.progress.Unfinished(), Failed: l.names(l.progress.FailedSteps()), Cancelled: l.names(l.progress.CancelledSteps()),
+		FailFast: l.template.OnFailure == tasker.FailFast,
 	}
 	d := finalizer.DecideTask(standing, now)
 	if standing.Outstanding > 0 && d.Outcome == finalizer.HasReady && !l.drains() {
@@ -372,7 +392,7 @@ func (l *loop) decide(now time.Time) (*store.Unit, action) {
 	if len(unit.Steps) > 0 {
 		l.quiet = now
 	}
-	if len(foreign) > 0 && ready == 0 && l.room() > 0 && !l.runsHere(act) {
+	if len(foreign) > 0 && ready == 0 && l.room() > 0 && !l.stopping() && !l.runsHere(act) {
 		l.handOver(unit, &act, foreign, d)
 		return unit, act
 	}
@@ -385,7 +405,7 @@ func (l *loop) decideOutcomes(unit *store.Unit, now time.Time) {
 	for _, i := range l.fresh {
 		s := &l.steps[i]
 		d := finalizer.DecideAttempt(&l.template.Steps[i], finalizer.Attempt{
-			Number: s.attempt, Losses: s.losses, Outcome: s.news.kind, Failure: s.news.failure,
+			Number: s.attempt, Losses: s.losses, Forgiven: s.forgiven, Outcome: s.news.kind, Failure: s.news.failure,
 		}, now, draw())
 		w := store.StepWrite{
 			Step: s.id, Was: l.progress.State(i), WasAttempt: s.attempt,
@@ -518,7 +538,9 @@ func (l *loop) conclude(unit *store.Unit, act *action, d finalizer.TaskDecision,
 		// Only when draining: otherwise it would have been started.
 		if l.drains() && !runsHere {
 			unit.Parked = l.atSidekiq()
-			unit.Rerun = new(time.Duration)
+			if !l.paused {
+				unit.Rerun = new(time.Duration)
+			}
 			giveUp()
 		}
 	}
@@ -641,7 +663,7 @@ func (l *loop) start(i int) {
 	s, spec := &l.steps[i], &l.template.Steps[i]
 	attempt := &tasker.Attempt{
 		TaskID: l.id, StepID: s.id, Template: l.template.FullName(), Step: spec.Name,
-		Number: s.attempt, Used: s.attempt - s.losses, Limit: spec.AttemptLimit(),
+		Number: s.attempt, Used: s.attempt - s.losses - s.forgiven, Limit: spec.AttemptLimit(),
 		CorrelationID: l.task.CorrelationID, Timeout: spec.Timeout.Duration(),
 		Context: l.task.Context, Config: spec.HandlerConfig,
 	}
@@ -665,16 +687,33 @@ func (l *loop) start(i int) {
 	l.running[i] = running{s.attempt, cancel, until}
 	go func() {
 		result, failure := l.o.Handlers.Run(ctx, spec.Handler, attempt)
+		if failure == nil && spec.ResultSchema != nil {
+			failure = l.o.misfit(spec, result)
+		}
 		lost := failure != nil && !failure.Permanent && l.o.handlers.Err() != nil
 		l.mail.put(letter{ended: &ended{position: i, attempt: attempt.Number, result: result, failure: failure, lost: lost}})
 	}()
+}
+
+// misfit is the failure of a result that does not fit its step's result_schema,
+// or nil. A result that Postgres can't read at all is left to its write, which
+// says so.
+func (o *Orchestrator) misfit(spec *tasker.StepTemplate, result json.RawMessage) *tasker.Failure {
+	problem, err := store.Patiently(o.ctx, func() (string, error) { return o.Store.SchemaProblem(o.ctx, spec.ResultSchema, result) })
+	if err != nil || problem == "" {
+		return nil
+	}
+	return &tasker.Failure{
+		Class: "Result", Code: tasker.CodeResultSchema, Permanent: true, Handler: spec.Handler,
+		Message: "the result does not fit the result_schema of its step: " + problem,
+	}
 }
 
 // wait returns when there is something to decide.
 func (l *loop) wait() error {
 	draining := l.o.draining
 	if l.drains() {
-		draining = nil // closed: it is known already
+		draining = nil // known already, or, when paused, of no importance
 		if len(l.running) == 0 {
 			return nil
 		}
@@ -695,7 +734,7 @@ func (l *loop) wait() error {
 // retry is due and may start, or it is time to park.
 func (l *loop) next() time.Time {
 	var at time.Time
-	if l.room() > 0 && !l.drains() {
+	if l.room() > 0 && l.mayStart() {
 		for _, i := range l.progress.Retryable() {
 			if due := l.steps[i].due; !l.foreign(i) && (at.IsZero() || due.Before(at)) {
 				at = due
@@ -715,7 +754,20 @@ func (l *loop) next() time.Time {
 	return at
 }
 
+// mayStart reports whether new attempts may start.
+func (l *loop) mayStart() bool { return !l.drains() && !l.stopping() }
+
+// stopping reports whether a failed step has ended all the others' chances.
+func (l *loop) stopping() bool {
+	return l.template.OnFailure == tasker.FailFast && l.progress.Failed() > 0
+}
+
+// drains reports whether the loop has to hand the task back: the worker stops,
+// or the task is paused.
 func (l *loop) drains() bool {
+	if l.paused {
+		return true
+	}
 	select {
 	case <-l.o.draining:
 		return true

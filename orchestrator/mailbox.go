@@ -8,10 +8,12 @@ import (
 	"github.com/taskerhq/tasker/store"
 )
 
-// letter is news for a loop: an ended Go attempt, or a report from Sidekiq.
+// letter is news for a loop: an ended Go attempt, a report from Sidekiq, or word
+// that somebody else has changed the task.
 type letter struct {
-	report *store.Report
-	ended  *ended
+	changed bool
+	report  *store.Report
+	ended   *ended
 }
 
 // ended is a Go attempt that came back.

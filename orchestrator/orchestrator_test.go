@@ -74,7 +74,7 @@ func setup(t *testing.T, yaml string) (*orchestrator.Orchestrator, *witness, *st
 	if _, err := s.RegisterTemplate(t.Context(), tmpl, template.Checksum(tmpl)); err != nil {
 		t.Fatal(err)
 	}
-	id, err := s.RegisterWorker(t.Context(), "test", "test", map[string]any{"handlers": []string{}})
+	id, err := s.RegisterWorker(t.Context(), "test", "test", time.Hour, map[string]any{"handlers": []string{}})
 	if err != nil {
 		t.Fatal(err)
 	}

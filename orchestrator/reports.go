@@ -20,15 +20,41 @@ func (o *Orchestrator) Rung(steps []int64) {
 	}
 }
 
-// CatchUp looks for reports whose notification was missed: on a fresh
-// connection, and every now and then.
+// Changed takes note that an operator has changed a task that this worker holds.
+func (o *Orchestrator) Changed(task int64) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if l := o.loops[task]; l != nil {
+		l.mail.put(letter{changed: true})
+	}
+}
+
+// CatchUp looks for reports and changes whose notification was missed: on a
+// fresh connection, and every now and then.
 func (o *Orchestrator) CatchUp(ctx context.Context) error {
 	o.mu.Lock()
+	known := make(map[int64]int64, len(o.loops))
+	for task, l := range o.loops {
+		if epoch := l.epoch.Load(); epoch > 0 {
+			known[task] = epoch
+		}
+	}
 	waiting := make([]int64, 0, len(o.awaiting))
 	for step := range o.awaiting {
 		waiting = append(waiting, step)
 	}
 	o.mu.Unlock()
+	if len(known) > 0 {
+		epochs, err := o.Store.Epochs(ctx, o.Worker)
+		if err != nil {
+			return err
+		}
+		for task, epoch := range known {
+			if now, owned := epochs[task]; !owned || int64(now) != epoch {
+				o.Changed(task)
+			}
+		}
+	}
 	if len(waiting) == 0 {
 		return nil
 	}

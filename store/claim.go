@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"time"
 
@@ -31,6 +32,7 @@ type StepRow struct {
 	State      tasker.StepState
 	Attempts   int
 	Losses     int
+	Forgiven   int
 	RetryIn    time.Duration   // in waiting_for_retry: until it is due; negative when overdue
 	Dispatched bool            // an attempt is out at Sidekiq
 	Failure    json.RawMessage // reported for that attempt, and not yet decided on
@@ -104,7 +106,7 @@ func (c *Claimer) claim(tasks []int64) (map[int64]*Claimed, error) {
 }
 
 const stepRows = `
-	SELECT s.task_id, s.step_id, s.position, s.state, s.attempts, s.losses,
+	SELECT s.task_id, s.step_id, s.position, s.state, s.attempts, s.losses, s.forgiven,
 	       coalesce(extract(epoch FROM s.retry_at - clock_timestamp()), 0)::float8, d.step_id IS NOT NULL, d.failure
 	FROM tasker.steps s LEFT JOIN tasker.dispatches d USING (step_id)
 	WHERE s.task_id = ANY ($1) ORDER BY s.task_id, s.position`
@@ -115,7 +117,7 @@ func scanSteps(rows pgx.Rows, add func(task int64, step StepRow)) error {
 		retryIn float64
 		s       StepRow
 	)
-	_, err := pgx.ForEachRow(rows, []any{&task, &s.StepID, &s.Position, &s.State, &s.Attempts, &s.Losses, &retryIn, &s.Dispatched, &s.Failure}, func() error {
+	_, err := pgx.ForEachRow(rows, []any{&task, &s.StepID, &s.Position, &s.State, &s.Attempts, &s.Losses, &s.Forgiven, &retryIn, &s.Dispatched, &s.Failure}, func() error {
 		s.RetryIn = time.Duration(retryIn * float64(time.Second))
 		add(task, s)
 		s.Failure = nil
@@ -124,26 +126,51 @@ func scanSteps(rows pgx.Rows, add func(task int64, step StepRow)) error {
 	return err
 }
 
-// Steps reads the steps of a task that the worker owns with this epoch, after a
-// write of its loop was refused. ErrStale: the worker does not own it any more.
-func (s *Store) Steps(ctx context.Context, worker, task int64, epoch int) ([]StepRow, error) {
+// Held is a task that a worker owns, read again.
+type Held struct {
+	Epoch  int // a new one when an operator has changed something
+	Paused bool
+	Steps  []StepRow
+}
+
+// Reread reads a task that the worker owns, after a write of its loop was
+// refused or an operator has changed it. ErrStale: the worker does not own it
+// any more.
+func (s *Store) Reread(ctx context.Context, worker, task int64) (*Held, error) {
 	var (
 		batch pgx.Batch
-		owned bool
-		steps []StepRow
+		held  Held
 	)
-	batch.Queue(`SELECT EXISTS (SELECT FROM tasker.tasks WHERE task_id = $1 AND owner = $2 AND epoch = $3)`,
-		task, worker, epoch).QueryRow(func(row pgx.Row) error { return row.Scan(&owned) })
+	batch.Queue(`SELECT epoch, paused_at IS NOT NULL FROM tasker.tasks WHERE task_id = $1 AND owner = $2`, task, worker).
+		QueryRow(func(row pgx.Row) error { return row.Scan(&held.Epoch, &held.Paused) })
 	batch.Queue(stepRows, []int64{task}).Query(func(rows pgx.Rows) error {
-		return scanSteps(rows, func(_ int64, step StepRow) { steps = append(steps, step) })
+		return scanSteps(rows, func(_ int64, step StepRow) { held.Steps = append(held.Steps, step) })
 	})
-	if err := s.pool.SendBatch(ctx, &batch).Close(); err != nil {
-		return nil, fmt.Errorf("read steps of task %d: %w", task, translate(err))
-	}
-	if !owned {
+	err := translate(s.pool.SendBatch(ctx, &batch).Close())
+	switch {
+	case errors.Is(err, ErrNotFound):
 		return nil, ErrStale
+	case err != nil:
+		return nil, fmt.Errorf("read task %d again: %w", task, err)
 	}
-	return steps, nil
+	return &held, nil
+}
+
+// Epochs reads the epochs of the tasks that the worker owns.
+func (s *Store) Epochs(ctx context.Context, worker int64) (map[int64]int, error) {
+	rows, err := s.pool.Query(ctx, `SELECT task_id, epoch FROM tasker.tasks WHERE owner = $1`, worker)
+	if err != nil {
+		return nil, fmt.Errorf("read epochs: %w", err)
+	}
+	epochs := map[int64]int{}
+	var (
+		task  int64
+		epoch int
+	)
+	if _, err := pgx.ForEachRow(rows, []any{&task, &epoch}, func() error { epochs[task] = epoch; return nil }); err != nil {
+		return nil, fmt.Errorf("read epochs: %w", err)
+	}
+	return epochs, nil
 }
 
 // Results reads the results of finished steps; null for one without a result.
@@ -171,6 +198,20 @@ func (s *Store) Results(ctx context.Context, steps []int64) (map[int64]json.RawM
 func (s *Store) CheckResult(ctx context.Context, result json.RawMessage) error {
 	_, err := s.pool.Exec(ctx, `SELECT $1::text::jsonb`, string(result))
 	return translate(err)
+}
+
+// SchemaProblem says how a document misses its JSON Schema; empty: it fits. The
+// rules are those of docs/templates.md, the same for results of Ruby steps.
+func (s *Store) SchemaProblem(ctx context.Context, schema, doc json.RawMessage) (string, error) {
+	var problem *string
+	err := s.pool.QueryRow(ctx, `SELECT tasker.schema_problem($1::text::jsonb, $2::text::jsonb)`, string(schema), string(doc)).Scan(&problem)
+	if err != nil {
+		return "", fmt.Errorf("check a document against its schema: %w", translate(err))
+	}
+	if problem == nil {
+		return "", nil
+	}
+	return *problem, nil
 }
 
 // Report is where an attempt that was out at Sidekiq stands.

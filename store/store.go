@@ -53,6 +53,8 @@ const (
 	codeBadContext      = "TK003"
 	codeWorkerDead      = "TK004"
 	codeStale           = "TK005"
+	codeWrongState      = "TK008"
+	codeNoData          = "P0002" // no_data_found
 )
 
 // staleError is an ErrStale that may name the tasks whose loops it is about.
@@ -90,7 +92,9 @@ func translate(err error) error {
 		return &staleError{pg.Message, pg.Detail}
 	case codeWorkerDead:
 		return fmt.Errorf("%w: %s", ErrWorkerDead, pg.Message)
-	case codeUnknownTemplate, codeTemplateChanged, codeBadContext:
+	case codeNoData:
+		return fmt.Errorf("%w: %s", ErrNotFound, pg.Message)
+	case codeUnknownTemplate, codeTemplateChanged, codeBadContext, codeWrongState:
 	default:
 		// Class 22 is "data exception" (a value that its type can't hold), 23 a
 		// violated constraint, 54 a limit of the server (JSON nested too deeply).

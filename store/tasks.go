@@ -23,6 +23,7 @@ type NewTask struct {
 	Initiator                string
 	SourceSystem             string
 	Reason                   string
+	BypassSteps              []string
 }
 
 // Enqueue inserts a task, as any client may by SQL. A *RefusedError says what
@@ -43,9 +44,9 @@ func (s *Store) Enqueue(ctx context.Context, t *NewTask) (int64, error) {
 	var id int64
 	err := s.pool.QueryRow(ctx, `SELECT tasker.enqueue_task(namespace => $1, name => $2, version => $3, context => $4,
 			priority => $5, run_at => $6, idempotency_key => $7, on_duplicate => $8, correlation_id => $9, tags => $10,
-			initiator => $11, source_system => $12, reason => $13)`,
+			initiator => $11, source_system => $12, reason => $13, bypass_steps => coalesce($14::text[], '{}'))`,
 		t.Namespace, t.Name, text(t.Version), t.Context, priority, t.RunAt, text(t.IdempotencyKey), onDuplicate,
-		text(t.CorrelationID), tags, text(t.Initiator), text(t.SourceSystem), text(t.Reason)).Scan(&id)
+		text(t.CorrelationID), tags, text(t.Initiator), text(t.SourceSystem), text(t.Reason), t.BypassSteps).Scan(&id)
 	if err != nil {
 		return 0, fmt.Errorf("enqueue %s/%s: %w", t.Namespace, t.Name, translate(err))
 	}

@@ -51,6 +51,7 @@ type stepSpec struct {
 	AttemptLimit   int             `json:"attempt_limit"`
 	TimeoutSeconds *float64        `json:"timeout_seconds"`
 	HandlerConfig  json.RawMessage `json:"handler_config,omitempty"`
+	ResultSchema   json.RawMessage `json:"result_schema,omitempty"`
 }
 
 func stepSpecs(t *tasker.Template) []stepSpec {
@@ -68,7 +69,7 @@ func stepSpecs(t *tasker.Template) []stepSpec {
 		specs[i] = stepSpec{
 			Position: i, Name: step.Name,
 			HandlerClass: text(step.HandlerClass), Handler: text(step.Handler), Queue: text(step.Queue),
-			DependsOn: depends, AttemptLimit: step.AttemptLimit(), HandlerConfig: step.HandlerConfig,
+			DependsOn: depends, AttemptLimit: step.AttemptLimit(), HandlerConfig: step.HandlerConfig, ResultSchema: step.ResultSchema,
 		}
 		if step.Timeout > 0 {
 			specs[i].TimeoutSeconds = new(float64(step.Timeout))

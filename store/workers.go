@@ -6,21 +6,23 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/taskerhq/tasker"
 )
 
-// RegisterWorker enters a worker. client is the id of its River client.
-func (s *Store) RegisterWorker(ctx context.Context, name, client string, details any) (int64, error) {
+// RegisterWorker enters a worker. client is the id of its River client. When it
+// has not beaten for the length of lease, others declare it dead.
+func (s *Store) RegisterWorker(ctx context.Context, name, client string, lease time.Duration, details any) (int64, error) {
 	doc, err := json.Marshal(details)
 	if err != nil {
 		return 0, fmt.Errorf("register worker: %w", err)
 	}
 	var id int64
-	err = s.pool.QueryRow(ctx, `INSERT INTO tasker.workers (name, client_id, details) VALUES ($1, $2, $3) RETURNING worker_id`,
-		name, client, doc).Scan(&id)
+	err = s.pool.QueryRow(ctx, `INSERT INTO tasker.workers (name, client_id, lease, details) VALUES ($1, $2, $3, $4) RETURNING worker_id`,
+		name, client, lease, doc).Scan(&id)
 	if err != nil {
 		return 0, fmt.Errorf("register worker: %w", err)
 	}
@@ -44,10 +46,10 @@ func (s *Store) Beat(ctx context.Context, worker int64) (silent time.Duration, e
 	return time.Duration(seconds * float64(time.Second)), nil
 }
 
-// ReapWorker declares one worker dead that has not beaten for the length of
+// ReapWorker declares one worker dead that has not beaten for the length of its
 // lease, if there is one, and returns how many tasks that set free.
-func (s *Store) ReapWorker(ctx context.Context, lease time.Duration) (freed int, err error) {
-	if err := s.pool.QueryRow(ctx, `SELECT tasker.reap_worker($1)`, lease).Scan(&freed); err != nil {
+func (s *Store) ReapWorker(ctx context.Context) (freed int, err error) {
+	if err := s.pool.QueryRow(ctx, `SELECT tasker.reap_worker()`).Scan(&freed); err != nil {
 		return 0, fmt.Errorf("find dead workers: %w", err)
 	}
 	return freed, nil
@@ -118,10 +120,11 @@ func (s *Store) TakeUnstarted(ctx context.Context, age time.Duration, limit int)
 	return list, nil
 }
 
-// Listen calls rung with the steps whose reports were committed, until ctx ends
-// or the connection breaks. ready is called once it listens: what was committed
-// before has to be looked up.
-func (s *Store) Listen(ctx context.Context, worker int64, ready func(), rung func(steps []int64)) error {
+// Listen calls rung with the steps whose reports were committed, and changed
+// with a task that an operator has changed, until ctx ends or the connection
+// breaks. ready is called once it listens: what was committed before has to be
+// looked up.
+func (s *Store) Listen(ctx context.Context, worker int64, ready func(), rung func(steps []int64), changed func(task int64)) error {
 	conn, err := pgx.ConnectConfig(ctx, s.pool.Config().ConnConfig.Copy())
 	if err != nil {
 		return fmt.Errorf("listen for reports: %w", err)
@@ -135,6 +138,12 @@ func (s *Store) Listen(ctx context.Context, worker int64, ready func(), rung fun
 		n, err := conn.WaitForNotification(ctx)
 		if err != nil {
 			return fmt.Errorf("listen for reports: %w", err)
+		}
+		if task, ok := strings.CutPrefix(n.Payload, "t"); ok {
+			for _, id := range ids(task) {
+				changed(id)
+			}
+			continue
 		}
 		rung(ids(n.Payload))
 	}

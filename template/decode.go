@@ -20,11 +20,11 @@ const (
 var (
 	templateKeys = []string{
 		"name", "namespace_name", "version", "description", "task_handler_class", "schema",
-		"max_parallel_steps", "retry", "step_templates", "environments",
+		"max_parallel_steps", "on_failure", "retry", "step_templates", "environments",
 	}
 	stepKeys = []string{
 		"name", "description", "handler_class", "handler", "depends_on_step", "depends_on_steps",
-		"default_retryable", "default_retry_limit", "retry", "timeout_seconds", "queue", "handler_config",
+		"default_retryable", "default_retry_limit", "retry", "timeout_seconds", "queue", "handler_config", "skippable", "result_schema",
 	}
 	retryKeys = []string{"backoff", "base_seconds", "cap_seconds", "jitter", "retry_after_cap_seconds"}
 
@@ -56,12 +56,26 @@ func decodeTemplate(root *value, problems *problems) *tasker.Template {
 	if version := f.version(); version != "" {
 		t.Version = version
 	}
-	if schema := f.object("schema"); schema != nil {
-		t.Schema = schema.json()
-	}
+	t.Schema = f.schema("schema")
+	t.OnFailure = f.onFailure()
 	retry := f.retry(tasker.DefaultRetryPolicy())
 	f.steps(t, retry)
 	return t
+}
+
+// onFailure leaves the default empty, whether it is written or not: templates
+// from before the key was known keep their checksum, and so stay unchanged.
+func (f fields) onFailure() tasker.OnFailure {
+	ways := []string{string(tasker.Continue), string(tasker.FailFast)}
+	v := f.kindOf("on_failure", text)
+	switch {
+	case v == nil || v.text == string(tasker.Continue):
+	case slices.Contains(ways, v.text):
+		return tasker.OnFailure(v.text)
+	default:
+		f.add(v.place, "unknown on_failure %s; there are %s%s", v.shown(), enumerate(ways), didYouMean(v.text, ways))
+	}
+	return ""
 }
 
 func (f fields) version() string {
@@ -162,6 +176,8 @@ func (f fields) step(i int, v *value, retry tasker.RetryPolicy) (tasker.StepTemp
 		Retry:        s.retry(retry),
 		Timeout:      s.seconds("timeout_seconds", 0),
 		Queue:        s.name("queue"),
+		Skippable:    s.truth("skippable", false),
+		ResultSchema: s.schema("result_schema"),
 	}
 	switch class, handler := v.get("handler_class"), v.get("handler"); {
 	case class == nil && handler == nil:

@@ -42,7 +42,6 @@ var retiredKeys = map[string]string{
 	"module_namespace":         "remove it: handler_class is the full name of the class",
 	"default_dependent_system": "remove it",
 	"dependent_system":         "remove it",
-	"skippable":                "remove it: an operator may skip any step",
 	"custom_events":            "remove it: each transition has its event",
 }
 

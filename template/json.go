@@ -28,6 +28,7 @@ func Checksum(t *tasker.Template) string {
 	plain.Steps = slices.Clone(t.Steps)
 	for i := range plain.Steps {
 		plain.Steps[i].HandlerConfig = orNone(plain.Steps[i].HandlerConfig)
+		plain.Steps[i].ResultSchema = orNone(plain.Steps[i].ResultSchema)
 	}
 	written, err := json.Marshal(&plain)
 	if err != nil {

@@ -10,7 +10,7 @@
 // Size, nesting and the growth of aliases are bounded, tags that stand for
 // objects are refused, and so is text that Postgres can't hold (NUL, invalid
 // UTF-8). What Parse returns is complete (defaults are filled in, overlays
-// merged, retry policies resolved per step), so that no reader of a
+// merged, retry policies resolved per step, variables replaced), so that no reader of a
 // tasker.Template has to know a default.
 //
 // What happens when it breaks. An error of Parse is an Errors: no template
@@ -37,6 +37,11 @@ type Options struct {
 	// overlay of that name is taken as it stands. All overlays are checked,
 	// whichever is chosen: a mistake in production's shows in development.
 	Environment string
+
+	// Variables are what ${NAME} in a text value may name, and what is put in
+	// its place; other names are refused. They are an allow-list: a template may
+	// come from elsewhere, so it must not read whatever is in the environment.
+	Variables map[string]string
 }
 
 // Parse reads one template from YAML; file is only its name, for messages. The
@@ -52,6 +57,11 @@ func parse(file string, data []byte, opts Options) (*tasker.Template, place, err
 	root := readTree(data, problems)
 	if root == nil {
 		return nil, place{}, problems.err()
+	}
+	found := len(problems.list)
+	interpolate(root, opts.Variables, problems)
+	if err := problems.err(); err != nil && len(problems.list) > found {
+		return nil, place{}, err // what a missing value leads to is no mistake of its own
 	}
 
 	// The base is read even where it isn't what is asked for: its problems are

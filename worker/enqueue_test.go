@@ -108,7 +108,7 @@ func TestBadInsertsAreRefusedWithAMessageThatSaysWhatToMend(t *testing.T) {
 		{"context is not JSON", `INSERT INTO tasker.tasks (namespace, name, context) VALUES ('test', 'one', '{"a":')`, "invalid input syntax for type json"},
 		{"NUL in context", `INSERT INTO tasker.tasks (namespace, name, context) VALUES ('test', 'one', '{"a": "\u0000"}')`, "unsupported Unicode escape sequence"},
 		{"context too large", `INSERT INTO tasker.tasks (namespace, name, context) VALUES ('test', 'one', jsonb_build_object('a', repeat('x', 1100000)))`, "the context of a task may have 1 MiB"},
-		{"priority out of range", `INSERT INTO tasker.tasks (namespace, name, priority) VALUES ('test', 'one', 9)`, "tasks_priority_check"},
+		{"priority out of range", `INSERT INTO tasker.tasks (namespace, name, priority) VALUES ('test', 'one', 9)`, "the priority of a task is a number from 1, which goes first, to 4, not 9"},
 		{"on_duplicate unknown", `SELECT tasker.enqueue_task('test', 'one', on_duplicate => 'replace')`, "on_duplicate must be return_existing or refuse, not replace"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

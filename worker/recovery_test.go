@@ -100,7 +100,7 @@ func TestADeadWorkersWritesAreRefused(t *testing.T) {
 	b.register(oneGoStep)
 	task := b.enqueue("one", `{}`)
 	ctx := t.Context()
-	dead, err := b.store.RegisterWorker(ctx, "dead", "dead-client", nil)
+	dead, err := b.store.RegisterWorker(ctx, "dead", "dead-client", time.Millisecond, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -108,13 +108,13 @@ func TestADeadWorkersWritesAreRefused(t *testing.T) {
 	if err != nil || claimed == nil {
 		t.Fatalf("claim: %v, %v", claimed, err)
 	}
-	alive, err := b.store.RegisterWorker(ctx, "alive", "alive-client", nil)
+	alive, err := b.store.RegisterWorker(ctx, "alive", "alive-client", time.Hour, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	b.exec(`UPDATE tasker.workers SET last_seen_at = now() - interval '1 minute' WHERE worker_id = $1`, dead)
 	b.until("the dead worker is found", func() bool { // not at once while the server itself is younger than the lease
-		freed, err := b.store.ReapWorker(ctx, 10*time.Millisecond)
+		freed, err := b.store.ReapWorker(ctx)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -146,7 +146,7 @@ func TestARefusedUnitDoesNotTouchTheOthersOfItsBatch(t *testing.T) {
 	b.register(oneGoStep)
 	ids := b.enqueueMany("one", `{}`, 20)
 	ctx := t.Context()
-	id, err := b.store.RegisterWorker(ctx, "w", "w", nil)
+	id, err := b.store.RegisterWorker(ctx, "w", "w", time.Hour, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -147,7 +147,7 @@ func TestAnOpenReportHoldsUpNobodyElse(t *testing.T) {
 // The heartbeat is a transaction of its own, and who was silent judges nobody.
 func TestABeatSaysHowLongTheWorkerWasSilent(t *testing.T) {
 	b := setup(t)
-	id, err := b.store.RegisterWorker(t.Context(), "w", "w", nil)
+	id, err := b.store.RegisterWorker(t.Context(), "w", "w", time.Hour, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -173,7 +173,7 @@ func TestSigningOffWaitsForWritesInFlight(t *testing.T) {
 	b := setup(t)
 	b.register(oneGoStep)
 	task := b.enqueue("one", `{}`)
-	id, err := b.store.RegisterWorker(t.Context(), "w", "w", nil)
+	id, err := b.store.RegisterWorker(t.Context(), "w", "w", time.Hour, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -88,11 +88,34 @@ func (c *Config) setDefaults() {
 	}
 }
 
+// ErrConfig says that a setting makes no sense; the message says which.
+var ErrConfig = errors.New("bad setting")
+
+// shortestLease leaves room for a beat that comes late on a busy machine.
+const shortestLease = time.Second
+
+func (c *Config) check() error {
+	switch {
+	case c.MaxTasks < 1 || c.MaxTasks > 10_000:
+		return fmt.Errorf("%w: max tasks is a number from 1 to 10000, not %d", ErrConfig, c.MaxTasks)
+	case c.Lease < shortestLease:
+		return fmt.Errorf("%w: the lease is at least %s, not %s: a worker that is only busy would count as dead", ErrConfig, shortestLease, c.Lease)
+	case c.ParkAfter < 0:
+		return fmt.Errorf("%w: park after is a time from 0, not %s", ErrConfig, c.ParkAfter)
+	case c.Shutdown < 0:
+		return fmt.Errorf("%w: the shutdown timeout is a time from 0, not %s", ErrConfig, c.Shutdown)
+	}
+	return nil
+}
+
 // Run works until ctx ends, then stops taking tasks, lets running Go handlers
 // finish, hands back what it holds, and returns nil. An error says why it could
 // not start, or could not go on.
 func Run(ctx context.Context, c Config) error {
 	c.setDefaults()
+	if err := c.check(); err != nil {
+		return err
+	}
 	pool, err := store.Open(ctx, c.DatabaseURL, "tasker worker", connections)
 	if err != nil {
 		return err
@@ -130,7 +153,7 @@ func Run(ctx context.Context, c Config) error {
 		case ctx.Err() != nil || err == nil:
 			return err
 		case errors.Is(err, store.ErrWorkerDead):
-			c.Logger.Warn("this worker was silent for so long that others took its tasks; it starts anew", "lease", c.Lease)
+			c.Logger.Warn("this worker was silent for so long that others took its tasks; it starts anew", "lease", c.Lease.String())
 			dead = true
 		case dead:
 			// It was working before, so its settings are right.
@@ -183,7 +206,7 @@ func (w *worker) session(ctx context.Context) (err error) {
 	host, _ := os.Hostname() // a name for people: an empty one does no harm
 	name := fmt.Sprintf("%s:%d", host, os.Getpid())
 	client := name + ":" + rand.Text()[:8]
-	id, err := w.store.RegisterWorker(ctx, name, client, map[string]any{"handlers": w.Handlers.Names(), "max_tasks": w.MaxTasks})
+	id, err := w.store.RegisterWorker(ctx, name, client, w.Lease, map[string]any{"handlers": w.Handlers.Names(), "max_tasks": w.MaxTasks})
 	if err != nil {
 		return err
 	}
@@ -292,7 +315,7 @@ func (w *worker) beat(ctx context.Context, id int64, o *orchestrator.Orchestrato
 		if err != nil || time.Now().Before(judges) {
 			return err
 		}
-		freed, err := w.pulse.ReapWorker(ctx, w.Lease)
+		freed, err := w.pulse.ReapWorker(ctx)
 		if freed > 0 {
 			log.Warn("a worker died; its tasks go on elsewhere", "tasks", freed)
 		}
@@ -307,7 +330,7 @@ func (w *worker) listen(ctx context.Context, id int64, o *orchestrator.Orchestra
 			if err := o.CatchUp(ctx); err != nil && ctx.Err() == nil {
 				log.Warn("missed reports could not be looked up; the next round does it", "error", err)
 			}
-		}, o.Rung)
+		}, o.Rung, o.Changed)
 		if ctx.Err() != nil {
 			return
 		}

@@ -14,6 +14,7 @@ import (
 	"github.com/taskerhq/tasker/migrations"
 	"github.com/taskerhq/tasker/store"
 	"github.com/taskerhq/tasker/template"
+	"github.com/taskerhq/tasker/worker"
 )
 
 // version is set when a release is built.
@@ -36,9 +37,16 @@ func main() {
 }
 
 func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
-	root := newRoot(stdin, stdout, stderr)
+	out := &checkedWriter{w: stdout}
+	if f, ok := stdout.(*os.File); ok {
+		out.terminal = isTerminal(f)
+	}
+	root := newRoot(stdin, out, stderr)
 	root.SetArgs(args)
 	err := root.ExecuteContext(ctx)
+	if err == nil && out.err != nil && !errors.Is(out.err, syscall.EPIPE) { // a reader that has had enough is no failure
+		err = fmt.Errorf("write to standard output: %w", out.err)
+	}
 	if err == nil {
 		return exitDone
 	}
@@ -49,7 +57,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		templates template.Errors
 	)
 	switch {
-	case errors.As(err, &usage):
+	case errors.As(err, &usage), errors.Is(err, worker.ErrConfig):
 		return exitUsage
 	case errors.Is(err, store.ErrNotFound):
 		return exitNotFound
@@ -58,6 +66,22 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		return exitRefused
 	}
 	return exitFailed
+}
+
+// checkedWriter remembers that a write failed, so that a script whose disk is
+// full does not take half an output for the whole.
+type checkedWriter struct {
+	w        io.Writer
+	terminal bool
+	err      error
+}
+
+func (c *checkedWriter) Write(p []byte) (int, error) {
+	n, err := c.w.Write(p)
+	if c.err == nil {
+		c.err = err
+	}
+	return n, err
 }
 
 // usageError is a mistake in flags or arguments.

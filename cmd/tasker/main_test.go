@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/taskerhq/tasker/testenv"
@@ -65,6 +66,18 @@ func TestWrongUsageExitsWith2AndSaysWhatIsMeant(t *testing.T) {
 	expect(t, exitUsage, "unknown flag: --nope; see tasker migrate up --help", "migrate", "up", "--nope")
 	expect(t, exitUsage, "is no task id", "task", "show", "seven")
 	expect(t, exitUsage, "accepts 1 arg(s), received 0", "template", "validate")
+	expect(t, exitUsage, `tasker task has no command "lst"; did you mean list`, "task", "lst")
+	expect(t, exitUsage, `tasker has no command "bogus"`, "bogus")
+	expect(t, exitUsage, "--steps or --all, not both", "migrate", "down", "--steps", "1", "--all", "--yes")
+	expect(t, exitUsage, "--steps is a number from 1, not -1", "migrate", "down", "--steps", "-1", "--yes")
+	expect(t, exitUsage, "add --yes if that is meant", "migrate", "down", "--all")
+	expect(t, exitUsage, "the lease is at least 1s, not 100ms", "worker", "--lease", "100ms", "--database-url", "postgres://127.0.0.1:1/x")
+	expect(t, exitUsage, "--max-tasks is a number from 1, not 0", "worker", "--max-tasks", "0", "--database-url", "postgres://127.0.0.1:1/x")
+	expect(t, exitUsage, `--state "bogus" is no state of a task; they are pending, in_progress`, "task", "list", "--state", "bogus")
+	expect(t, exitUsage, "--limit is a number from 1 to 1000, not -1", "task", "list", "--limit", "-1")
+	expect(t, exitUsage, "--priority is a number from 1, which goes first, to 4, not 7", "task", "enqueue", "x", "--priority", "7")
+	expect(t, exitUsage, "--refuse-duplicate needs a --key", "task", "enqueue", "x", "--refuse-duplicate")
+	expect(t, exitUsage, "is no delay: it looks like", "task", "enqueue", "x", "--in", "-5m")
 	expect(t, exitUsage, "--log-level must be debug, info, warn or error", "worker", "--log-level", "loud")
 }
 
@@ -88,12 +101,12 @@ func TestADatabaseThatIsNotMigratedOrNewerIsRefused(t *testing.T) {
 	for _, args := range [][]string{{"worker"}, {"task", "list"}, {"template", "list"}} {
 		expect(t, exitRefused, "has no schema tasker; run: tasker migrate up", append(args, "--database-url", url)...)
 	}
-	expect(t, exitDone, "0001 tables    missing", "migrate", "status", "--database-url", url)
+	expect(t, exitDone, "at version 0, missing up to 8", "migrate", "status", "--database-url", url)
 	expect(t, exitDone, "CREATE SCHEMA", "migrate", "up", "--dry-run", "--database-url", url)
 	expect(t, exitDone, "applied 0001 tables", "migrate", "up", "--database-url", url)
 	expect(t, exitDone, "the schema is current", "migrate", "up", "--database-url", url)
 	expect(t, exitDone, "nothing to do", "migrate", "up", "--dry-run", "--database-url", url)
-	expect(t, exitDone, "took back", "migrate", "down", "--database-url", url)
+	expect(t, exitDone, "took back", "migrate", "down", "--yes", "--database-url", url)
 	expect(t, exitRefused, "lacks migrations", "worker", "--database-url", url)
 	expect(t, exitDone, `"current": true`, "migrate", "up", "-o", "json", "--database-url", url)
 
@@ -101,7 +114,7 @@ func TestADatabaseThatIsNotMigratedOrNewerIsRefused(t *testing.T) {
 	if _, err := pool.Exec(t.Context(), `INSERT INTO tasker.schema_migrations (version, name) VALUES (9999, 'x')`); err != nil {
 		t.Fatal(err)
 	}
-	for _, args := range [][]string{{"worker"}, {"task", "list"}, {"migrate", "up"}, {"migrate", "down"}} {
+	for _, args := range [][]string{{"worker"}, {"task", "list"}, {"migrate", "up"}, {"migrate", "down", "--yes"}} {
 		expect(t, exitRefused, "database is newer than this binary: it has migrations [9999]; install the release that made them", append(args, "--database-url", url)...)
 	}
 	expect(t, exitDone, "from a newer release", "migrate", "status", "--database-url", url)
@@ -161,7 +174,7 @@ func TestTasksAreEnqueuedListedShownAndWatched(t *testing.T) {
 	dir := folder(t, map[string]string{"one.yaml": one, "bad.yaml": strings.NewReplacer("name: one", "name: bad", "tasker.echo", "tasker.fail", "{answer: 42}", "{permanent: true}").Replace(one)})
 	expect(t, exitDone, "registered", append(db, "template", "register", dir)...)
 
-	expect(t, exitRefused, "--context: the context of a task must be a JSON object: ", append(db, "task", "enqueue", "test/one", "--context", "[1]")...)
+	expect(t, exitRefused, "--context: the context of a task must be a JSON object, not array", append(db, "task", "enqueue", "test/one", "--context", "[1]")...)
 	expect(t, exitRefused, "the context of a task must be a JSON object, not null", append(db, "task", "enqueue", "test/one", "--context", "null")...)
 	expect(t, exitFailed, "no such file", append(db, "task", "enqueue", "test/one", "--context", "@nope.json")...)
 	expect(t, exitRefused, "there is no template test/two; registered are: test/bad, test/one", append(db, "task", "enqueue", "test/two")...)
@@ -199,4 +212,38 @@ func TestTasksAreEnqueuedListedShownAndWatched(t *testing.T) {
 func text(id int64) string {
 	b, _ := json.Marshal(id) // a number always marshals
 	return string(b)
+}
+
+func TestOperatorsVerbs(t *testing.T) {
+	t.Parallel()
+	db := []string{"--database-url", testenv.Database(t)}
+	expect(t, exitDone, "registered", append(db, "template", "register", folder(t, map[string]string{"one.yaml": one}))...)
+	task := strings.TrimSpace(strings.TrimPrefix(expect(t, exitDone, "task ", append(db, "task", "enqueue", "test/one", "--bypass", "only")...), "task "))
+	expect(t, exitRefused, "bypass_steps names nope", append(db, "task", "enqueue", "test/one", "--bypass", "nope")...)
+	expect(t, exitDone, "has priority 1", append(db, "task", "priority", task, "1")...)
+	expect(t, exitRefused, "a priority is a number from 1", append(db, "task", "priority", task, "7")...)
+	expect(t, exitUsage, "is no priority", append(db, "task", "priority", task, "high")...)
+	expect(t, exitDone, "is paused", append(db, "task", "pause", task, "--by", "ada", "--reason", "lunch")...)
+	expect(t, exitDone, "goes on", append(db, "task", "resume", task)...)
+	expect(t, exitRefused, "is not paused", append(db, "task", "resume", task)...)
+	expect(t, exitRefused, "only a task in error can be retried", append(db, "task", "retry", task)...)
+	expect(t, exitRefused, "the context of a task must be a JSON object", append(db, "task", "retry", task, "--context", "[1]")...)
+	expect(t, exitDone, `"done": "cancel"`, append(db, "task", "cancel", task, "-o", "json")...)
+	expect(t, exitRefused, "is cancelled: it cannot be cancelled any more", append(db, "task", "cancel", task)...)
+	expect(t, exitNotFound, "there is no task 999", append(db, "task", "cancel", "999")...)
+	expect(t, exitNotFound, "there is no step 999", append(db, "step", "skip", "999")...)
+	expect(t, exitUsage, "is no step id", append(db, "step", "skip", "only")...)
+	expect(t, exitRefused, "--result is not JSON", append(db, "step", "resolve", "1", "--result", "text")...)
+}
+
+type full struct{}
+
+func (full) Write([]byte) (int, error) { return 0, syscall.ENOSPC }
+
+func TestAnOutputThatCannotBeWrittenIsAFailure(t *testing.T) {
+	t.Parallel()
+	var stderr bytes.Buffer
+	if code := run(t.Context(), []string{"--help"}, strings.NewReader(""), full{}, &stderr); code != exitFailed || !strings.Contains(stderr.String(), "write to standard output: no space left") {
+		t.Errorf("exit %d, %s", code, stderr.String())
+	}
 }

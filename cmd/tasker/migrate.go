@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/spf13/cobra"
@@ -9,12 +10,12 @@ import (
 )
 
 func (a *app) migrateCommand() *cobra.Command {
-	c := &cobra.Command{
+	c := group(&cobra.Command{
 		Use:   "migrate",
 		Short: "Bring the database's schema up to this release, take it back, or show where it is",
 		Long: `Everything lives in the schema "tasker": River's tables and tasker's own.
 Any number of machines may migrate at once: one works, the others wait for it.`,
-	}
+	})
 	var dryRun bool
 	up := &cobra.Command{
 		Use: "up", Short: "Apply what is missing", Args: argsExactly(0),
@@ -22,11 +23,19 @@ Any number of machines may migrate at once: one works, the others wait for it.`,
 	}
 	up.Flags().BoolVar(&dryRun, "dry-run", false, "print the SQL instead of running it")
 
-	var all bool
+	var all, yes bool
 	var steps int
 	down := &cobra.Command{
 		Use: "down", Short: "Take migrations back, the last one first", Args: argsExactly(0),
 		RunE: func(c *cobra.Command, _ []string) error {
+			switch {
+			case all && c.Flags().Changed("steps"):
+				return &usageError{errors.New("--steps or --all, not both")}
+			case steps < 1:
+				return &usageError{fmt.Errorf("--steps is a number from 1, not %d", steps)}
+			case !yes:
+				return &usageError{errors.New("taking migrations back deletes what is in their tables; add --yes if that is meant")}
+			}
 			pool, err := a.database(c.Context())
 			if err != nil {
 				return err
@@ -39,6 +48,9 @@ Any number of machines may migrate at once: one works, the others wait for it.`,
 			for _, m := range undone {
 				fmt.Fprintf(a.stdout, "took back %04d %s\n", m.Version, m.Name)
 			}
+			if err == nil && len(undone) == 0 && !all {
+				fmt.Fprintln(a.stdout, "there is nothing to take back")
+			}
 			if err == nil && all {
 				fmt.Fprintf(a.stdout, "schema %s is gone, River's tables with it\n", migrations.Schema)
 			}
@@ -46,6 +58,7 @@ Any number of machines may migrate at once: one works, the others wait for it.`,
 		},
 	}
 	down.Flags().BoolVar(&all, "all", false, "remove everything: River's tables, every task, the schema itself")
+	down.Flags().BoolVar(&yes, "yes", false, "do it: data is deleted")
 	down.Flags().IntVar(&steps, "steps", 1, "how many migrations to take back")
 
 	status := &cobra.Command{
@@ -54,6 +67,14 @@ Any number of machines may migrate at once: one works, the others wait for it.`,
 	}
 	c.AddCommand(up, down, status)
 	return c
+}
+
+// some is the list, never null: scripts ask for its length.
+func some(list []int) []int {
+	if list == nil {
+		return []int{}
+	}
+	return list
 }
 
 func versions(list []migrations.Migration) []int {
@@ -75,6 +96,9 @@ func (a *app) migrateUp(c *cobra.Command, dryRun bool) error {
 		if err != nil {
 			return err
 		}
+		if a.output == "json" {
+			return a.printJSON(map[string]string{"sql": sql})
+		}
 		if sql == "" {
 			sql = "-- nothing to do: the schema is current\n"
 		}
@@ -89,7 +113,7 @@ func (a *app) migrateUp(c *cobra.Command, dryRun bool) error {
 		return err
 	}
 	if a.output == "json" {
-		return a.printJSON(map[string]any{"applied": before.Pending, "river": migrations.RiverVersion, "current": true})
+		return a.printJSON(map[string]any{"applied": some(before.Pending), "river": migrations.RiverVersion, "current": true})
 	}
 	if before.Current() {
 		fmt.Fprintln(a.stdout, "the schema is current")
@@ -120,8 +144,8 @@ func (a *app) migrateStatus(c *cobra.Command) error {
 	}
 	if a.output == "json" {
 		return a.printJSON(map[string]any{
-			"river": status.River, "river_target": status.RiverTarget, "applied": status.Applied, "pending": status.Pending,
-			"unknown_newer": status.UnknownNewer, "current": status.Current(),
+			"river": status.River, "river_target": status.RiverTarget, "applied": some(status.Applied), "pending": some(status.Pending),
+			"unknown_newer": some(status.UnknownNewer), "current": status.Current(),
 		})
 	}
 	var t table

@@ -31,7 +31,7 @@ func (t *table) print(w io.Writer) {
 			widths[i] = max(widths[i], utf8.RuneCountInString(cell))
 		}
 	}
-	colour := isTerminal(w)
+	colour := hasColour(w)
 	for n, row := range t.rows {
 		var line strings.Builder
 		for i, cell := range row {

@@ -6,6 +6,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -57,8 +58,8 @@ Start here: tasker dev. It starts Postgres, Redis and a worker of its own.`,
 	flags.StringVarP(&a.output, "output", "o", "text", "text, or json for scripts")
 	flags.StringVar(&a.logFormat, "log-format", "auto", "text, json, or auto: text on a terminal, JSON in a pipe")
 	flags.StringVar(&a.logLevel, "log-level", "info", "debug, info, warn or error")
-	root.AddCommand(a.migrateCommand(), a.workerCommand(), a.devCommand(), a.templateCommand(), a.taskCommand())
-	return root
+	root.AddCommand(a.migrateCommand(), a.workerCommand(), a.devCommand(), a.templateCommand(), a.taskCommand(), a.stepCommand(), a.explainCommand())
+	return group(root)
 }
 
 func (a *app) check() error {
@@ -93,12 +94,21 @@ func (a *app) logger() *slog.Logger {
 	if a.logFormat == "json" || a.logFormat == "auto" && !isTerminal(a.stderr) {
 		return slog.New(slog.NewJSONHandler(a.stderr, &slog.HandlerOptions{Level: level}))
 	}
-	return slog.New(tint.NewTextHandler(a.stderr, &tint.Options{Level: level, TimeFormat: "15:04:05.000", NoColor: !isTerminal(a.stderr)}))
+	return slog.New(tint.NewTextHandler(a.stderr, &tint.Options{Level: level, TimeFormat: "15:04:05.000", NoColor: !hasColour(a.stderr)}))
 }
 
+// isTerminal reports whether w is a terminal.
 func isTerminal(w io.Writer) bool {
+	if c, ok := w.(*checkedWriter); ok {
+		return c.terminal
+	}
 	f, ok := w.(*os.File)
-	return ok && term.IsTerminal(int(f.Fd())) && os.Getenv("NO_COLOR") == ""
+	return ok && term.IsTerminal(int(f.Fd()))
+}
+
+// hasColour reports whether w is a terminal that shows colour, and may.
+func hasColour(w io.Writer) bool {
+	return isTerminal(w) && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"
 }
 
 // database connects to the database that the flags name.
@@ -120,6 +130,24 @@ func (a *app) withStore(ctx context.Context, do func(*store.Store) error) error 
 		return err
 	}
 	return do(store.New(pool))
+}
+
+// group is a command that only holds others. Without one of them it prints its
+// help; a word that is none of them is a mistake.
+func group(c *cobra.Command) *cobra.Command {
+	c.Args = cobra.ArbitraryArgs
+	c.RunE = func(c *cobra.Command, args []string) error {
+		if len(args) == 0 {
+			return c.Help()
+		}
+		message := fmt.Sprintf("%s has no command %q", c.CommandPath(), args[0])
+		if near := c.SuggestionsFor(args[0]); len(near) > 0 {
+			message += "; did you mean " + strings.Join(near, " or ") + "?"
+		}
+		return &usageError{fmt.Errorf("%s See %s --help", strings.TrimSuffix(message, "?")+".", c.CommandPath())}
+	}
+	c.SuggestionsMinimumDistance = 2
+	return c
 }
 
 // argsExactly is cobra.ExactArgs with an error that exits as wrong usage.

@@ -2,9 +2,11 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -16,8 +18,9 @@ import (
 )
 
 func (a *app) taskCommand() *cobra.Command {
-	c := &cobra.Command{Use: "task", Short: "Enqueue, list, show and watch tasks"}
+	c := group(&cobra.Command{Use: "task", Short: "Enqueue, list, show, watch and steer tasks"})
 	c.AddCommand(a.taskEnqueueCommand(), a.taskListCommand(), a.taskShowCommand(), a.taskWatchCommand())
+	c.AddCommand(a.taskVerbs()...)
 	return c
 }
 
@@ -35,13 +38,19 @@ func (a *app) taskEnqueueCommand() *cobra.Command {
 			if t.Namespace, t.Name, t.Version, err = parseName(args[0]); err != nil {
 				return err
 			}
+			if c.Flags().Changed("priority") && (t.Priority < 1 || t.Priority > 4) {
+				return &usageError{fmt.Errorf("--priority is a number from 1, which goes first, to 4, not %d", t.Priority)}
+			}
+			if t.RefuseDuplicate && t.IdempotencyKey == "" {
+				return &usageError{errors.New("--refuse-duplicate needs a --key")}
+			}
 			if t.Context, err = a.readContext(contextArg); err != nil {
 				return err
 			}
 			if delay != "" {
 				d, err := time.ParseDuration(delay)
-				if err != nil {
-					return &usageError{fmt.Errorf("--in: %w", err)}
+				if err != nil || d < 0 {
+					return &usageError{fmt.Errorf("--in %q is no delay: it looks like 90s, 10m or 2h", delay)}
 				}
 				t.RunAt = new(time.Now().Add(d))
 			}
@@ -66,6 +75,7 @@ func (a *app) taskEnqueueCommand() *cobra.Command {
 	flags.BoolVar(&t.RefuseDuplicate, "refuse-duplicate", false, "fail when the key is taken, instead of giving the task that has it")
 	flags.StringVar(&t.CorrelationID, "correlation-id", "", "id that links this task to what caused it")
 	flags.StringSliceVar(&t.Tags, "tag", nil, "tag; may be given more than once")
+	flags.StringSliceVar(&t.BypassSteps, "bypass", nil, "step to skip from the start; may be given more than once")
 	flags.StringVar(&t.Initiator, "initiator", "", "who asked for it")
 	flags.StringVar(&t.Reason, "reason", "", "why")
 	return command
@@ -88,12 +98,22 @@ func (a *app) readContext(arg string) (json.RawMessage, error) {
 	}
 	var object map[string]json.RawMessage
 	if err := json.Unmarshal(text, &object); err != nil {
+		var kind *json.UnmarshalTypeError
+		if errors.As(err, &kind) {
+			return nil, &store.RefusedError{Message: fmt.Sprintf("%s: the context of a task must be a JSON object, not %s", source, kind.Value)}
+		}
 		return nil, &store.RefusedError{Message: fmt.Sprintf("%s: the context of a task must be a JSON object: %v", source, err)}
 	}
 	if object == nil {
 		return nil, &store.RefusedError{Message: source + ": the context of a task must be a JSON object, not null"}
 	}
 	return text, nil
+}
+
+// taskStates are the words that --state takes.
+var taskStates = []string{
+	string(tasker.TaskPending), string(tasker.TaskInProgress), string(tasker.TaskComplete),
+	string(tasker.TaskError), string(tasker.TaskCancelled), string(tasker.TaskResolvedManually),
 }
 
 func (a *app) taskListCommand() *cobra.Command {
@@ -109,6 +129,12 @@ func (a *app) taskListCommand() *cobra.Command {
 				}
 			}
 			f.State = tasker.TaskState(state)
+			if state != "" && !slices.Contains(taskStates, state) {
+				return &usageError{fmt.Errorf("--state %q is no state of a task; they are %s", state, strings.Join(taskStates, ", "))}
+			}
+			if f.Limit < 1 || f.Limit > 1000 {
+				return &usageError{fmt.Errorf("--limit is a number from 1 to 1000, not %d", f.Limit)}
+			}
 			return a.withStore(c.Context(), func(s *store.Store) error {
 				tasks, err := s.Tasks(c.Context(), f)
 				if err != nil {
@@ -200,7 +226,7 @@ func (a *app) printTask(task *store.TaskSummary, steps []store.Step) {
 			took = "again in " + round(time.Until(*s.RetryAt)).String()
 		}
 		if f := failureOf(s.Error); f != nil {
-			failure = shorten(f.Class+": "+f.Message, 80)
+			failure = shorten(f.Class+": "+f.Message, 40)
 		}
 		attempts := fmt.Sprintf("%d/%d", s.Attempts-s.Losses, s.Limit)
 		if s.Losses > 0 {
@@ -209,6 +235,15 @@ func (a *app) printTask(task *store.TaskSummary, steps []store.Step) {
 		t.add(s.Name, strconv.FormatInt(s.StepID, 10), string(s.State), attempts, took, s.Handler, firstOf(strings.Join(s.DependsOn, ", "), "-"), failure)
 	}
 	t.print(a.stdout)
+	for i := range steps {
+		if f := failureOf(steps[i].Error); f != nil {
+			code := ""
+			if f.Code != "" {
+				code = " (" + f.Code + ")"
+			}
+			fmt.Fprintf(a.stdout, "\n%s, attempt %d%s\n  %s: %s\n", steps[i].Name, f.Attempt, code, f.Class, strings.ReplaceAll(f.Message, "\n", "\n  "))
+		}
+	}
 }
 
 func failureOf(doc json.RawMessage) *tasker.Failure {

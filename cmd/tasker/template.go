@@ -14,7 +14,7 @@ import (
 )
 
 func (a *app) templateCommand() *cobra.Command {
-	c := &cobra.Command{Use: "template", Short: "Check, register and show workflow templates"}
+	c := group(&cobra.Command{Use: "template", Short: "Check, register and show workflow templates"})
 	var environment string
 	load := func(folder string) ([]*template.Loaded, error) {
 		return template.LoadFolder(folder, template.Options{Environment: environment})
@@ -93,7 +93,7 @@ Workers register the folder given to them with --templates when they start.`,
 			})
 		},
 	}
-	c.AddCommand(validate, register, list, show)
+	c.AddCommand(validate, register, list, show, a.graphCommand(), a.diffCommand())
 	return c
 }
 

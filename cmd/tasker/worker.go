@@ -29,6 +29,11 @@ hands back the rest, exits with 0.`,
 			if c.RedisURL == "" {
 				c.Logger.Warn("no Redis given (--redis-url, TASKER_REDIS_URL, REDIS_URL): Ruby steps wait for a worker that has one")
 			}
+			if !cmd.Flags().Changed("max-tasks") {
+				c.MaxTasks = 500
+			} else if c.MaxTasks < 1 {
+				return &usageError{fmt.Errorf("--max-tasks is a number from 1, not %d", c.MaxTasks)}
+			}
 			c.Handlers = handler.NewRegistry()
 			c.Handlers.AllowHTTP(httpHosts...)
 			return worker.Run(cmd.Context(), c)

@@ -44,10 +44,13 @@ CREATE TABLE tasker.template_steps (
     attempt_limit   int NOT NULL CHECK (attempt_limit > 0),
     timeout_seconds double precision,
     handler_config  jsonb NOT NULL DEFAULT '{}',
+    result_schema   jsonb,
     PRIMARY KEY (template_id, position),
     UNIQUE (template_id, name),
     CHECK ((handler_class IS NULL) <> (handler IS NULL))
 );
+
+CREATE INDEX template_steps_with_schema ON tasker.template_steps (template_id) WHERE result_schema IS NOT NULL; -- mostly empty: tells at once that there is nothing to check
 
 CREATE TABLE tasker.tasks (
     task_id         bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -66,6 +69,8 @@ CREATE TABLE tasker.tasks (
     initiator       text,
     source_system   text,
     reason          text,
+    bypass_steps    text[] NOT NULL DEFAULT '{}', -- names of steps that this task skips from the start
+    paused_at       timestamptz,     -- set: no new attempt starts
     error           jsonb,           -- of a task in state error: the steps that blocked it
     owner           bigint,          -- the worker whose loop runs it; null: nobody
     epoch           int NOT NULL DEFAULT 0, -- grows with each change of owner: an old loop can't write
@@ -85,6 +90,7 @@ CREATE TABLE tasker.steps (
     position    int NOT NULL,      -- in the template
     attempts    int NOT NULL DEFAULT 0, -- number of the current attempt: with step_id the fence of every result
     losses      int NOT NULL DEFAULT 0, -- attempts lost with a process: they don't count against the limit
+    forgiven    int NOT NULL DEFAULT 0, -- attempts that an operator's retry struck off: they don't either
     retry_at    timestamptz,       -- in waiting_for_retry: not before
     started_at  timestamptz,       -- of the current attempt
     finished_at timestamptz,
@@ -131,6 +137,7 @@ CREATE TABLE tasker.workers (
     name         text NOT NULL,        -- host and process, for people
     client_id    text NOT NULL UNIQUE, -- of its River client: finds the jobs that it left running
     state        text NOT NULL DEFAULT 'alive' CHECK (state IN ('alive', 'stopped', 'dead')),
+    lease        interval NOT NULL DEFAULT '4 s', -- silent for so long, it is dead
     details      jsonb NOT NULL DEFAULT '{}',
     started_at   timestamptz NOT NULL DEFAULT now(),
     last_seen_at timestamptz NOT NULL DEFAULT now()

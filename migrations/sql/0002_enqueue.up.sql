@@ -37,12 +37,13 @@ BEGIN
     END IF;
 
     INSERT INTO tasker.template_steps
-        (template_id, position, name, handler_class, handler, queue, depends_on, attempt_limit, timeout_seconds, handler_config)
+        (template_id, position, name, handler_class, handler, queue, depends_on, attempt_limit, timeout_seconds, handler_config, result_schema)
     SELECT coalesce(inserted, known.template_id), s.position, s.name, s.handler_class, s.handler,
            coalesce(s.queue, 'default'), coalesce(s.depends_on, '{}'), s.attempt_limit, s.timeout_seconds,
-           coalesce(s.handler_config, '{}')
+           coalesce(s.handler_config, '{}'), s.result_schema
     FROM jsonb_to_recordset($8) AS s(position int, name text, handler_class text, handler text, queue text,
-                                    depends_on int[], attempt_limit int, timeout_seconds double precision, handler_config jsonb);
+                                    depends_on int[], attempt_limit int, timeout_seconds double precision, handler_config jsonb,
+                                    result_schema jsonb);
     RETURN CASE WHEN inserted IS NULL THEN 'replaced' ELSE 'registered' END;
 END $$;
 
@@ -53,6 +54,7 @@ LANGUAGE plpgsql AS $$
 DECLARE
     template tasker.task_templates;
     known    text;
+    unknown  text;
 BEGIN
     IF NEW.version IS NULL THEN
         SELECT t.* INTO template FROM tasker.task_templates t
@@ -83,6 +85,19 @@ BEGIN
         RAISE EXCEPTION 'the context of a task may have 1 MiB, this one has % bytes', pg_column_size(NEW.context)
         USING ERRCODE = 'TK003', HINT = 'store the data and put a reference to it into the context';
     END IF;
+    IF NEW.priority NOT BETWEEN 1 AND 4 THEN
+        RAISE EXCEPTION 'the priority of a task is a number from 1, which goes first, to 4, not %', NEW.priority USING ERRCODE = 'TK003';
+    END IF;
+    NEW.bypass_steps := coalesce(NEW.bypass_steps, '{}');
+    IF cardinality(NEW.bypass_steps) > 0 THEN
+        SELECT b INTO unknown FROM unnest(NEW.bypass_steps) b
+        WHERE NOT EXISTS (SELECT FROM tasker.template_steps s WHERE s.template_id = template.template_id AND s.name = b) LIMIT 1;
+        IF FOUND THEN
+            SELECT string_agg(s.name, ', ' ORDER BY s.position) INTO known FROM tasker.template_steps s WHERE s.template_id = template.template_id;
+            RAISE EXCEPTION 'bypass_steps names %, which is no step of %/%@%; its steps are: %',
+                coalesce(unknown, 'NULL'), template.namespace, template.name, template.version, known USING ERRCODE = 'TK003';
+        END IF;
+    END IF;
     IF template.used_at IS NULL THEN
         -- Freezes the template. Waits for a registration that is replacing it.
         UPDATE tasker.task_templates t SET used_at = now() WHERE t.template_id = template.template_id AND t.used_at IS NULL;
@@ -93,6 +108,7 @@ BEGIN
     NEW.priority    := coalesce(NEW.priority, 2);
     NEW.error       := NULL;
     NEW.owner       := NULL;
+    NEW.paused_at   := NULL;
     NEW.epoch       := 0;
     NEW.created_at  := now();
     NEW.started_at  := NULL;
@@ -108,13 +124,21 @@ CREATE TRIGGER prepare_task BEFORE INSERT ON tasker.tasks
 CREATE FUNCTION tasker.expand_tasks() RETURNS trigger
 LANGUAGE plpgsql AS $$
 BEGIN
-    INSERT INTO tasker.steps (task_id, position, name)
-    SELECT n.task_id, s.position, s.name
+    INSERT INTO tasker.steps (task_id, position, name, state, finished_at)
+    SELECT n.task_id, s.position, s.name,
+           CASE WHEN s.name = ANY (n.bypass_steps) THEN 'skipped' ELSE 'pending' END,
+           CASE WHEN s.name = ANY (n.bypass_steps) THEN now() END
     FROM new_tasks n JOIN tasker.template_steps s USING (template_id)
     ORDER BY n.task_id, s.position;
 
     INSERT INTO tasker.events (task_id, name)
     SELECT task_id, 'task.initialize_requested' FROM new_tasks ORDER BY task_id;
+    IF EXISTS (SELECT FROM new_tasks WHERE bypass_steps <> '{}') THEN
+        INSERT INTO tasker.events (task_id, step_id, name, data)
+        SELECT s.task_id, s.step_id, 'step.skipped', '{"reason": "bypassed at enqueue"}'
+        FROM new_tasks n JOIN tasker.steps s USING (task_id)
+        WHERE n.bypass_steps <> '{}' AND s.state = 'skipped' ORDER BY s.step_id;
+    END IF;
 
     INSERT INTO tasker.river_job (kind, args, queue, priority, max_attempts, state, scheduled_at)
     SELECT 'task_execution', jsonb_build_object('task_id', task_id), 'default', priority, 1000,
@@ -170,7 +194,8 @@ CREATE FUNCTION tasker.enqueue_task(
     priority smallint DEFAULT NULL, run_at timestamptz DEFAULT NULL,
     idempotency_key text DEFAULT NULL, on_duplicate text DEFAULT 'return_existing',
     correlation_id text DEFAULT NULL, tags text[] DEFAULT '{}',
-    initiator text DEFAULT NULL, source_system text DEFAULT NULL, reason text DEFAULT NULL)
+    initiator text DEFAULT NULL, source_system text DEFAULT NULL, reason text DEFAULT NULL,
+    bypass_steps text[] DEFAULT '{}')
 RETURNS bigint
 LANGUAGE plpgsql AS $$
 #variable_conflict use_column
@@ -182,8 +207,8 @@ BEGIN
         USING ERRCODE = 'invalid_parameter_value';
     END IF;
     INSERT INTO tasker.tasks AS t (namespace, name, version, context, priority, run_at, idempotency_key,
-                                   correlation_id, tags, initiator, source_system, reason)
-    VALUES ($1, $2, $4, $3, coalesce($5, 2::smallint), $6, $7, $9, coalesce($10, '{}'), $11, $12, $13)
+                                   correlation_id, tags, initiator, source_system, reason, bypass_steps)
+    VALUES ($1, $2, $4, $3, coalesce($5, 2::smallint), $6, $7, $9, coalesce($10, '{}'), $11, $12, $13, coalesce($14, '{}'))
     ON CONFLICT (namespace, name, idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
     RETURNING t.task_id INTO id;
 

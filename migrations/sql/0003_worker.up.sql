@@ -50,12 +50,12 @@ BEGIN
     WHERE t.task_id = ANY (ids) AND (t.owner IS NULL OR t.owner = worker) AND t.state = 'in_progress';
 
     INSERT INTO tasker.events (task_id, name)
-    SELECT t.task_id, 'task.start_requested' FROM tasker.tasks t WHERE t.task_id = ANY (ids) AND t.state = 'pending' ORDER BY t.task_id;
+    SELECT t.task_id, 'task.start_requested' FROM tasker.tasks t WHERE t.task_id = ANY (ids) AND t.state = 'pending' AND t.paused_at IS NULL ORDER BY t.task_id;
 
     RETURN QUERY
     UPDATE tasker.tasks t
     SET owner = worker, epoch = t.epoch + 1, state = 'in_progress', started_at = coalesce(t.started_at, now())
-    WHERE t.task_id = ANY (ids) AND (t.owner IS NULL OR t.owner = worker) AND t.state IN ('pending', 'in_progress')
+    WHERE t.task_id = ANY (ids) AND (t.owner IS NULL OR t.owner = worker) AND t.state IN ('pending', 'in_progress') AND t.paused_at IS NULL
     RETURNING t.task_id, t.template_id, t.epoch, t.task_id <> ALL (again), t.priority, t.context, t.correlation_id, t.created_at;
 
     -- Reports of these attempts ring here from now on. One whose row is locked
@@ -198,26 +198,26 @@ BEGIN
     END IF;
 END $$;
 
--- Declares workers dead that have not been seen for the length of the lease,
+-- Declares a worker dead that has not been seen for the length of its lease,
 -- and sets free what they held: their tasks, and the River jobs that they left
 -- running (River itself would wait for an hour). Returns how many tasks. One
 -- dead worker per call, so that each is a transaction of its own.
 -- A restart of the server is not held against the workers: their lease starts
 -- anew. Who was itself silent must not judge: it may be the one that was cut off.
-CREATE FUNCTION tasker.reap_worker(lease interval) RETURNS int
+CREATE FUNCTION tasker.reap_worker() RETURNS int
 LANGUAGE plpgsql AS $$
 DECLARE
     w record;
 BEGIN
     FOR w IN
         SELECT d.worker_id, d.client_id FROM tasker.workers d
-        WHERE d.state = 'alive' AND greatest(d.last_seen_at, pg_postmaster_start_time()) < clock_timestamp() - lease
+        WHERE d.state = 'alive' AND greatest(d.last_seen_at, pg_postmaster_start_time()) < clock_timestamp() - d.lease
         ORDER BY d.worker_id
     LOOP
         -- Busy: one of its writes is in flight, or somebody else reaps it. Next time.
         CONTINUE WHEN NOT pg_try_advisory_xact_lock(tasker.fence_class(), w.worker_id::int);
         UPDATE tasker.workers d SET state = 'dead'
-        WHERE d.worker_id = w.worker_id AND d.state = 'alive' AND d.last_seen_at < clock_timestamp() - lease;
+        WHERE d.worker_id = w.worker_id AND d.state = 'alive' AND d.last_seen_at < clock_timestamp() - d.lease;
         CONTINUE WHEN NOT FOUND;
         RETURN tasker.release_worker(w.worker_id, w.client_id);
     END LOOP;
@@ -316,7 +316,7 @@ BEGIN
     -- Open tasks that nobody owns and nothing would bring back.
     SELECT array_agg(t.task_id) INTO found_tasks
     FROM (SELECT o.task_id FROM tasker.tasks o
-          WHERE o.state IN ('pending', 'in_progress') AND o.owner IS NULL
+          WHERE o.state IN ('pending', 'in_progress') AND o.owner IS NULL AND o.paused_at IS NULL
             AND NOT EXISTS (SELECT FROM tasker.dispatches d WHERE d.task_id = o.task_id AND d.failure IS NULL)
           EXCEPT
           SELECT (j.args ->> 'task_id')::bigint FROM tasker.river_job j

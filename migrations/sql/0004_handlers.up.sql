@@ -48,7 +48,7 @@ BEGIN
             'initiator', t.initiator, 'source_system', t.source_system, 'reason', t.reason,
             'created_at', to_char(t.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')),
         'step', jsonb_build_object(
-            'step_id', $1, 'name', s.name, 'attempt', $2, 'attempts_used', $2 - s.losses, 'attempt_limit', spec.attempt_limit,
+            'step_id', $1, 'name', s.name, 'attempt', $2, 'attempts_used', $2 - s.losses - s.forgiven, 'attempt_limit', spec.attempt_limit,
             'handler_class', spec.handler_class, 'config', spec.handler_config, 'timeout_seconds', spec.timeout_seconds,
             'depends_on', d_list),
         'dependencies', deps);
@@ -85,6 +85,21 @@ BEGIN
     IF FOUND THEN
         RAISE EXCEPTION 'the failure of step % has % bytes, at most 1 MiB are kept', bad ->> 'step_id', pg_column_size(bad -> 'failure')
         USING ERRCODE = 'TK007', HINT = 'shorten the message, the backtrace or the context';
+    END IF;
+
+    -- A result that doesn't fit its schema is a failure that no retry mends.
+    IF EXISTS (SELECT FROM tasker.template_steps ts WHERE ts.result_schema IS NOT NULL) THEN
+        SELECT jsonb_agg(CASE WHEN misfit.problem IS NULL THEN x.e ELSE x.e - 'result' || jsonb_build_object('outcome', 'failure', 'failure',
+                   jsonb_build_object('class', 'Result', 'code', 'result_schema', 'permanent', true, 'attempt', x.e -> 'attempt',
+                                      'message', 'the result does not fit the result_schema of its step: ' || misfit.problem)) END ORDER BY x.ord)
+        INTO reports
+        FROM jsonb_array_elements(reports) WITH ORDINALITY AS x(e, ord)
+        LEFT JOIN LATERAL (
+            SELECT tasker.schema_problem(ts.result_schema, coalesce(x.e -> 'result', 'null')) AS problem
+            FROM tasker.steps s JOIN tasker.tasks t USING (task_id)
+            JOIN tasker.template_steps ts ON ts.template_id = t.template_id AND ts.position = s.position
+            WHERE s.step_id = (x.e ->> 'step_id')::bigint AND ts.result_schema IS NOT NULL AND x.e ->> 'outcome' = 'success') misfit ON true;
+        reports := coalesce(reports, '[]');
     END IF;
 
     -- Serialises reports of one step with each other and with the loop's

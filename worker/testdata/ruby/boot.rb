@@ -60,3 +60,16 @@ class Return < TaskerCore::BaseStepHandler
     RESULTS.fetch(step.name).call
   end
 end
+
+# Folds the values of its dependencies into one number; fails as often as it is
+# told first. The final value of a DAG of these tells its order and data flow.
+class Mix < TaskerCore::BaseStepHandler
+  MODULUS = 1_000_000_007
+
+  def process(_task, sequence, step)
+    raise TaskerCore::RetryableError, "not yet" if step.attempts_used <= step.config["failures"].to_i
+
+    sum = step.depends_on.sum { |name| sequence.find_step_by_name(name).results.fetch("value") }
+    { "value" => ((sum * 31) + step.config.fetch("salt")) % MODULUS }
+  end
+end
