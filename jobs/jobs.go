@@ -89,7 +89,7 @@ func NewClient(pool *pgxpool.Pool, c Config) (*Client, error) {
 		Queues:  map[string]river.QueueConfig{river.QueueDefault: {MaxWorkers: c.MaxTasks}},
 		// The default of 100 ms would be most of a short task's time. Fetches
 		// happen when a notification comes or a slot gets free.
-		FetchCooldown: 2 * time.Millisecond,
+		FetchCooldown: time.Millisecond,
 		// Finds what no notification told of, and jobs due within seconds.
 		FetchPollInterval: 500 * time.Millisecond,
 		JobTimeout:        -1,
