@@ -42,6 +42,7 @@ type Config struct {
 	Handlers    *handler.Registry // default: the built-in handlers, tasker.http with no host allowed
 	Templates   string            // folder of YAML to register at start; empty: none
 	Environment string            // whose overlays to apply to the templates
+	Variables   map[string]string // that the templates may use as ${NAME}
 	MaxTasks    int               // tasks run at once; default 500
 	Lease       time.Duration     // silence after which a worker is dead; default 4 s
 	ParkAfter   time.Duration     // how long a task that only waits is kept; default 2 s
@@ -178,7 +179,7 @@ type worker struct {
 }
 
 func (w *worker) registerTemplates(ctx context.Context) error {
-	loaded, err := template.LoadFolder(w.Templates, template.Options{Environment: w.Environment})
+	loaded, err := template.LoadFolder(w.Templates, template.Options{Environment: w.Environment, Variables: w.Variables})
 	if err != nil {
 		return err
 	}

@@ -24,6 +24,7 @@ func (a *app) devCommand() *cobra.Command {
 		dir                     string
 		postgresPort, redisPort int
 		c                       worker.Config
+		reading                 templateFlags
 	)
 	command := &cobra.Command{
 		Use:   "dev",
@@ -43,6 +44,11 @@ the data stays in the folder for the next time.`,
 					return &usageError{fmt.Errorf("--%s is a port from 1 to 65535, not %d", name, port)}
 				}
 			}
+			opts, err := reading.options()
+			if err != nil {
+				return err
+			}
+			c.Environment, c.Variables = opts.Environment, opts.Variables
 			return a.dev(cmd.Context(), dir, postgresPort, redisPort, c)
 		},
 	}
@@ -51,7 +57,7 @@ the data stays in the folder for the next time.`,
 	flags.IntVar(&postgresPort, "postgres-port", 0, "port for Postgres; 0: a free one")
 	flags.IntVar(&redisPort, "redis-port", 0, "port for Redis; 0: a free one")
 	flags.StringVar(&c.Templates, "templates", "", "folder of template YAML to register")
-	flags.StringVar(&c.Environment, "environment", "development", "whose overlays to apply to the templates")
+	reading.register(flags, "development")
 	return command
 }
 
@@ -67,7 +73,7 @@ func (a *app) dev(ctx context.Context, dir string, postgresPort, redisPort int, 
 	defer cleanup()
 
 	if c.Templates != "" { // before anything is started
-		if _, err := template.LoadFolder(c.Templates, template.Options{Environment: c.Environment}); err != nil {
+		if _, err := template.LoadFolder(c.Templates, template.Options{Environment: c.Environment, Variables: c.Variables}); err != nil {
 			return err
 		}
 	}

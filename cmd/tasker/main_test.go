@@ -137,6 +137,17 @@ func TestTemplatesAreValidatedRegisteredListedAndShown(t *testing.T) {
 	expect(t, exitRefused, "give the changed template a new version", append(db, "worker", "--templates", changed)...)
 }
 
+func TestTemplatesUseTheVariablesThatTheyMay(t *testing.T) {
+	t.Setenv("TASKER_TEST_HOST", "api.example")
+	dir := folder(t, map[string]string{"one.yaml": strings.Replace(one, "answer: 42", "url: 'https://${TASKER_TEST_HOST}/x'", 1)})
+	expect(t, exitRefused, "${TASKER_TEST_HOST} is not among the variables that templates may use", "template", "validate", dir)
+	expect(t, exitDone, "valid  test/one@1.0.0", "template", "validate", dir, "--allow-env", "TASKER_TEST_HOST")
+	expect(t, exitUsage, "--allow-env TASKER_TEST_NOPE: the environment has no such variable", "template", "validate", dir, "--allow-env", "TASKER_TEST_NOPE")
+	db := []string{"--database-url", testenv.Database(t)}
+	expect(t, exitDone, "registered", append(db, "template", "register", dir, "--allow-env", "TASKER_TEST_HOST")...)
+	expect(t, exitDone, "url: https://api.example/x", append(db, "template", "show", "test/one")...)
+}
+
 func TestBadTemplatesAreRefusedWithTheirPlaces(t *testing.T) {
 	t.Parallel()
 	url := testenv.Database(t)

@@ -2,7 +2,6 @@ package main
 
 import (
 	"fmt"
-	"os"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -15,9 +14,13 @@ import (
 
 func (a *app) templateCommand() *cobra.Command {
 	c := group(&cobra.Command{Use: "template", Short: "Check, register and show workflow templates"})
-	var environment string
+	var reading templateFlags
 	load := func(folder string) ([]*template.Loaded, error) {
-		return template.LoadFolder(folder, template.Options{Environment: environment})
+		opts, err := reading.options()
+		if err != nil {
+			return nil, err
+		}
+		return template.LoadFolder(folder, opts)
 	}
 	validate := &cobra.Command{
 		Use: "validate FOLDER", Short: "Check the templates of a folder, without a database", Args: argsExactly(1),
@@ -50,7 +53,7 @@ Workers register the folder given to them with --templates when they start.`,
 		},
 	}
 	for _, c := range []*cobra.Command{validate, register} {
-		c.Flags().StringVar(&environment, "environment", firstOf(os.Getenv("TASKER_ENV"), os.Getenv("RAILS_ENV")), "whose overlays to apply ($TASKER_ENV, $RAILS_ENV)")
+		reading.register(c.Flags(), "")
 	}
 	list := &cobra.Command{
 		Use: "list", Short: "List the registered templates", Args: argsExactly(0),

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -18,7 +17,7 @@ import (
 )
 
 func (a *app) diffCommand() *cobra.Command {
-	var environment string
+	var reading templateFlags
 	c := &cobra.Command{
 		Use: "diff A B", Short: "Show what changes from one template to another",
 		Long: `A and B are registered templates, as billing/settle_invoice@1.2.0, or files, as
@@ -31,7 +30,7 @@ started with.`,
 			for i, arg := range args {
 				var err error
 				if isTemplateFile(arg) {
-					sides[i], err = templateFromFile(arg, "", environment)
+					sides[i], err = templateFromFile(arg, "", &reading)
 				} else {
 					sides[i], err = a.registeredTemplate(c.Context(), arg)
 				}
@@ -58,7 +57,7 @@ started with.`,
 			return nil
 		},
 	}
-	c.Flags().StringVar(&environment, "environment", firstOf(os.Getenv("TASKER_ENV"), os.Getenv("RAILS_ENV")), "of files: whose overlays to apply ($TASKER_ENV, $RAILS_ENV)")
+	reading.register(c.Flags(), "")
 	return c
 }
 

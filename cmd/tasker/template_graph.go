@@ -18,7 +18,8 @@ import (
 )
 
 func (a *app) graphCommand() *cobra.Command {
-	var file, environment, format string
+	var file, format string
+	var reading templateFlags
 	c := &cobra.Command{
 		Use: "graph [NAMESPACE/NAME[@VERSION]] [--file FOLDER]", Short: "Draw the steps of a template, level by level",
 		Long: `Draws a registered template or, with --file, one from a folder or a file; there
@@ -38,7 +39,7 @@ it is. In text, a step stands one level below the last of those that it is after
 			var t *tasker.Template
 			var err error
 			if file != "" {
-				t, err = templateFromFile(file, name, environment)
+				t, err = templateFromFile(file, name, &reading)
 			} else {
 				t, err = a.registeredTemplate(c.Context(), name)
 			}
@@ -61,7 +62,7 @@ it is. In text, a step stands one level below the last of those that it is after
 		},
 	}
 	c.Flags().StringVar(&file, "file", "", "folder or file to read the template from, without a database")
-	c.Flags().StringVar(&environment, "environment", firstOf(os.Getenv("TASKER_ENV"), os.Getenv("RAILS_ENV")), "with --file: whose overlays to apply ($TASKER_ENV, $RAILS_ENV)")
+	reading.register(c.Flags(), "")
 	c.Flags().StringVar(&format, "format", "", "mermaid or text (default: text on a terminal, mermaid in a pipe)")
 	return c
 }
@@ -81,8 +82,11 @@ func (a *app) registeredTemplate(ctx context.Context, full string) (*tasker.Temp
 
 // templateFromFile reads a template from a file or out of a folder, where full
 // says which, if there are several.
-func templateFromFile(path, full, environment string) (*tasker.Template, error) {
-	opts := template.Options{Environment: environment}
+func templateFromFile(path, full string, reading *templateFlags) (*tasker.Template, error) {
+	opts, err := reading.options()
+	if err != nil {
+		return nil, err
+	}
 	info, err := os.Stat(path)
 	if err != nil {
 		return nil, fmt.Errorf("read template: %w", err)

@@ -14,6 +14,7 @@ import (
 func (a *app) workerCommand() *cobra.Command {
 	var c worker.Config
 	var httpHosts []string
+	var reading templateFlags
 	command := &cobra.Command{
 		Use:   "worker",
 		Short: "Run tasks",
@@ -34,6 +35,11 @@ hands back the rest, exits with 0.`,
 			} else if c.MaxTasks < 1 {
 				return &usageError{fmt.Errorf("--max-tasks is a number from 1, not %d", c.MaxTasks)}
 			}
+			opts, err := reading.options()
+			if err != nil {
+				return err
+			}
+			c.Environment, c.Variables = opts.Environment, opts.Variables
 			c.Handlers = handler.NewRegistry()
 			c.Handlers.AllowHTTP(httpHosts...)
 			return worker.Run(cmd.Context(), c)
@@ -41,7 +47,7 @@ hands back the rest, exits with 0.`,
 	}
 	flags := command.Flags()
 	flags.StringVar(&c.Templates, "templates", os.Getenv("TASKER_TEMPLATES"), "folder of template YAML to register at start ($TASKER_TEMPLATES)")
-	flags.StringVar(&c.Environment, "environment", firstOf(os.Getenv("TASKER_ENV"), os.Getenv("RAILS_ENV")), "whose overlays to apply to the templates ($TASKER_ENV, $RAILS_ENV)")
+	reading.register(flags, "")
 	flags.StringSliceVar(&httpHosts, "http-allow", nil, "host that tasker.http may call; may be given more than once")
 	flags.IntVar(&c.MaxTasks, "max-tasks", 500, "tasks to run at once")
 	flags.DurationVar(&c.Lease, "lease", 4*time.Second, "silence after which a worker counts as dead")
