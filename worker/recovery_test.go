@@ -8,7 +8,11 @@ import (
 	"time"
 
 	"github.com/taskerhq/tasker"
+	"github.com/taskerhq/tasker/devstack"
+	"github.com/taskerhq/tasker/handler"
+	"github.com/taskerhq/tasker/migrations"
 	"github.com/taskerhq/tasker/store"
+	"github.com/taskerhq/tasker/testenv"
 )
 
 const mixedGoSteps = `
@@ -176,7 +180,51 @@ func TestARefusedUnitDoesNotTouchTheOthersOfItsBatch(t *testing.T) {
 	b.want("3 pending 17 in_progress", `SELECT string_agg(concat_ws(' ', n, state), ' ' ORDER BY n) FROM (SELECT state, count(*) AS n FROM tasker.steps GROUP BY state) x`)
 }
 
-// Postgres restarting under a working system loses nothing and needs no hand.
+// Guarantee 2 once more: a Postgres that crashes and comes back.
+func TestAPostgresThatCrashesLosesNothing(t *testing.T) {
+	t.Parallel()
+	dir, cleanup, err := devstack.WorkDir("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(cleanup)
+	postgres, err := devstack.StartPostgres(t.Context(), devstack.PostgresOptions{Dir: dir, Fsync: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = postgres.Kill() }) // the test is over
+	if err := postgres.CreateDatabase(t.Context(), "crash"); err != nil {
+		t.Fatal(err)
+	}
+	url := postgres.URL("crash")
+	pool := testenv.Pool(t, url)
+	if err := migrations.Up(t.Context(), pool); err != nil {
+		t.Fatal(err)
+	}
+	b := &bundle{T: t, url: url, redisURL: testenv.Redis(t), pool: pool, store: store.New(pool), handlers: handler.NewRegistry()}
+	b.register(mixedGoSteps)
+	b.register(rubyWork)
+	b.start()
+	b.sidekiq()
+	b.enqueueMany("mixed", `{}`, 60)
+	b.enqueueMany("work", `{}`, 40)
+	for crash := range 3 {
+		b.until("the work goes on", func() bool { return b.number(`SELECT count(*) FROM tasker.steps WHERE state = 'complete'`) > crash*50 })
+		if err := postgres.StopImmediate(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if err := postgres.Restart(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		pool.Reset()
+		b.until("Postgres answers", func() bool { return pool.Ping(t.Context()) == nil })
+	}
+	b.finish()
+	b.want("100", `SELECT count(*)::text FROM tasker.tasks WHERE state = 'complete'`)
+	b.checkHistory()
+}
+
+// Connections that break under a working system are made again.
 func TestConnectionsThatBreakAreMadeAgain(t *testing.T) {
 	b := setup(t)
 	b.register(mixedGoSteps)
