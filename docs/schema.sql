@@ -108,6 +108,7 @@ CREATE FUNCTION tasker.claim_tasks(worker bigint, ids bigint[]) RETURNS TABLE(ta
     SET enable_seqscan TO 'off'
     SET enable_hashjoin TO 'off'
     SET enable_mergejoin TO 'off'
+    SET lock_timeout TO '100ms'
     AS $$
 #variable_conflict use_column
 DECLARE
@@ -117,7 +118,7 @@ BEGIN
     PERFORM FROM tasker.tasks t WHERE t.task_id = ANY (ids) ORDER BY t.task_id FOR NO KEY UPDATE;
 
     SELECT coalesce(array_agg(t.task_id), '{}') INTO again FROM tasker.tasks t
-    WHERE t.task_id = ANY (ids) AND (t.owner IS NULL OR t.owner = worker) AND t.state = 'in_progress';
+    WHERE t.task_id = ANY (ids) AND (t.owner IS NULL OR t.owner = worker) AND t.state = 'in_progress' AND t.paused_at IS NULL;
 
     INSERT INTO tasker.events (task_id, name)
     SELECT t.task_id, 'task.start_requested' FROM tasker.tasks t WHERE t.task_id = ANY (ids) AND t.state = 'pending' AND t.paused_at IS NULL ORDER BY t.task_id;
@@ -636,7 +637,7 @@ DECLARE
     rescued bigint[];
 BEGIN
     WITH held AS (
-        SELECT t.task_id FROM tasker.tasks t WHERE t.owner = worker ORDER BY t.task_id FOR NO KEY UPDATE
+        SELECT t.task_id FROM tasker.tasks t WHERE t.owner = worker ORDER BY t.task_id FOR NO KEY UPDATE SKIP LOCKED -- the sweep takes the rest
     ), released AS (
         UPDATE tasker.tasks t SET owner = NULL, epoch = t.epoch + 1
         FROM held WHERE t.task_id = held.task_id RETURNING t.task_id
@@ -823,7 +824,7 @@ DECLARE
 BEGIN
     WITH reset AS (
         UPDATE tasker.steps s
-        SET state = 'pending', forgiven = s.attempts - s.losses, retry_at = NULL, finished_at = NULL
+        SET state = 'pending', forgiven = s.attempts, losses = 0, retry_at = NULL, finished_at = NULL
         WHERE s.step_id = ANY (ids) AND s.state = 'error' RETURNING s.step_id
     ), recorded AS (
         INSERT INTO tasker.events (task_id, step_id, name, data)
@@ -918,6 +919,9 @@ BEGIN
     IF new_context IS NOT NULL THEN
         IF jsonb_typeof(new_context) <> 'object' THEN
             RAISE EXCEPTION 'the context of a task must be a JSON object, not %', jsonb_typeof(new_context) USING ERRCODE = 'TK003';
+        END IF;
+        IF pg_column_size(new_context) > 1048576 THEN
+            RAISE EXCEPTION 'the context of a task may have 1 MiB, this one has % bytes', pg_column_size(new_context) USING ERRCODE = 'TK003';
         END IF;
         UPDATE tasker.tasks u SET context = new_context WHERE u.task_id = task;
     END IF;
@@ -1454,7 +1458,8 @@ BEGIN
           WHERE j.kind = 'task_execution' AND j.state IN ('available', 'running', 'scheduled', 'retryable', 'pending')
           LIMIT 10000) t;
     IF found_tasks IS NOT NULL THEN
-        PERFORM tasker.schedule_runs(found_tasks, array_fill(0::double precision, ARRAY[cardinality(found_tasks)]));
+        PERFORM tasker.schedule_runs(array_agg(t.task_id), array_agg(greatest(0, coalesce(extract(epoch FROM t.run_at - clock_timestamp()), 0))::double precision))
+        FROM tasker.tasks t WHERE t.task_id = ANY (found_tasks);
         n := n + cardinality(found_tasks);
     END IF;
     -- What nobody will ask about any more.
@@ -1487,6 +1492,7 @@ CREATE FUNCTION tasker.write_batch(worker bigint, task_ids bigint[], task_epochs
     SET enable_seqscan TO 'off'
     SET enable_hashjoin TO 'off'
     SET enable_mergejoin TO 'off'
+    SET lock_timeout TO '100ms'
     AS $$
 DECLARE
     n      int;
@@ -1509,7 +1515,8 @@ BEGIN
         SET state       = coalesce(l.state, t.state),
             error       = coalesce(l.error::jsonb, t.error),
             owner       = CASE WHEN l.release THEN NULL ELSE t.owner END,
-            finished_at = CASE WHEN l.state IS NOT NULL THEN clock_timestamp() ELSE t.finished_at END
+            finished_at = CASE WHEN l.state IS NOT NULL THEN clock_timestamp() ELSE t.finished_at END,
+            paused_at   = CASE WHEN l.state IS NOT NULL THEN NULL ELSE t.paused_at END
         FROM unnest(task_ids, task_epochs, task_states, task_errors, task_release)
              AS l(task_id, epoch, state, error, release)
         WHERE t.task_id = l.task_id AND t.owner = worker AND t.epoch = l.epoch AND (l.state IS NOT NULL OR l.release);
@@ -1589,8 +1596,13 @@ BEGIN
         INSERT INTO tasker.events (task_id, name, data)
         SELECT l.task_id, 'workflow.task_reenqueue_delayed', jsonb_build_object('delay_seconds', l.rerun)
         FROM unnest(task_ids, task_rerun) AS l(task_id, rerun) WHERE l.rerun >= 1; -- shorter ones are hand-overs between workers
+        -- A job that is due no later will do.
         PERFORM tasker.schedule_runs(array_agg(l.task_id), array_agg(l.rerun))
-        FROM unnest(task_ids, task_rerun) AS l(task_id, rerun) WHERE l.rerun IS NOT NULL
+        FROM unnest(task_ids, task_rerun) AS l(task_id, rerun)
+        WHERE l.rerun IS NOT NULL AND NOT EXISTS (
+            SELECT FROM tasker.river_job j
+            WHERE j.kind = 'task_execution' AND j.args @> jsonb_build_object('task_id', l.task_id)
+              AND j.state IN ('available', 'scheduled', 'retryable') AND j.scheduled_at <= clock_timestamp() + make_interval(secs => l.rerun))
         HAVING count(*) > 0;
     END IF;
 END $$;

@@ -48,7 +48,7 @@ type taskWorker struct {
 func (w *taskWorker) Work(ctx context.Context, job *river.Job[TaskExecutionArgs]) error {
 	err := w.runner.Run(ctx, job.Args.TaskID)
 	if errors.Is(err, orchestrator.ErrAbandoned) {
-		return river.JobSnooze(0) // another worker's turn: no failure of the job
+		return river.JobSnooze(time.Second) // another worker's turn, or ours a little later: no failure of the job
 	}
 	return err
 }

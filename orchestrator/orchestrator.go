@@ -82,6 +82,7 @@ type Orchestrator struct {
 	templates sync.Map // template id → *compiled
 	others    elsewhere
 	inbox     chan []int64
+	orphans   map[int64]int // of CatchUp: owned tasks without a loop, and their epochs
 	finished  sync.WaitGroup
 }
 
@@ -122,7 +123,8 @@ func (o *Orchestrator) Run(ctx context.Context, task int64) error {
 	for {
 		err := l.runSafely()
 		o.mu.Lock()
-		served := err == nil || errors.Is(err, store.ErrStale) // a loop that lost its task leaves it to whoever has it
+		// A loop that lost its task leaves it to whoever has it.
+		served := err == nil || errors.Is(err, store.ErrStale) && !errors.Is(err, store.ErrBusy)
 		if !l.again || !served || o.ctx.Err() != nil {
 			delete(o.loops, task)
 			o.mu.Unlock()
@@ -134,9 +136,10 @@ func (o *Orchestrator) Run(ctx context.Context, task int64) error {
 	}
 }
 
-// ErrAbandoned is what Run returns when the worker had to drop everything before
-// it could serve the task: somebody has to look at the task again.
-var ErrAbandoned = errors.New("the worker had to stop")
+// ErrAbandoned is what Run returns when the task could not be served: the worker
+// had to drop everything, or somebody's open transaction holds the task. It has
+// to be looked at again.
+var ErrAbandoned = errors.New("the task was not served")
 
 // explain says what the job's fate is. Only a demand that was served may end
 // its job: the claim was answered, and the task is finished, parked, or
@@ -146,7 +149,7 @@ func (o *Orchestrator) explain(task int64, err error, served bool) error {
 		o.Abandon(err)
 	}
 	switch {
-	case o.ctx.Err() != nil:
+	case o.ctx.Err() != nil || errors.Is(err, store.ErrBusy):
 		return fmt.Errorf("task %d: %w", task, ErrAbandoned)
 	case served:
 		return nil

@@ -2,6 +2,7 @@ package orchestrator
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/taskerhq/tasker/store"
@@ -44,16 +45,17 @@ func (o *Orchestrator) CatchUp(ctx context.Context) error {
 		waiting = append(waiting, step)
 	}
 	o.mu.Unlock()
-	if len(known) > 0 {
-		epochs, err := o.Store.Epochs(ctx, o.Worker)
-		if err != nil {
-			return err
+	epochs, err := o.Store.Epochs(ctx, o.Worker)
+	if err != nil {
+		return err
+	}
+	for task, epoch := range known {
+		if now, owned := epochs[task]; !owned || int64(now) != epoch {
+			o.Changed(task)
 		}
-		for task, epoch := range known {
-			if now, owned := epochs[task]; !owned || int64(now) != epoch {
-				o.Changed(task)
-			}
-		}
+	}
+	if err := o.releaseOrphans(ctx, epochs); err != nil {
+		return err
 	}
 	if len(waiting) == 0 {
 		return nil
@@ -69,6 +71,33 @@ func (o *Orchestrator) CatchUp(ctx context.Context) error {
 		}
 	}
 	o.Rung(missed)
+	return nil
+}
+
+// releaseOrphans gives up tasks that this worker owns and runs no loop for: the
+// loop ended in an error, and could not even give the task up. Such a task has
+// to be seen in two rounds with the same epoch, as loops come and go.
+func (o *Orchestrator) releaseOrphans(ctx context.Context, epochs map[int64]int) error {
+	seen := map[int64]int{}
+	o.mu.Lock()
+	for task, epoch := range epochs {
+		if o.loops[task] == nil {
+			seen[task] = epoch
+		}
+	}
+	before := o.orphans
+	o.orphans = seen
+	o.mu.Unlock()
+	for task, epoch := range seen {
+		if before[task] != epoch {
+			continue
+		}
+		o.Logger.Warn("a task had no loop any more; it is given to whoever is next", "task_id", task)
+		err := o.writer.Write(ctx, &store.Unit{Task: task, Epoch: epoch, Release: true, Rerun: new(time.Duration)})
+		if err != nil && !errors.Is(err, store.ErrStale) {
+			return err
+		}
+	}
 	return nil
 }
 

@@ -64,6 +64,11 @@ func (c *Claimer) flush(tasks []int64) []outcome[*Claimed] {
 	claimed, err := c.claim(tasks)
 	outcomes := make([]outcome[*Claimed], len(tasks))
 	for i, id := range tasks {
+		if errors.Is(err, ErrBusy) && len(tasks) > 1 { // one of them is: which?
+			alone := c.flush([]int64{id})
+			outcomes[i] = alone[0]
+			continue
+		}
 		if err != nil {
 			outcomes[i].err = fmt.Errorf("claim task %d: %w", id, err)
 			continue

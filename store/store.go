@@ -42,6 +42,9 @@ var (
 	// ErrWorkerDead says that this worker was declared dead. Its tasks belong to
 	// others: stop every loop and register again.
 	ErrWorkerDead = errors.New("this worker has been declared dead")
+	// ErrBusy says that somebody's open transaction holds a row that the call
+	// needs. It is an ErrStale too: look at the task again, a little later.
+	ErrBusy = errors.New("the task is held by another transaction")
 	// ErrNotFound says that what was asked for does not exist.
 	ErrNotFound = errors.New("not found")
 )
@@ -53,15 +56,19 @@ const (
 	codeBadContext      = "TK003"
 	codeWorkerDead      = "TK004"
 	codeStale           = "TK005"
+	codeLocked          = "55P03" // lock_not_available
 	codeWrongState      = "TK008"
 	codeNoData          = "P0002" // no_data_found
 )
 
 // staleError is an ErrStale that may name the tasks whose loops it is about.
-type staleError struct{ message, tasks string }
+type staleError struct {
+	message, tasks string
+	busy           bool
+}
 
 func (e *staleError) Error() string        { return ErrStale.Error() + ": " + e.message }
-func (e *staleError) Is(target error) bool { return target == ErrStale }
+func (e *staleError) Is(target error) bool { return target == ErrStale || e.busy && target == ErrBusy }
 
 // RefusedError is bad input that the database refused with a message for
 // people: an unknown template, a context that is no object, a changed template.
@@ -89,7 +96,9 @@ func translate(err error) error {
 	}
 	switch pg.Code {
 	case codeStale:
-		return &staleError{pg.Message, pg.Detail}
+		return &staleError{message: pg.Message, tasks: pg.Detail}
+	case codeLocked:
+		return &staleError{message: pg.Message, busy: true}
 	case codeWorkerDead:
 		return fmt.Errorf("%w: %s", ErrWorkerDead, pg.Message)
 	case codeNoData:

@@ -10,7 +10,8 @@
 -- loop saw.
 --
 -- SQLSTATEs that the worker acts on: TK004 the worker is dead, every loop must
--- stop; TK005 one of the loops in this write lost its ground. TK005 rolls the
+-- stop; lock_not_available somebody else's open transaction (an operator's, an
+-- app's that reports) holds a row: no worker may stand still for it; TK005 one of the loops in this write lost its ground. TK005 rolls the
 -- whole write back and names the tasks in its detail, where it can: the worker
 -- tells their loops and sends the rest again.
 
@@ -37,7 +38,7 @@ CREATE FUNCTION tasker.claim_tasks(worker bigint, ids bigint[])
 RETURNS TABLE (task_id bigint, template_id bigint, epoch int, first boolean, priority smallint,
                context jsonb, correlation_id text, created_at timestamptz)
 LANGUAGE plpgsql
-SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off -- plans must not depend on tables being small when first planned
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET lock_timeout = '100ms' -- plans must not depend on tables being small when first planned
 AS $$
 #variable_conflict use_column
 DECLARE
@@ -47,7 +48,7 @@ BEGIN
     PERFORM FROM tasker.tasks t WHERE t.task_id = ANY (ids) ORDER BY t.task_id FOR NO KEY UPDATE;
 
     SELECT coalesce(array_agg(t.task_id), '{}') INTO again FROM tasker.tasks t
-    WHERE t.task_id = ANY (ids) AND (t.owner IS NULL OR t.owner = worker) AND t.state = 'in_progress';
+    WHERE t.task_id = ANY (ids) AND (t.owner IS NULL OR t.owner = worker) AND t.state = 'in_progress' AND t.paused_at IS NULL;
 
     INSERT INTO tasker.events (task_id, name)
     SELECT t.task_id, 'task.start_requested' FROM tasker.tasks t WHERE t.task_id = ANY (ids) AND t.state = 'pending' AND t.paused_at IS NULL ORDER BY t.task_id;
@@ -89,7 +90,7 @@ CREATE FUNCTION tasker.write_batch(
     settled bigint[], parked bigint[])
 RETURNS void
 LANGUAGE plpgsql
-SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET lock_timeout = '100ms'
 AS $$
 DECLARE
     n      int;
@@ -112,7 +113,8 @@ BEGIN
         SET state       = coalesce(l.state, t.state),
             error       = coalesce(l.error::jsonb, t.error),
             owner       = CASE WHEN l.release THEN NULL ELSE t.owner END,
-            finished_at = CASE WHEN l.state IS NOT NULL THEN clock_timestamp() ELSE t.finished_at END
+            finished_at = CASE WHEN l.state IS NOT NULL THEN clock_timestamp() ELSE t.finished_at END,
+            paused_at   = CASE WHEN l.state IS NOT NULL THEN NULL ELSE t.paused_at END
         FROM unnest(task_ids, task_epochs, task_states, task_errors, task_release)
              AS l(task_id, epoch, state, error, release)
         WHERE t.task_id = l.task_id AND t.owner = worker AND t.epoch = l.epoch AND (l.state IS NOT NULL OR l.release);
@@ -192,8 +194,13 @@ BEGIN
         INSERT INTO tasker.events (task_id, name, data)
         SELECT l.task_id, 'workflow.task_reenqueue_delayed', jsonb_build_object('delay_seconds', l.rerun)
         FROM unnest(task_ids, task_rerun) AS l(task_id, rerun) WHERE l.rerun >= 1; -- shorter ones are hand-overs between workers
+        -- A job that is due no later will do.
         PERFORM tasker.schedule_runs(array_agg(l.task_id), array_agg(l.rerun))
-        FROM unnest(task_ids, task_rerun) AS l(task_id, rerun) WHERE l.rerun IS NOT NULL
+        FROM unnest(task_ids, task_rerun) AS l(task_id, rerun)
+        WHERE l.rerun IS NOT NULL AND NOT EXISTS (
+            SELECT FROM tasker.river_job j
+            WHERE j.kind = 'task_execution' AND j.args @> jsonb_build_object('task_id', l.task_id)
+              AND j.state IN ('available', 'scheduled', 'retryable') AND j.scheduled_at <= clock_timestamp() + make_interval(secs => l.rerun))
         HAVING count(*) > 0;
     END IF;
 END $$;
@@ -247,7 +254,7 @@ DECLARE
     rescued bigint[];
 BEGIN
     WITH held AS (
-        SELECT t.task_id FROM tasker.tasks t WHERE t.owner = worker ORDER BY t.task_id FOR NO KEY UPDATE
+        SELECT t.task_id FROM tasker.tasks t WHERE t.owner = worker ORDER BY t.task_id FOR NO KEY UPDATE SKIP LOCKED -- the sweep takes the rest
     ), released AS (
         UPDATE tasker.tasks t SET owner = NULL, epoch = t.epoch + 1
         FROM held WHERE t.task_id = held.task_id RETURNING t.task_id
@@ -323,7 +330,8 @@ BEGIN
           WHERE j.kind = 'task_execution' AND j.state IN ('available', 'running', 'scheduled', 'retryable', 'pending')
           LIMIT 10000) t;
     IF found_tasks IS NOT NULL THEN
-        PERFORM tasker.schedule_runs(found_tasks, array_fill(0::double precision, ARRAY[cardinality(found_tasks)]));
+        PERFORM tasker.schedule_runs(array_agg(t.task_id), array_agg(greatest(0, coalesce(extract(epoch FROM t.run_at - clock_timestamp()), 0))::double precision))
+        FROM tasker.tasks t WHERE t.task_id = ANY (found_tasks);
         n := n + cardinality(found_tasks);
     END IF;
     -- What nobody will ask about any more.

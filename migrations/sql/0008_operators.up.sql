@@ -93,7 +93,7 @@ DECLARE
 BEGIN
     WITH reset AS (
         UPDATE tasker.steps s
-        SET state = 'pending', forgiven = s.attempts - s.losses, retry_at = NULL, finished_at = NULL
+        SET state = 'pending', forgiven = s.attempts, losses = 0, retry_at = NULL, finished_at = NULL
         WHERE s.step_id = ANY (ids) AND s.state = 'error' RETURNING s.step_id
     ), recorded AS (
         INSERT INTO tasker.events (task_id, step_id, name, data)
@@ -129,6 +129,9 @@ BEGIN
     IF new_context IS NOT NULL THEN
         IF jsonb_typeof(new_context) <> 'object' THEN
             RAISE EXCEPTION 'the context of a task must be a JSON object, not %', jsonb_typeof(new_context) USING ERRCODE = 'TK003';
+        END IF;
+        IF pg_column_size(new_context) > 1048576 THEN
+            RAISE EXCEPTION 'the context of a task may have 1 MiB, this one has % bytes', pg_column_size(new_context) USING ERRCODE = 'TK003';
         END IF;
         UPDATE tasker.tasks u SET context = new_context WHERE u.task_id = task;
     END IF;
