@@ -30,7 +30,7 @@ func (l *loop) act(act action) error {
 	}
 	if len(dispatches) > 0 {
 		if !act.done {
-			l.o.await(l.id, out)
+			l.o.await(out)
 		}
 		l.o.Dispatcher.Push(dispatches)
 	}

@@ -77,7 +77,7 @@ type Orchestrator struct {
 
 	mu        sync.Mutex
 	loops     map[int64]*loop
-	awaiting  map[int64]int64 // step → task, of the attempts out at Sidekiq
+	awaiting  map[int64]bool // steps whose attempts are out at Sidekiq
 	drained   bool
 	templates sync.Map // template id → *compiled
 	others    elsewhere
@@ -92,7 +92,7 @@ func New(c Config) *Orchestrator {
 		Config:   c,
 		draining: make(chan struct{}),
 		loops:    map[int64]*loop{},
-		awaiting: map[int64]int64{},
+		awaiting: map[int64]bool{},
 		inbox:    make(chan []int64, 1024),
 		others:   elsewhere{known: map[string]answer{}},
 	}

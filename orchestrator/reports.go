@@ -137,11 +137,11 @@ func (o *Orchestrator) readReports() {
 }
 
 // await and settle keep the set of attempts that are out at Sidekiq.
-func (o *Orchestrator) await(task int64, steps []int64) {
+func (o *Orchestrator) await(steps []int64) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	for _, s := range steps {
-		o.awaiting[s] = task
+		o.awaiting[s] = true
 	}
 }
 

@@ -192,7 +192,7 @@ var errRefused = errors.New("refused")
 func (w *world) run() error {
 	w.o = &Orchestrator{
 		Config:   Config{Logger: slog.New(slog.DiscardHandler), ParkAfter: 2 * time.Second},
-		draining: make(chan struct{}), loops: map[int64]*loop{}, awaiting: map[int64]int64{},
+		draining: make(chan struct{}), loops: map[int64]*loop{}, awaiting: map[int64]bool{},
 	}
 	w.rows = make([]row, w.graph.Len())
 	for i := range w.rows {
@@ -263,7 +263,7 @@ func (w *world) read() []store.StepRow {
 	rows := make([]store.StepRow, len(w.rows))
 	for i, r := range w.rows {
 		rows[i] = store.StepRow{
-			StepID: int64(i + 1), Position: i, State: r.state, Attempts: r.attempts, Losses: r.losses,
+			StepID: int64(i + 1), State: r.state, Attempts: r.attempts, Losses: r.losses,
 			Dispatched: r.dispatched, Failure: r.failure, RetryIn: time.Until(r.due),
 		}
 	}

@@ -72,7 +72,7 @@ func (l *loop) see(rows []store.StepRow) {
 		l.steps[i] = s
 	}
 	l.progress = dag.NewProgress(l.template.graph, states)
-	l.o.await(l.id, out)
+	l.o.await(out)
 }
 
 // read opens the mail.

@@ -16,11 +16,8 @@ type Claimed struct {
 	TaskID        int64
 	TemplateID    int64
 	Epoch         int
-	First         bool // nobody has owned it before
-	Priority      int
 	Context       json.RawMessage
 	CorrelationID string
-	CreatedAt     time.Time
 	Steps         []StepRow // by position
 }
 
@@ -28,7 +25,6 @@ type Claimed struct {
 // them.
 type StepRow struct {
 	StepID     int64
-	Position   int
 	State      tasker.StepState
 	Attempts   int
 	Losses     int
@@ -85,11 +81,11 @@ func (c *Claimer) flush(tasks []int64) []outcome[*Claimed] {
 func (c *Claimer) claim(tasks []int64) (map[int64]*Claimed, error) {
 	var batch pgx.Batch
 	claimed := make(map[int64]*Claimed, len(tasks))
-	batch.Queue(`SELECT task_id, template_id, epoch, first, priority, context::text, coalesce(correlation_id, ''), created_at
+	batch.Queue(`SELECT task_id, template_id, epoch, context::text, coalesce(correlation_id, '')
 		FROM tasker.claim_tasks($1, $2)`, c.worker, tasks).Query(func(rows pgx.Rows) error {
 		var t Claimed
 		var document string // as text: pgx would parse jsonb, for nothing
-		_, err := pgx.ForEachRow(rows, []any{&t.TaskID, &t.TemplateID, &t.Epoch, &t.First, &t.Priority, &document, &t.CorrelationID, &t.CreatedAt}, func() error {
+		_, err := pgx.ForEachRow(rows, []any{&t.TaskID, &t.TemplateID, &t.Epoch, &document, &t.CorrelationID}, func() error {
 			one := t
 			one.Context = json.RawMessage(document)
 			claimed[t.TaskID] = &one
@@ -111,7 +107,7 @@ func (c *Claimer) claim(tasks []int64) (map[int64]*Claimed, error) {
 }
 
 const stepRows = `
-	SELECT s.task_id, s.step_id, s.position, s.state, s.attempts, s.losses, s.forgiven,
+	SELECT s.task_id, s.step_id, s.state, s.attempts, s.losses, s.forgiven,
 	       coalesce(extract(epoch FROM s.retry_at - clock_timestamp()), 0)::float8, d.step_id IS NOT NULL, d.failure
 	FROM tasker.steps s LEFT JOIN tasker.dispatches d USING (step_id)
 	WHERE s.task_id = ANY ($1) ORDER BY s.task_id, s.position`
@@ -122,7 +118,7 @@ func scanSteps(rows pgx.Rows, add func(task int64, step StepRow)) error {
 		retryIn float64
 		s       StepRow
 	)
-	_, err := pgx.ForEachRow(rows, []any{&task, &s.StepID, &s.Position, &s.State, &s.Attempts, &s.Losses, &s.Forgiven, &retryIn, &s.Dispatched, &s.Failure}, func() error {
+	_, err := pgx.ForEachRow(rows, []any{&task, &s.StepID, &s.State, &s.Attempts, &s.Losses, &s.Forgiven, &retryIn, &s.Dispatched, &s.Failure}, func() error {
 		s.RetryIn = time.Duration(retryIn * float64(time.Second))
 		add(task, s)
 		s.Failure = nil

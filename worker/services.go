@@ -3,15 +3,8 @@ package worker
 import (
 	"context"
 	"log/slog"
-	"sync"
 	"time"
 )
-
-// group waits for goroutines.
-type group struct{ wg sync.WaitGroup }
-
-func (g *group) run(f func()) { g.wg.Go(f) }
-func (g *group) wait()        { g.wg.Wait() }
 
 // every calls f now and again after each interval until ctx ends. Failures are
 // logged when they begin and when they end, not each time.

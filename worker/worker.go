@@ -19,6 +19,7 @@ import (
 	"log/slog"
 	"os"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -228,22 +229,22 @@ func (w *worker) session(ctx context.Context) (err error) {
 	}
 
 	background, end := context.WithCancel(context.Background())
-	var services group
-	services.run(func() { w.beat(background, id, o, log) })
-	services.run(func() { w.listen(background, id, o, log) })
-	services.run(func() { every(background, catchUpEvery, log, o.CatchUp) })
+	var services sync.WaitGroup
+	services.Go(func() { w.beat(background, id, o, log) })
+	services.Go(func() { w.listen(background, id, o, log) })
+	services.Go(func() { every(background, catchUpEvery, log, o.CatchUp) })
 	if pusher != nil {
-		services.run(func() { pusher.Run(background) })
+		services.Go(func() { pusher.Run(background) })
 	}
-	services.run(func() {
+	services.Go(func() {
 		every(background, repairEvery, log, func(ctx context.Context) error { return w.repair(ctx, pusher, log) })
 	})
-	services.run(func() {
+	services.Go(func() {
 		every(background, sweepEvery, log, func(ctx context.Context) error { return w.sweep(ctx, log) })
 	})
 	defer func() {
 		end()
-		services.wait()
+		services.Wait()
 		o.Close()
 	}()
 

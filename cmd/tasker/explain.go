@@ -16,7 +16,7 @@ func (a *app) explainCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "explain TASK", Short: "Say why a task is where it is, what it waits for, and what would move it", Args: argsExactly(1),
 		RunE: func(c *cobra.Command, args []string) error {
-			id, err := parseID(args[0])
+			id, err := parseID(args[0], "task")
 			if err != nil {
 				return err
 			}

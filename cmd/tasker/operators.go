@@ -110,9 +110,9 @@ func (a *app) runVerb(c *cobra.Command, arg, done string, do func(context.Contex
 	if c.Parent() != nil && c.Parent().Name() == "step" {
 		object = "step"
 	}
-	id, err := strconv.ParseInt(arg, 10, 64)
-	if err != nil || id < 1 {
-		return &usageError{fmt.Errorf("%q is no %s id: it is a number such as 7; tasker task show TASK lists them", arg, object)}
+	id, err := parseID(arg, object)
+	if err != nil {
+		return err
 	}
 	by := store.Operator{Name: c.Flag("by").Value.String(), Reason: c.Flag("reason").Value.String()}
 	if by.Name == "" {

@@ -176,7 +176,7 @@ func (a *app) taskShowCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "show TASK", Short: "Show a task and its steps", Args: argsExactly(1),
 		RunE: func(c *cobra.Command, args []string) error {
-			id, err := parseID(args[0])
+			id, err := parseID(args[0], "task")
 			if err != nil {
 				return err
 			}
@@ -202,10 +202,15 @@ func (a *app) taskShowCommand() *cobra.Command {
 	}
 }
 
-func parseID(arg string) (int64, error) {
+// parseID reads the id of a task or a step.
+func parseID(arg, object string) (int64, error) {
 	id, err := strconv.ParseInt(arg, 10, 64)
 	if err != nil || id < 1 {
-		return 0, &usageError{fmt.Errorf("%q is no task id: a task id is a number such as 7", arg)}
+		hint := ""
+		if object == "step" {
+			hint = "; tasker task show TASK lists them"
+		}
+		return 0, &usageError{fmt.Errorf("%q is no %s id: it is a number such as 7%s", arg, object, hint)}
 	}
 	return id, nil
 }
@@ -267,7 +272,7 @@ func (a *app) taskWatchCommand() *cobra.Command {
 	command := &cobra.Command{
 		Use: "watch TASK", Short: "Follow a task until it is finished; fails unless it completes", Args: argsExactly(1),
 		RunE: func(c *cobra.Command, args []string) error {
-			id, err := parseID(args[0])
+			id, err := parseID(args[0], "task")
 			if err != nil {
 				return err
 			}

@@ -30,9 +30,7 @@ hands back the rest, exits with 0.`,
 			if c.RedisURL == "" {
 				c.Logger.Warn("no Redis given (--redis-url, TASKER_REDIS_URL, REDIS_URL): Ruby steps wait for a worker that has one")
 			}
-			if !cmd.Flags().Changed("max-tasks") {
-				c.MaxTasks = 500
-			} else if c.MaxTasks < 1 {
+			if c.MaxTasks < 1 {
 				return &usageError{fmt.Errorf("--max-tasks is a number from 1, not %d", c.MaxTasks)}
 			}
 			opts, err := reading.options()
