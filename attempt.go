@@ -2,6 +2,7 @@ package tasker
 
 import (
 	"encoding/json"
+	"fmt"
 	"time"
 )
 
@@ -19,6 +20,36 @@ type Attempt struct {
 	Context       json.RawMessage            // the task's context: a JSON object
 	Config        json.RawMessage            // handler_config of the step: a JSON object, or nil
 	Dependencies  map[string]json.RawMessage // results of the direct dependencies by step name; null for one that was skipped
+	Progress      json.RawMessage            // what the last heartbeat of an earlier attempt carried; nil: none did
+
+	// Beat is how Heartbeat reaches the engine. In a test of a handler it may be
+	// left nil: heartbeats then go nowhere.
+	Beat func(progress json.RawMessage) error
+}
+
+// Heartbeat says that the attempt gets on, and keeps how far it has come: any
+// value that encoding/json can write, up to 64 KiB, or nil. The next attempt
+// finds it in Progress. A step with heartbeat_seconds fails when none comes for
+// that long. It is cheap: what is said more often than once a second is kept
+// in memory until then.
+//
+// An error says that the progress can't be kept, or that the attempt's time is
+// over (context.Canceled, context.DeadlineExceeded): stop.
+func (a *Attempt) Heartbeat(progress any) error {
+	var doc json.RawMessage
+	if progress != nil {
+		var err error
+		if doc, err = json.Marshal(progress); err != nil {
+			return fmt.Errorf("heartbeat: %w", err)
+		}
+		if len(doc) > MaxProgressBytes {
+			return fmt.Errorf("heartbeat: the progress has %d bytes, at most %d are kept: store the data and carry a reference", len(doc), MaxProgressBytes)
+		}
+	}
+	if a.Beat == nil {
+		return nil
+	}
+	return a.Beat(doc)
 }
 
 // Last reports whether a failure of this attempt is final.
@@ -26,9 +57,10 @@ func (a *Attempt) Last() bool { return a.Used >= a.Limit }
 
 // Dispatch names an attempt that is to be run by Sidekiq.
 type Dispatch struct {
-	TaskID  int64
-	StepID  int64
-	Attempt int
-	Handler string // Ruby class, for people who look at the queue
-	Queue   string
+	TaskID        int64
+	StepID        int64
+	Attempt       int
+	Handler       string // Ruby class, for people who look at the queue
+	Queue         string
+	CorrelationID string // of the task; empty: none
 }

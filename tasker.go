@@ -27,7 +27,9 @@ type Template struct {
 	TaskHandlerClass string          `json:"task_handler_class,omitempty"` // a Ruby class, for the gem; the engine ignores it
 	Schema           json.RawMessage `json:"schema,omitempty"`             // JSON Schema of the context
 	MaxParallelSteps int             `json:"max_parallel_steps"`
-	OnFailure        OnFailure       `json:"on_failure,omitempty"` // empty: continue
+	OnFailure        OnFailure       `json:"on_failure,omitempty"`       // empty: continue
+	Deadline         Seconds         `json:"deadline_seconds,omitempty"` // of a task, from its enqueueing or run_at; 0: none
+	Idempotency      Idempotency     `json:"idempotency,omitempty"`      // empty: key
 	Steps            []StepTemplate  `json:"step_templates"`
 }
 
@@ -44,8 +46,11 @@ type StepTemplate struct {
 	Retryable     bool            `json:"default_retryable"`   // false: one attempt, whatever the limit says
 	RetryLimit    int             `json:"default_retry_limit"` // attempts, not retries; at least 1
 	Retry         RetryPolicy     `json:"retry"`
-	Timeout       Seconds         `json:"timeout_seconds,omitempty"` // start to close; 0: none
-	Queue         string          `json:"queue,omitempty"`           // Sidekiq queue; empty: "default"
+	Timeout       Seconds         `json:"timeout_seconds,omitempty"`           // start to close; 0: none
+	StartTimeout  Seconds         `json:"schedule_to_start_seconds,omitempty"` // how long an attempt may lie in Sidekiq's queue; 0: for ever
+	Heartbeat     Seconds         `json:"heartbeat_seconds,omitempty"`         // the longest time between two heartbeats; 0: none are asked for
+	LimitKey      string          `json:"limit_key,omitempty"`                 // steps with the same one share the limits of that key
+	Queue         string          `json:"queue,omitempty"`                     // Sidekiq queue; empty: "default"
 	HandlerConfig json.RawMessage `json:"handler_config,omitempty"`
 	Skippable     bool            `json:"skippable,omitempty"`     // failed for good, it is skipped: the task goes on without its result
 	ResultSchema  json.RawMessage `json:"result_schema,omitempty"` // JSON Schema of the result; one that doesn't fit fails the attempt for good
@@ -59,6 +64,16 @@ type OnFailure string
 const (
 	Continue OnFailure = "continue"
 	FailFast OnFailure = "fail_fast"
+)
+
+// Idempotency says what makes two tasks of a template the same task, when they
+// come without an idempotency_key of their own.
+type Idempotency string
+
+// Nothing does, which is the default, or the same context.
+const (
+	IdempotentByKey     Idempotency = "key"
+	IdempotentByContext Idempotency = "context"
 )
 
 // AttemptLimit is the number of attempts that a step may use up.
@@ -130,6 +145,9 @@ const (
 	CodeHandlerNotFound       = "handler_not_found"
 	CodeAttemptLost           = "attempt_lost" // the process that ran it died
 	CodeAttemptTimeout        = "attempt_timeout"
+	CodeStartTimeout          = "schedule_to_start_timeout" // it lay in its queue for too long
+	CodeHeartbeatTimeout      = "heartbeat_timeout"
+	CodeTaskDeadline          = "task_deadline" // the task's time was up
 	CodeHandlerPanicked       = "handler_panicked"
 	CodeResultNotSerializable = "result_not_serializable"
 	CodeResultTooLarge        = "result_too_large"
@@ -139,7 +157,8 @@ const (
 // Limits on what is stored. They keep one task from harming the others; both
 // are far above what belongs into a workflow (store a reference instead).
 const (
-	MaxContextBytes = 1 << 20
-	MaxResultBytes  = 4 << 20
-	MaxSteps        = 10_002 // 1 → 10,000 → 1
+	MaxContextBytes  = 1 << 20
+	MaxResultBytes   = 4 << 20
+	MaxProgressBytes = 64 << 10
+	MaxSteps         = 10_002 // 1 → 10,000 → 1
 )

@@ -140,34 +140,46 @@ BEGIN
 END $$;
 
 --
--- Name: enqueue_task(text, text, jsonb, text, smallint, timestamp with time zone, text, text, text, text[], text, text, text, text[]); Type: FUNCTION; Schema: tasker; Owner: -
+-- Name: context_key(jsonb); Type: FUNCTION; Schema: tasker; Owner: -
 --
 
-CREATE FUNCTION tasker.enqueue_task(namespace text, name text, context jsonb DEFAULT '{}'::jsonb, version text DEFAULT NULL::text, priority smallint DEFAULT NULL::smallint, run_at timestamp with time zone DEFAULT NULL::timestamp with time zone, idempotency_key text DEFAULT NULL::text, on_duplicate text DEFAULT 'return_existing'::text, correlation_id text DEFAULT NULL::text, tags text[] DEFAULT '{}'::text[], initiator text DEFAULT NULL::text, source_system text DEFAULT NULL::text, reason text DEFAULT NULL::text, bypass_steps text[] DEFAULT '{}'::text[]) RETURNS bigint
+CREATE FUNCTION tasker.context_key(context jsonb) RETURNS text
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$
+    SELECT 'context:' || encode(sha256(convert_to(context::text, 'UTF8')), 'hex')
+$$;
+
+--
+-- Name: enqueue_task(text, text, jsonb, text, smallint, timestamp with time zone, text, text, text, text[], text, text, text, text[], timestamp with time zone, bigint); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.enqueue_task(namespace text, name text, context jsonb DEFAULT '{}'::jsonb, version text DEFAULT NULL::text, priority smallint DEFAULT NULL::smallint, run_at timestamp with time zone DEFAULT NULL::timestamp with time zone, idempotency_key text DEFAULT NULL::text, on_duplicate text DEFAULT 'return_existing'::text, correlation_id text DEFAULT NULL::text, tags text[] DEFAULT '{}'::text[], initiator text DEFAULT NULL::text, source_system text DEFAULT NULL::text, reason text DEFAULT NULL::text, bypass_steps text[] DEFAULT '{}'::text[], deadline timestamp with time zone DEFAULT NULL::timestamp with time zone, parent_task_id bigint DEFAULT NULL::bigint) RETURNS bigint
     LANGUAGE plpgsql
     AS $_$
 #variable_conflict use_column
 DECLARE
-    id bigint;
+    id  bigint;
+    key text := idempotency_key;
 BEGIN
     IF on_duplicate IS NULL OR on_duplicate NOT IN ('return_existing', 'refuse') THEN
         RAISE EXCEPTION 'on_duplicate must be return_existing or refuse, not %', coalesce(on_duplicate, 'NULL')
         USING ERRCODE = 'invalid_parameter_value';
     END IF;
     INSERT INTO tasker.tasks AS t (namespace, name, version, context, priority, run_at, idempotency_key,
-                                   correlation_id, tags, initiator, source_system, reason, bypass_steps)
-    VALUES ($1, $2, $4, $3, coalesce($5, 2::smallint), $6, $7, $9, coalesce($10, '{}'), $11, $12, $13, coalesce($14, '{}'))
+                                   correlation_id, tags, initiator, source_system, reason, bypass_steps, deadline, parent_task_id)
+    VALUES ($1, $2, $4, $3, coalesce($5, 2::smallint), $6, $7, $9, coalesce($10, '{}'), $11, $12, $13, coalesce($14, '{}'), $15, $16)
     ON CONFLICT (namespace, name, idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
     RETURNING t.task_id INTO id;
 
     IF id IS NULL THEN
+        key := coalesce(key, tasker.context_key($3)); -- where none was given, the template asked for this one
         SELECT t.task_id INTO id FROM tasker.tasks t
-        WHERE t.namespace = $1 AND t.name = $2 AND t.idempotency_key = $7;
+        WHERE t.namespace = $1 AND t.name = $2 AND t.idempotency_key = key;
         IF id IS NULL THEN
-            RAISE EXCEPTION 'task %/% with idempotency key % was inserted by a transaction that this one cannot see', $1, $2, $7
+            RAISE EXCEPTION 'task %/% with idempotency key % was inserted by a transaction that this one cannot see', $1, $2, key
             USING ERRCODE = 'serialization_failure', HINT = 'run the transaction again';
         ELSIF on_duplicate = 'refuse' THEN
-            RAISE EXCEPTION 'task % of %/% has the idempotency key % already', id, $1, $2, $7
+            RAISE EXCEPTION 'task % of %/% has the idempotency key % already', id, $1, $2, key
             USING ERRCODE = 'unique_violation';
         END IF;
     END IF;
@@ -189,8 +201,11 @@ BEGIN
     FROM new_tasks n JOIN tasker.template_steps s USING (template_id)
     ORDER BY n.task_id, s.position;
 
-    INSERT INTO tasker.events (task_id, name)
-    SELECT task_id, 'task.initialize_requested' FROM new_tasks ORDER BY task_id;
+    INSERT INTO tasker.events (task_id, name, data)
+    SELECT task_id, 'task.initialize_requested',
+           CASE WHEN correlation_id IS NOT NULL OR parent_task_id IS NOT NULL THEN
+               jsonb_strip_nulls(jsonb_build_object('correlation_id', correlation_id, 'parent_task_id', parent_task_id)) END
+    FROM new_tasks ORDER BY task_id;
     IF EXISTS (SELECT FROM new_tasks WHERE bypass_steps <> '{}') THEN
         INSERT INTO tasker.events (task_id, step_id, name, data)
         SELECT s.task_id, s.step_id, 'step.skipped', '{"reason": "bypassed at enqueue"}'
@@ -207,6 +222,53 @@ BEGIN
         PERFORM tasker.notify_river();
     END IF;
     RETURN NULL;
+END $$;
+
+--
+-- Name: expire_tasks(integer); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.expire_tasks(most integer DEFAULT 1000) RETURNS integer
+    LANGUAGE plpgsql
+    SET lock_timeout TO '100ms'
+    AS $$
+DECLARE
+    t     record;
+    names text[];
+    fault jsonb;
+    n     int := 0;
+BEGIN
+    FOR t IN SELECT u.task_id, u.owner, u.deadline, u.created_at FROM tasker.tasks u
+             WHERE u.deadline < clock_timestamp() AND u.state IN ('pending', 'in_progress')
+             ORDER BY u.deadline LIMIT most FOR UPDATE SKIP LOCKED
+    LOOP
+        BEGIN
+            fault := jsonb_build_object('class', 'task_deadline', 'code', 'task_deadline',
+                'message', format('the deadline of the task passed (%s after it was enqueued)', date_trunc('milliseconds', t.deadline - t.created_at)));
+            PERFORM FROM tasker.steps s WHERE s.task_id = t.task_id AND s.state IN ('enqueued', 'in_progress') ORDER BY s.step_id FOR NO KEY UPDATE;
+            WITH failed AS (
+                UPDATE tasker.steps s SET state = 'error', error = fault || jsonb_build_object('attempt', s.attempts), finished_at = clock_timestamp()
+                WHERE s.task_id = t.task_id AND s.state IN ('enqueued', 'in_progress')
+                RETURNING s.step_id, s.attempts, s.position, s.name
+            ), recorded AS (
+                INSERT INTO tasker.events (task_id, step_id, attempt, name, data)
+                SELECT t.task_id, f.step_id, f.attempts, 'step.failed', fault FROM failed f ORDER BY f.step_id
+            )
+            SELECT coalesce(array_agg(f.name ORDER BY f.position), '{}') INTO names FROM failed f;
+            DELETE FROM tasker.dispatches d WHERE d.task_id = t.task_id;
+            fault := jsonb_build_object('code', 'task_deadline', 'steps', to_jsonb(names), 'message', fault ->> 'message');
+            UPDATE tasker.tasks u SET state = 'error', error = fault, owner = NULL, epoch = u.epoch + 1, finished_at = clock_timestamp(), paused_at = NULL
+            WHERE u.task_id = t.task_id;
+            INSERT INTO tasker.events (task_id, name, data) VALUES (t.task_id, 'task.failed', fault);
+            IF t.owner IS NOT NULL THEN
+                PERFORM pg_notify('tasker.worker_' || t.owner, 't' || t.task_id);
+            END IF;
+            n := n + 1;
+        EXCEPTION WHEN lock_not_available THEN
+            NULL; -- somebody reports, in a transaction that stays open: next time
+        END;
+    END LOOP;
+    RETURN n;
 END $$;
 
 --
@@ -228,6 +290,27 @@ CREATE FUNCTION tasker.fence_class() RETURNS integer
     AS $$SELECT 1953721202$$;
 
 --
+-- Name: heartbeat(bigint, integer, jsonb); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.heartbeat(step_id bigint, attempt integer, progress jsonb DEFAULT NULL::jsonb) RETURNS boolean
+    LANGUAGE plpgsql
+    AS $_$
+#variable_conflict use_column
+BEGIN
+    IF pg_column_size($3) > 65536 THEN
+        RAISE EXCEPTION 'the progress of step % has % bytes, at most 64 KiB are kept', $1, pg_column_size($3)
+        USING ERRCODE = 'TK007', HINT = 'store the data and report a reference';
+    END IF;
+    IF $3 IS NOT NULL THEN
+        UPDATE tasker.steps s SET progress = $3 WHERE s.step_id = $1 AND s.attempts = $2 AND s.state = 'in_progress';
+    END IF;
+    UPDATE tasker.dispatches d SET beat_by = clock_timestamp() + d.heartbeat
+    WHERE d.step_id = $1 AND d.attempt = $2 AND d.started_at IS NOT NULL AND d.failure IS NULL;
+    RETURN FOUND;
+END $_$;
+
+--
 -- Name: steps; Type: TABLE; Schema: tasker; Owner: -
 --
 
@@ -245,6 +328,7 @@ CREATE TABLE tasker.steps (
     state text DEFAULT 'pending'::text NOT NULL,
     result jsonb,
     error jsonb,
+    progress jsonb,
     CONSTRAINT steps_state_check CHECK ((state = ANY (ARRAY['pending'::text, 'enqueued'::text, 'in_progress'::text, 'waiting_for_retry'::text, 'complete'::text, 'error'::text, 'cancelled'::text, 'skipped'::text, 'resolved_manually'::text])))
 )
 WITH (fillfactor='70', autovacuum_vacuum_scale_factor='0.02', autovacuum_vacuum_cost_delay='0');
@@ -296,6 +380,8 @@ CREATE TABLE tasker.tasks (
     created_at timestamp with time zone DEFAULT now() NOT NULL,
     started_at timestamp with time zone,
     finished_at timestamp with time zone,
+    deadline timestamp with time zone,
+    parent_task_id bigint,
     CONSTRAINT tasks_priority_check CHECK (((priority >= 1) AND (priority <= 4))),
     CONSTRAINT tasks_state_check CHECK ((state = ANY (ARRAY['pending'::text, 'in_progress'::text, 'complete'::text, 'error'::text, 'cancelled'::text, 'resolved_manually'::text])))
 )
@@ -426,6 +512,9 @@ BEGIN
                 coalesce(unknown, 'NULL'), template.namespace, template.name, template.version, known USING ERRCODE = 'TK003';
         END IF;
     END IF;
+    IF NEW.idempotency_key IS NULL AND template.idempotency = 'context' THEN
+        NEW.idempotency_key := tasker.context_key(NEW.context);
+    END IF;
     IF template.used_at IS NULL THEN
         -- Freezes the template. Waits for a registration that is replacing it.
         UPDATE tasker.task_templates t SET used_at = now() WHERE t.template_id = template.template_id AND t.used_at IS NULL;
@@ -434,6 +523,7 @@ BEGIN
     NEW.version     := template.version;
     NEW.state       := 'pending';
     NEW.priority    := coalesce(NEW.priority, 2);
+    NEW.deadline    := coalesce(NEW.deadline, greatest(now(), NEW.run_at) + make_interval(secs => template.deadline_seconds));
     NEW.error       := NULL;
     NEW.owner       := NULL;
     NEW.paused_at   := NULL;
@@ -481,9 +571,9 @@ DECLARE
 BEGIN
     SELECT array_agg(d.step_id) INTO overdue
     FROM tasker.dispatches d LEFT JOIN tasker.processes p USING (process_id)
-    WHERE d.failure IS NULL AND d.started_at IS NOT NULL
-      AND (d.deadline < clock_timestamp()
-           OR d.process_id IS NOT NULL
+    WHERE d.failure IS NULL
+      AND (least(d.deadline, d.beat_by, d.start_by) < clock_timestamp()
+           OR d.started_at IS NOT NULL AND d.process_id IS NOT NULL
               AND (p.process_id IS NULL OR p.stopped_at IS NOT NULL
                    OR greatest(p.last_seen_at, pg_postmaster_start_time()) < clock_timestamp() - silence));
     IF overdue IS NULL THEN
@@ -491,12 +581,19 @@ BEGIN
     END IF;
     SELECT array_agg(l.step_id) INTO overdue
     FROM (SELECT s.step_id FROM tasker.steps s WHERE s.step_id = ANY (overdue) ORDER BY s.step_id FOR NO KEY UPDATE SKIP LOCKED) l;
+    -- What is up first tells the story.
     SELECT jsonb_agg(jsonb_build_object('step_id', d.step_id, 'attempt', d.attempt)
-               || CASE WHEN d.deadline < clock_timestamp() THEN jsonb_build_object('outcome', 'failure', 'failure', jsonb_build_object(
-                          'class', 'attempt_timeout', 'code', 'attempt_timeout', 'attempt', d.attempt,
-                          'message', format('no result within %s', date_trunc('milliseconds', d.deadline - d.started_at))))
+               || CASE WHEN least(d.deadline, d.beat_by, d.start_by) < clock_timestamp() THEN jsonb_build_object('outcome', 'failure', 'failure', jsonb_build_object(
+                          'class', up.code, 'code', up.code, 'attempt', d.attempt, 'message', up.message))
                   ELSE '{"outcome": "lost"}' END) INTO reports
-    FROM tasker.dispatches d WHERE d.step_id = ANY (overdue) AND d.failure IS NULL;
+    FROM tasker.dispatches d
+    CROSS JOIN LATERAL (
+        SELECT 'schedule_to_start_timeout' AS code, d.start_by AS at,
+               format('no process took it from queue %s within its schedule_to_start_seconds', d.queue) AS message
+        UNION ALL SELECT 'heartbeat_timeout', d.beat_by, format('no heartbeat within %s', d.heartbeat)
+        UNION ALL SELECT 'attempt_timeout', d.deadline, format('no result within %s', date_trunc('milliseconds', d.deadline - d.started_at))
+        ORDER BY 2 LIMIT 1) up
+    WHERE d.step_id = ANY (overdue) AND d.failure IS NULL;
     IF reports IS NULL THEN
         RETURN 0;
     END IF;
@@ -527,6 +624,22 @@ BEGIN
         RETURN tasker.release_worker(w.worker_id, w.client_id);
     END LOOP;
     RETURN 0;
+END $$;
+
+--
+-- Name: record_progress(bigint, bigint[], integer[], text[]); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.record_progress(worker bigint, step_ids bigint[], numbers integer[], docs text[]) RETURNS void
+    LANGUAGE plpgsql
+    SET lock_timeout TO '100ms'
+    AS $$
+BEGIN
+    PERFORM tasker.assert_worker(worker);
+    PERFORM FROM tasker.steps s WHERE s.step_id = ANY (step_ids) ORDER BY s.step_id FOR NO KEY UPDATE;
+    UPDATE tasker.steps s SET progress = p.doc::jsonb
+    FROM unnest(step_ids, numbers, docs) AS p(step_id, number, doc)
+    WHERE s.step_id = p.step_id AND s.attempts = p.number AND s.state = 'in_progress';
 END $$;
 
 --
@@ -590,8 +703,9 @@ DECLARE
     known    tasker.task_templates;
     inserted bigint;
 BEGIN
-    INSERT INTO tasker.task_templates AS t (namespace, name, version, description, definition, checksum, max_parallel_steps)
-    VALUES ($1, $2, $3, $4, $5, $6, $7)
+    INSERT INTO tasker.task_templates AS t
+        (namespace, name, version, description, definition, checksum, max_parallel_steps, deadline_seconds, idempotency)
+    VALUES ($1, $2, $3, $4, $5, $6, $7, ($5 ->> 'deadline_seconds')::double precision, $5 ->> 'idempotency')
     ON CONFLICT ON CONSTRAINT task_templates_namespace_name_version_key DO NOTHING
     RETURNING t.template_id INTO inserted;
 
@@ -609,19 +723,22 @@ BEGIN
         -- used_at is still null and the row is locked: the first insert of a
         -- task, which sets it, waits for us and then sees the new steps.
         UPDATE tasker.task_templates t
-        SET description = $4, definition = $5, checksum = $6, max_parallel_steps = $7, registered_at = now()
+        SET description = $4, definition = $5, checksum = $6, max_parallel_steps = $7, registered_at = now(),
+            deadline_seconds = ($5 ->> 'deadline_seconds')::double precision, idempotency = $5 ->> 'idempotency'
         WHERE t.template_id = known.template_id;
         DELETE FROM tasker.template_steps s WHERE s.template_id = known.template_id;
     END IF;
 
     INSERT INTO tasker.template_steps
-        (template_id, position, name, handler_class, handler, queue, depends_on, attempt_limit, timeout_seconds, handler_config, result_schema)
+        (template_id, position, name, handler_class, handler, queue, depends_on, attempt_limit, timeout_seconds,
+         schedule_to_start_seconds, heartbeat_seconds, handler_config, result_schema)
     SELECT coalesce(inserted, known.template_id), s.position, s.name, s.handler_class, s.handler,
            coalesce(s.queue, 'default'), coalesce(s.depends_on, '{}'), s.attempt_limit, s.timeout_seconds,
-           coalesce(s.handler_config, '{}'), s.result_schema
+           s.schedule_to_start_seconds, s.heartbeat_seconds, coalesce(s.handler_config, '{}'), s.result_schema
     FROM jsonb_to_recordset($8) AS s(position int, name text, handler_class text, handler text, queue text,
-                                    depends_on int[], attempt_limit int, timeout_seconds double precision, handler_config jsonb,
-                                    result_schema jsonb);
+                                    depends_on int[], attempt_limit int, timeout_seconds double precision,
+                                    schedule_to_start_seconds double precision, heartbeat_seconds double precision,
+                                    handler_config jsonb, result_schema jsonb);
     RETURN CASE WHEN inserted IS NULL THEN 'replaced' ELSE 'registered' END;
 END $_$;
 
@@ -663,7 +780,10 @@ CREATE FUNCTION tasker.reopen_task(task bigint, who text, why text) RETURNS void
     LANGUAGE plpgsql
     AS $$
 BEGIN
-    UPDATE tasker.tasks u SET state = 'in_progress', finished_at = NULL, error = NULL WHERE u.task_id = task AND u.state = 'error';
+    UPDATE tasker.tasks u SET state = 'in_progress', finished_at = NULL, error = NULL,
+        deadline = CASE WHEN u.deadline > clock_timestamp() THEN u.deadline ELSE (
+            SELECT clock_timestamp() + make_interval(secs => m.deadline_seconds) FROM tasker.task_templates m WHERE m.template_id = u.template_id) END
+    WHERE u.task_id = task AND u.state = 'error';
     IF FOUND THEN
         PERFORM tasker.record_verb(task, NULL, 'task.retry_requested', who, why);
     END IF;
@@ -926,7 +1046,7 @@ BEGIN
         UPDATE tasker.tasks u SET context = new_context WHERE u.task_id = task;
     END IF;
     n := tasker.reset_steps(task, ARRAY(SELECT s.step_id FROM tasker.steps s WHERE s.task_id = task AND s.state = 'error' ORDER BY s.step_id FOR UPDATE), who, why);
-    IF n = 0 THEN
+    IF n = 0 AND t.error ->> 'code' IS DISTINCT FROM 'task_deadline' THEN
         RAISE EXCEPTION 'task % has no step in error: it failed because steps were cancelled; resolve the task, or cancel it', task USING ERRCODE = 'TK008';
     END IF;
     PERFORM tasker.reopen_task(task, who, why);
@@ -1364,7 +1484,8 @@ BEGIN
     -- An attempt that no process answers for has an hour, if nothing else is said.
     UPDATE tasker.dispatches d
     SET process_id = $3, started_at = s.started_at,
-        deadline = s.started_at + make_interval(secs => coalesce(spec.timeout_seconds, CASE WHEN $3 IS NULL THEN 3600 END))
+        deadline = s.started_at + make_interval(secs => coalesce(spec.timeout_seconds, CASE WHEN $3 IS NULL AND spec.heartbeat_seconds IS NULL THEN 3600 END)),
+        heartbeat = make_interval(secs => spec.heartbeat_seconds), beat_by = s.started_at + make_interval(secs => spec.heartbeat_seconds)
     WHERE d.step_id = $1;
     INSERT INTO tasker.events (task_id, step_id, attempt, name) VALUES (s.task_id, $1, $2, 'step.handle');
     SELECT coalesce(jsonb_object_agg(u.name, u.result), '{}'), coalesce(jsonb_agg(u.name ORDER BY u.position), '[]')
@@ -1375,13 +1496,13 @@ BEGIN
         'status', 'started',
         'task', jsonb_build_object(
             'task_id', t.task_id, 'namespace', t.namespace, 'name', t.name, 'version', t.version,
-            'context', t.context, 'priority', t.priority, 'correlation_id', t.correlation_id, 'tags', t.tags,
+            'context', t.context, 'priority', t.priority, 'correlation_id', t.correlation_id, 'parent_task_id', t.parent_task_id, 'tags', t.tags,
             'initiator', t.initiator, 'source_system', t.source_system, 'reason', t.reason,
             'created_at', to_char(t.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')),
         'step', jsonb_build_object(
             'step_id', $1, 'name', s.name, 'attempt', $2, 'attempts_used', $2 - s.losses - s.forgiven, 'attempt_limit', spec.attempt_limit,
             'handler_class', spec.handler_class, 'config', spec.handler_config, 'timeout_seconds', spec.timeout_seconds,
-            'depends_on', d_list),
+            'heartbeat_seconds', spec.heartbeat_seconds, 'progress', s.progress, 'depends_on', d_list),
         'dependencies', deps);
 END $_$;
 
@@ -1621,7 +1742,10 @@ CREATE TABLE tasker.dispatches (
     process_id bigint,
     started_at timestamp with time zone,
     deadline timestamp with time zone,
-    failure jsonb
+    failure jsonb,
+    start_by timestamp with time zone,
+    heartbeat interval,
+    beat_by timestamp with time zone
 )
 WITH (fillfactor='70', autovacuum_vacuum_scale_factor='0.02', autovacuum_vacuum_cost_delay='0');
 
@@ -1644,6 +1768,34 @@ CREATE TABLE tasker.events (
 --
 
 COMMENT ON TABLE tasker.events IS 'One row per transition, written in its transaction; append-only';
+
+--
+-- Name: event_log; Type: VIEW; Schema: tasker; Owner: -
+--
+
+CREATE VIEW tasker.event_log AS
+ SELECT e.event_id,
+    e.created_at,
+    e.name,
+    e.task_id,
+    e.step_id,
+    s.name AS step,
+    e.attempt,
+    e.data,
+    t.namespace,
+    t.name AS task_name,
+    t.version,
+    t.correlation_id,
+    t.parent_task_id
+   FROM ((tasker.events e
+     JOIN tasker.tasks t USING (task_id))
+     LEFT JOIN tasker.steps s ON ((s.step_id = e.step_id)));
+
+--
+-- Name: VIEW event_log; Type: COMMENT; Schema: tasker; Owner: -
+--
+
+COMMENT ON VIEW tasker.event_log IS 'tasker.events with names, correlation_id and parent_task_id; filter by task_id or correlation_id';
 
 --
 -- Name: events_event_id_seq; Type: SEQUENCE; Schema: tasker; Owner: -
@@ -1830,6 +1982,8 @@ CREATE TABLE tasker.template_steps (
     timeout_seconds double precision,
     handler_config jsonb DEFAULT '{}'::jsonb NOT NULL,
     result_schema jsonb,
+    schedule_to_start_seconds double precision,
+    heartbeat_seconds double precision,
     CONSTRAINT template_steps_attempt_limit_check CHECK ((attempt_limit > 0)),
     CONSTRAINT template_steps_check CHECK (((handler_class IS NULL) <> (handler IS NULL)))
 );
@@ -1872,6 +2026,9 @@ CREATE TABLE tasker.task_templates (
     used_at timestamp with time zone,
     registered_at timestamp with time zone DEFAULT now() NOT NULL,
     context_schema jsonb GENERATED ALWAYS AS (NULLIF((definition -> 'schema'::text), 'null'::jsonb)) STORED,
+    deadline_seconds double precision,
+    idempotency text,
+    CONSTRAINT task_templates_idempotency_check CHECK ((idempotency = ANY (ARRAY['key'::text, 'context'::text]))),
     CONSTRAINT task_templates_max_parallel_steps_check CHECK ((max_parallel_steps > 0)),
     CONSTRAINT task_templates_version_check CHECK ((version ~ '^\d{1,9}\.\d{1,9}\.\d{1,9}$'::text))
 );
@@ -2395,6 +2552,18 @@ CREATE INDEX river_notification_topic_id_idx ON tasker.river_notification USING 
 CREATE UNIQUE INDEX steps_of_task ON tasker.steps USING btree (task_id, "position");
 
 --
+-- Name: tasks_correlation; Type: INDEX; Schema: tasker; Owner: -
+--
+
+CREATE INDEX tasks_correlation ON tasker.tasks USING btree (correlation_id) WHERE (correlation_id IS NOT NULL);
+
+--
+-- Name: tasks_deadline; Type: INDEX; Schema: tasker; Owner: -
+--
+
+CREATE INDEX tasks_deadline ON tasker.tasks USING btree (deadline) WHERE ((deadline IS NOT NULL) AND (state = ANY (ARRAY['pending'::text, 'in_progress'::text])));
+
+--
 -- Name: tasks_idempotency; Type: INDEX; Schema: tasker; Owner: -
 --
 
@@ -2411,6 +2580,12 @@ CREATE INDEX tasks_open ON tasker.tasks USING btree (task_id) WHERE (state = ANY
 --
 
 CREATE INDEX tasks_owned ON tasker.tasks USING btree (owner) WHERE (owner IS NOT NULL);
+
+--
+-- Name: tasks_parent; Type: INDEX; Schema: tasker; Owner: -
+--
+
+CREATE INDEX tasks_parent ON tasker.tasks USING btree (parent_task_id) WHERE (parent_task_id IS NOT NULL);
 
 --
 -- Name: template_steps_with_schema; Type: INDEX; Schema: tasker; Owner: -

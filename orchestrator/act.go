@@ -24,7 +24,7 @@ func (l *loop) act(act action) error {
 			continue
 		}
 		dispatches = append(dispatches, tasker.Dispatch{
-			TaskID: l.id, StepID: s.id, Attempt: s.attempt, Handler: spec.HandlerClass, Queue: queueOf(spec),
+			TaskID: l.id, StepID: s.id, Attempt: s.attempt, Handler: spec.HandlerClass, Queue: queueOf(spec), CorrelationID: l.task.CorrelationID,
 		})
 		out = append(out, s.id)
 	}
@@ -92,7 +92,7 @@ func (l *loop) start(i int) {
 		TaskID: l.id, StepID: s.id, Template: l.template.FullName(), Step: spec.Name,
 		Number: s.attempt, Used: s.attempt - s.losses - s.forgiven, Limit: spec.AttemptLimit(),
 		CorrelationID: l.task.CorrelationID, Timeout: spec.Timeout.Duration(),
-		Context: l.task.Context, Config: spec.HandlerConfig,
+		Context: l.task.Context, Config: spec.HandlerConfig, Progress: s.progress,
 	}
 	if deps := l.template.graph.Dependencies(i); len(deps) > 0 {
 		attempt.Dependencies = make(map[string]json.RawMessage, len(deps))
@@ -111,14 +111,22 @@ func (l *loop) start(i int) {
 	} else {
 		ctx, cancel = context.WithCancel(l.o.handlers)
 	}
-	l.running[i] = running{s.attempt, cancel, until}
+	heart := &heart{o: l.o, step: s.id, attempt: s.attempt}
+	heart.beaten.Store(time.Now().UnixNano())
+	attempt.Beat = func(progress json.RawMessage) error { return heart.beat(ctx, progress) }
+	l.running[i] = &running{s.attempt, cancel, until, spec.Heartbeat.Duration(), heart}
 	go func() {
 		result, failure := l.o.Handlers.Run(ctx, spec.Handler, attempt)
+		if failure != nil {
+			// Whoever runs the next attempt goes on from here. What the database
+			// can't hold, the handler has been told of.
+			_ = heart.keep(l.o.ctx)
+		}
 		if failure == nil && spec.ResultSchema != nil {
 			failure = l.o.misfit(spec, result)
 		}
 		lost := failure != nil && !failure.Permanent && l.o.handlers.Err() != nil
-		l.mail.put(letter{ended: &ended{position: i, attempt: attempt.Number, result: result, failure: failure, lost: lost}})
+		l.mail.put(letter{ended: &ended{position: i, attempt: attempt.Number, result: result, failure: failure, lost: lost, progress: heart.last()}})
 	}()
 }
 

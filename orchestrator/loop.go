@@ -34,7 +34,7 @@ type loop struct {
 	steps    []step
 	progress *dag.Progress
 	position map[int64]int // step id → position
-	running  map[int]running
+	running  map[int]*running
 	fresh    []int                   // positions with news
 	results  map[int]json.RawMessage // of finished steps that pending Go steps need
 	uses     []int32                 // per step: how many pending Go steps need its result
@@ -43,9 +43,11 @@ type loop struct {
 
 // running is an attempt of a Go step in this process.
 type running struct {
-	attempt  int
-	cancel   context.CancelFunc
-	deadline time.Time // zero: none
+	attempt   int
+	cancel    context.CancelFunc
+	deadline  time.Time     // zero: none
+	heartbeat time.Duration // the longest time between two; 0: none are asked for
+	heart     *heart
 }
 
 // indulgence is how much longer than its timeout a handler may take to notice
@@ -58,10 +60,11 @@ type step struct {
 	attempt  int
 	losses   int
 	forgiven int
-	delay    time.Duration // in waiting_for_retry: as decided
-	due      time.Time     // in waiting_for_retry: when the delay is over, by this process's clock
-	out      bool          // the current attempt is at Sidekiq
-	news     *outcome      // the attempt's outcome is in, and not yet written
+	delay    time.Duration   // in waiting_for_retry: as decided
+	due      time.Time       // in waiting_for_retry: when the delay is over, by this process's clock
+	out      bool            // the current attempt is at Sidekiq
+	progress json.RawMessage // what the last heartbeat of an attempt here, or before, carried
+	news     *outcome        // the attempt's outcome is in, and not yet written
 }
 
 // outcome is how the current attempt of a step ended.
@@ -78,7 +81,7 @@ type action struct {
 }
 
 func newLoop(o *Orchestrator, task int64) *loop {
-	return &loop{o: o, id: task, mail: newMailbox(), running: map[int]running{}, results: map[int]json.RawMessage{}}
+	return &loop{o: o, id: task, mail: newMailbox(), running: map[int]*running{}, results: map[int]json.RawMessage{}}
 }
 
 // runSafely turns a panic of the loop into an error. It is a bug in here; its
@@ -296,8 +299,10 @@ func (l *loop) next() time.Time {
 		}
 	}
 	for _, r := range l.running {
-		if !r.deadline.IsZero() && (at.IsZero() || r.deadline.Before(at)) {
-			at = r.deadline
+		for _, end := range []time.Time{r.deadline, r.due()} {
+			if !end.IsZero() && (at.IsZero() || end.Before(at)) {
+				at = end
+			}
 		}
 	}
 	return at

@@ -22,7 +22,8 @@ type ended struct {
 	attempt  int
 	result   json.RawMessage
 	failure  *tasker.Failure
-	lost     bool // interrupted by the worker's stop
+	lost     bool            // interrupted by the worker's stop
+	progress json.RawMessage // what its last heartbeat carried
 }
 
 // mailbox holds letters until its loop reads them. Putting one in never blocks.

@@ -68,6 +68,7 @@ type Orchestrator struct {
 	Config
 	writer  *store.Writer
 	claimer *store.Claimer
+	keeper  *store.Keeper
 
 	ctx      context.Context // ends when the worker may not write any more
 	abandon  context.CancelCauseFunc
@@ -100,6 +101,7 @@ func New(c Config) *Orchestrator {
 	o.handlers, o.stop = context.WithCancel(o.ctx)
 	o.writer = c.Store.NewWriter(o.ctx, c.Worker)
 	o.claimer = c.Store.NewClaimer(o.ctx, c.Worker)
+	o.keeper = c.Store.NewKeeper(o.ctx, c.Worker)
 	o.finished.Go(o.readReports)
 	return o
 }

@@ -30,7 +30,7 @@ func (l *loop) see(rows []store.StepRow) {
 	states := make([]tasker.StepState, len(rows))
 	var out []int64
 	for i, row := range rows {
-		s := step{id: row.StepID, attempt: row.Attempts, losses: row.Losses, forgiven: row.Forgiven}
+		s := step{id: row.StepID, attempt: row.Attempts, losses: row.Losses, forgiven: row.Forgiven, progress: row.Progress}
 		states[i] = row.State
 		l.position[row.StepID] = i
 		var known *outcome
@@ -38,7 +38,8 @@ func (l *loop) see(rows []store.StepRow) {
 		if same {
 			known = before[i].news
 		}
-		mine := l.running[i].attempt == row.Attempts
+		r, runs := l.running[i]
+		mine := runs && r.attempt == row.Attempts
 		if row.State == tasker.StepPending && l.template.Steps[i].Handler != "" {
 			for _, d := range l.template.graph.Dependencies(i) {
 				l.uses[d]++
@@ -62,7 +63,7 @@ func (l *loop) see(rows []store.StepRow) {
 		default:
 			s.news = &outcome{kind: finalizer.Lost} // no dispatch knows of it, so nothing would ever report
 		}
-		if r, ok := l.running[i]; ok && !(mine && row.State == tasker.StepInProgress) {
+		if runs && !(mine && row.State == tasker.StepInProgress) {
 			r.cancel() // its result can't be accepted any more
 			delete(l.running, i)
 		}
@@ -85,6 +86,9 @@ func (l *loop) read(now time.Time) {
 				delete(l.running, e.position)
 			}
 			s := &l.steps[e.position]
+			if e.progress != nil {
+				s.progress = e.progress
+			}
 			if s.attempt != e.attempt || l.progress.State(e.position) != tasker.StepInProgress {
 				continue // given up meanwhile
 			}
@@ -121,20 +125,28 @@ func (l *loop) read(now time.Time) {
 	}
 }
 
-// expire fails the attempts whose handlers ignore that their time is up. When
-// such a handler returns after all, its attempt is not the current one.
+// expire fails the attempts whose handlers ignore that their time is up, and
+// those whose heartbeat has stopped. When such a handler returns after all, its
+// attempt is not the current one.
 func (l *loop) expire(now time.Time) {
 	for i, r := range l.running {
-		if r.deadline.IsZero() || now.Before(r.deadline) {
+		spec := &l.template.Steps[i]
+		var code, message string
+		switch beat := r.due(); {
+		case !r.deadline.IsZero() && !now.Before(r.deadline):
+			code, message = tasker.CodeAttemptTimeout,
+				fmt.Sprintf("no result after %s (timeout_seconds of the step), and the handler goes on although its context has ended", spec.Timeout.Duration())
+		case !beat.IsZero() && !now.Before(beat):
+			code, message = tasker.CodeHeartbeatTimeout, fmt.Sprintf("no heartbeat within %s (heartbeat_seconds of the step)", r.heartbeat)
+		default:
 			continue
 		}
 		delete(l.running, i)
 		r.cancel()
-		spec := &l.template.Steps[i]
-		l.steps[i].news = &outcome{kind: finalizer.Failed, failure: &tasker.Failure{
-			Class: tasker.CodeAttemptTimeout, Code: tasker.CodeAttemptTimeout, Handler: spec.Handler,
-			Message: fmt.Sprintf("no result after %s (timeout_seconds of the step), and the handler goes on although its context has ended", spec.Timeout.Duration()),
-		}}
+		if progress := r.heart.last(); progress != nil {
+			l.steps[i].progress = progress
+		}
+		l.steps[i].news = &outcome{kind: finalizer.Failed, failure: &tasker.Failure{Class: code, Code: code, Handler: spec.Handler, Message: message}}
 		l.fresh = append(l.fresh, i)
 	}
 }

@@ -45,6 +45,8 @@ type argument struct {
 	Attempt int    `json:"attempt"`
 	TaskID  int64  `json:"task_id"`
 	Handler string `json:"handler"`
+
+	CorrelationID string `json:"correlation_id,omitempty"` // of the task, for log lines before the attempt has started
 }
 
 // seconds is a time as seconds since 1970, always with a fraction: Sidekiq 8
@@ -66,7 +68,7 @@ func payload(d tasker.Dispatch, now time.Time) []byte {
 	at := seconds(float64(now.UnixMicro()) / 1e6)
 	doc, err := json.Marshal(job{
 		Class: JobClass, Queue: d.Queue, JID: JID(d.StepID, d.Attempt), CreatedAt: at, EnqueuedAt: at,
-		Args: []argument{{argsVersion, d.StepID, d.Attempt, d.TaskID, d.Handler}},
+		Args: []argument{{argsVersion, d.StepID, d.Attempt, d.TaskID, d.Handler, d.CorrelationID}},
 	})
 	if err != nil {
 		panic(fmt.Sprintf("sidekiq: a job of strings and numbers did not marshal: %v", err))

@@ -38,11 +38,12 @@ func TestTheJobIsThatOfTheContract(t *testing.T) {
 	}
 	var contract struct {
 		Input struct {
-			StepID  int64  `json:"step_id"`
-			Attempt int    `json:"attempt"`
-			TaskID  int64  `json:"task_id"`
-			Handler string `json:"handler"`
-			Queue   string `json:"queue"`
+			StepID        int64  `json:"step_id"`
+			Attempt       int    `json:"attempt"`
+			TaskID        int64  `json:"task_id"`
+			Handler       string `json:"handler"`
+			Queue         string `json:"queue"`
+			CorrelationID string `json:"correlation_id"`
 		} `json:"input"`
 		Job map[string]any `json:"job"`
 	}
@@ -52,7 +53,7 @@ func TestTheJobIsThatOfTheContract(t *testing.T) {
 	in := contract.Input
 	p, client := pusher(t)
 	before := time.Now()
-	if err := p.PushNow(t.Context(), []tasker.Dispatch{{TaskID: in.TaskID, StepID: in.StepID, Attempt: in.Attempt, Handler: in.Handler, Queue: in.Queue}}); err != nil {
+	if err := p.PushNow(t.Context(), []tasker.Dispatch{{TaskID: in.TaskID, StepID: in.StepID, Attempt: in.Attempt, Handler: in.Handler, Queue: in.Queue, CorrelationID: in.CorrelationID}}); err != nil {
 		t.Fatal(err)
 	}
 	payload, err := client.RPop(t.Context(), "queue:"+in.Queue).Result()

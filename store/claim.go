@@ -31,6 +31,7 @@ type StepRow struct {
 	Forgiven   int
 	RetryIn    time.Duration   // in waiting_for_retry: until it is due; negative when overdue
 	Dispatched bool            // an attempt is out at Sidekiq
+	Progress   json.RawMessage // what the last heartbeat carried; nil: none
 	Failure    json.RawMessage // reported for that attempt, and not yet decided on
 }
 
@@ -108,7 +109,7 @@ func (c *Claimer) claim(tasks []int64) (map[int64]*Claimed, error) {
 
 const stepRows = `
 	SELECT s.task_id, s.step_id, s.state, s.attempts, s.losses, s.forgiven,
-	       coalesce(extract(epoch FROM s.retry_at - clock_timestamp()), 0)::float8, d.step_id IS NOT NULL, d.failure
+	       coalesce(extract(epoch FROM s.retry_at - clock_timestamp()), 0)::float8, d.step_id IS NOT NULL, s.progress, d.failure
 	FROM tasker.steps s LEFT JOIN tasker.dispatches d USING (step_id)
 	WHERE s.task_id = ANY ($1) ORDER BY s.task_id, s.position`
 
@@ -118,10 +119,10 @@ func scanSteps(rows pgx.Rows, add func(task int64, step StepRow)) error {
 		retryIn float64
 		s       StepRow
 	)
-	_, err := pgx.ForEachRow(rows, []any{&task, &s.StepID, &s.State, &s.Attempts, &s.Losses, &s.Forgiven, &retryIn, &s.Dispatched, &s.Failure}, func() error {
+	_, err := pgx.ForEachRow(rows, []any{&task, &s.StepID, &s.State, &s.Attempts, &s.Losses, &s.Forgiven, &retryIn, &s.Dispatched, &s.Progress, &s.Failure}, func() error {
 		s.RetryIn = time.Duration(retryIn * float64(time.Second))
 		add(task, s)
-		s.Failure = nil
+		s.Failure, s.Progress = nil, nil
 		return nil
 	})
 	return err

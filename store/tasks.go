@@ -24,6 +24,8 @@ type NewTask struct {
 	SourceSystem             string
 	Reason                   string
 	BypassSteps              []string
+	Deadline                 *time.Time
+	ParentTaskID             int64 // the task whose step enqueues this one; 0: none
 }
 
 // Enqueue inserts a task, as any client may by SQL. A *RefusedError says what
@@ -44,9 +46,10 @@ func (s *Store) Enqueue(ctx context.Context, t *NewTask) (int64, error) {
 	var id int64
 	err := s.pool.QueryRow(ctx, `SELECT tasker.enqueue_task(namespace => $1, name => $2, version => $3, context => $4,
 			priority => $5, run_at => $6, idempotency_key => $7, on_duplicate => $8, correlation_id => $9, tags => $10,
-			initiator => $11, source_system => $12, reason => $13, bypass_steps => coalesce($14::text[], '{}'))`,
+			initiator => $11, source_system => $12, reason => $13, bypass_steps => coalesce($14::text[], '{}'),
+			deadline => $15, parent_task_id => nullif($16::bigint, 0))`,
 		t.Namespace, t.Name, text(t.Version), t.Context, priority, t.RunAt, text(t.IdempotencyKey), onDuplicate,
-		text(t.CorrelationID), tags, text(t.Initiator), text(t.SourceSystem), text(t.Reason), t.BypassSteps).Scan(&id)
+		text(t.CorrelationID), tags, text(t.Initiator), text(t.SourceSystem), text(t.Reason), t.BypassSteps, t.Deadline, t.ParentTaskID).Scan(&id)
 	if err != nil {
 		return 0, fmt.Errorf("enqueue %s/%s: %w", t.Namespace, t.Name, translate(err))
 	}

@@ -50,6 +50,8 @@ type stepSpec struct {
 	DependsOn      []int           `json:"depends_on"`
 	AttemptLimit   int             `json:"attempt_limit"`
 	TimeoutSeconds *float64        `json:"timeout_seconds"`
+	StartSeconds   *float64        `json:"schedule_to_start_seconds"`
+	BeatSeconds    *float64        `json:"heartbeat_seconds"`
 	HandlerConfig  json.RawMessage `json:"handler_config,omitempty"`
 	ResultSchema   json.RawMessage `json:"result_schema,omitempty"`
 }
@@ -71,11 +73,17 @@ func stepSpecs(t *tasker.Template) []stepSpec {
 			HandlerClass: text(step.HandlerClass), Handler: text(step.Handler), Queue: text(step.Queue),
 			DependsOn: depends, AttemptLimit: step.AttemptLimit(), HandlerConfig: step.HandlerConfig, ResultSchema: step.ResultSchema,
 		}
-		if step.Timeout > 0 {
-			specs[i].TimeoutSeconds = new(float64(step.Timeout))
-		}
+		specs[i].TimeoutSeconds, specs[i].StartSeconds, specs[i].BeatSeconds = seconds(step.Timeout), seconds(step.StartTimeout), seconds(step.Heartbeat)
 	}
 	return specs
+}
+
+// seconds is s, or NULL for none.
+func seconds(s tasker.Seconds) *float64 {
+	if s == 0 {
+		return nil
+	}
+	return new(float64(s))
 }
 
 // Template reads the template with this id.

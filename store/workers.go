@@ -84,13 +84,14 @@ func (s *Store) HandledElsewhere(ctx context.Context, worker int64, handlers []s
 	return handled, nil
 }
 
-// ReapAttempts ends the attempts of processes that have been silent for so
-// long, and those whose time is up. It returns how many.
-func (s *Store) ReapAttempts(ctx context.Context, silence time.Duration) (ended int, err error) {
-	if err := s.pool.QueryRow(ctx, `SELECT tasker.reap_attempts($1)`, silence).Scan(&ended); err != nil {
-		return 0, fmt.Errorf("find lost and overdue attempts: %w", err)
+// ReadClocks ends what has taken too long: tasks whose deadline has passed, and
+// attempts at Sidekiq whose time is up or whose process has been silent for so
+// long. It returns how many. Tasks come first: that is the lock order.
+func (s *Store) ReadClocks(ctx context.Context, silence time.Duration) (tasks, attempts int, err error) {
+	if err := s.pool.QueryRow(ctx, `SELECT tasker.expire_tasks(), tasker.reap_attempts($1)`, silence).Scan(&tasks, &attempts); err != nil {
+		return 0, 0, fmt.Errorf("find what has taken too long: %w", err)
 	}
-	return ended, nil
+	return tasks, attempts, nil
 }
 
 // TakeUnstarted returns attempts that no process has started and that nobody
@@ -106,7 +107,7 @@ func (s *Store) TakeUnstarted(ctx context.Context, age time.Duration, limit int)
 			      ORDER BY looked_at LIMIT $2 FOR UPDATE SKIP LOCKED) old
 			WHERE d.step_id = old.step_id
 			RETURNING d.task_id, d.step_id, d.attempt, d.queue)
-		SELECT taken.task_id, taken.step_id, taken.attempt, coalesce(ts.handler_class, ''), taken.queue
+		SELECT taken.task_id, taken.step_id, taken.attempt, coalesce(ts.handler_class, ''), taken.queue, coalesce(t.correlation_id, '')
 		FROM taken JOIN tasker.steps s USING (step_id) JOIN tasker.tasks t ON t.task_id = taken.task_id
 		JOIN tasker.template_steps ts ON ts.template_id = t.template_id AND ts.position = s.position
 		ORDER BY taken.step_id`, age, limit)

@@ -20,11 +20,12 @@ const (
 var (
 	templateKeys = []string{
 		"name", "namespace_name", "version", "description", "task_handler_class", "schema",
-		"max_parallel_steps", "on_failure", "retry", "step_templates", "environments",
+		"max_parallel_steps", "on_failure", "deadline_seconds", "idempotency", "retry", "step_templates", "environments",
 	}
 	stepKeys = []string{
 		"name", "description", "handler_class", "handler", "depends_on_step", "depends_on_steps",
-		"default_retryable", "default_retry_limit", "retry", "timeout_seconds", "queue", "handler_config", "skippable", "result_schema",
+		"default_retryable", "default_retry_limit", "retry", "timeout_seconds", "schedule_to_start_seconds", "heartbeat_seconds",
+		"queue", "limit_key", "handler_config", "skippable", "result_schema",
 	}
 	retryKeys = []string{"backoff", "base_seconds", "cap_seconds", "jitter", "retry_after_cap_seconds"}
 
@@ -57,23 +58,25 @@ func decodeTemplate(root *value, problems *problems) *tasker.Template {
 		t.Version = version
 	}
 	t.Schema = f.schema("schema")
-	t.OnFailure = f.onFailure()
+	t.OnFailure = tasker.OnFailure(f.oneOf("on_failure", string(tasker.Continue), string(tasker.FailFast)))
+	t.Idempotency = tasker.Idempotency(f.oneOf("idempotency", string(tasker.IdempotentByKey), string(tasker.IdempotentByContext)))
+	t.Deadline = f.seconds("deadline_seconds", 0)
 	retry := f.retry(tasker.DefaultRetryPolicy())
 	f.steps(t, retry)
 	return t
 }
 
-// onFailure leaves the default empty, whether it is written or not: templates
-// from before the key was known keep their checksum, and so stay unchanged.
-func (f fields) onFailure() tasker.OnFailure {
-	ways := []string{string(tasker.Continue), string(tasker.FailFast)}
-	v := f.kindOf("on_failure", text)
+// oneOf reads a word of a list. It leaves the default, which is the first,
+// empty, whether it is written or not: templates from before the key was known
+// keep their checksum, and so stay unchanged.
+func (f fields) oneOf(key string, words ...string) string {
+	v := f.kindOf(key, text)
 	switch {
-	case v == nil || v.text == string(tasker.Continue):
-	case slices.Contains(ways, v.text):
-		return tasker.OnFailure(v.text)
+	case v == nil || v.text == words[0]:
+	case slices.Contains(words, v.text):
+		return v.text
 	default:
-		f.add(v.place, "unknown on_failure %s; there are %s%s", v.shown(), enumerate(ways), didYouMean(v.text, ways))
+		f.add(v.place, "unknown %s %s; there are %s%s", key, v.shown(), enumerate(words), didYouMean(v.text, words))
 	}
 	return ""
 }
@@ -175,6 +178,9 @@ func (f fields) step(i int, v *value, retry tasker.RetryPolicy) (tasker.StepTemp
 		RetryLimit:   s.whole("default_retry_limit", 1, defaultRetryLimit),
 		Retry:        s.retry(retry),
 		Timeout:      s.seconds("timeout_seconds", 0),
+		StartTimeout: s.seconds("schedule_to_start_seconds", 0),
+		Heartbeat:    s.seconds("heartbeat_seconds", 0),
+		LimitKey:     s.name("limit_key"),
 		Queue:        s.name("queue"),
 		Skippable:    s.truth("skippable", false),
 		ResultSchema: s.schema("result_schema"),

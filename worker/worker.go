@@ -57,7 +57,8 @@ type Config struct {
 const (
 	connections   = 20
 	catchUpEvery  = 2 * time.Second // missed notifications
-	repairEvery   = 5 * time.Second // lost Sidekiq jobs and processes
+	clockEvery    = 2 * time.Second // deadlines, timeouts, heartbeats, silent processes
+	repairEvery   = 5 * time.Second // lost Sidekiq jobs
 	repairTimeout = 30 * time.Second
 	silentProcess = 10 * time.Second
 	unstartedFor  = 5 * time.Second // then a look into Redis is due
@@ -237,6 +238,9 @@ func (w *worker) session(ctx context.Context) (err error) {
 		services.Go(func() { pusher.Run(background) })
 	}
 	services.Go(func() {
+		every(background, clockEvery, log, func(ctx context.Context) error { return w.readClocks(ctx, log) })
+	})
+	services.Go(func() {
 		every(background, repairEvery, log, func(ctx context.Context) error { return w.repair(ctx, pusher, log) })
 	})
 	services.Go(func() {
@@ -344,22 +348,32 @@ func (w *worker) listen(ctx context.Context, id int64, o *orchestrator.Orchestra
 	}
 }
 
-// repair finds attempts whose Sidekiq process died, which then are lost, those
-// whose time is up, and those whose job is in no queue though nobody has
-// started it, which are pushed again: the fence lets only one copy start.
-func (w *worker) repair(ctx context.Context, pusher *sidekiq.Pusher, log *slog.Logger) error {
+// readClocks ends tasks whose deadline has passed, attempts of Ruby steps whose
+// time is up, and those whose process died, which then are lost.
+func (w *worker) readClocks(ctx context.Context, log *slog.Logger) error {
 	ctx, cancel := context.WithTimeout(ctx, repairTimeout)
 	defer cancel()
-	ended, err := w.store.ReapAttempts(ctx, silentProcess)
+	tasks, attempts, err := w.store.ReadClocks(ctx, silentProcess)
 	if err != nil {
 		return err
 	}
-	if ended > 0 {
-		log.Warn("attempts of Ruby steps were lost with their process, or took too long", "attempts", ended)
+	if tasks > 0 {
+		log.Warn("tasks have passed their deadline and are in error", "tasks", tasks)
 	}
+	if attempts > 0 {
+		log.Warn("attempts of Ruby steps were lost with their process, or took too long", "attempts", attempts)
+	}
+	return nil
+}
+
+// repair finds attempts whose job is in no queue though nobody has started it,
+// and pushes them again: the fence lets only one copy start.
+func (w *worker) repair(ctx context.Context, pusher *sidekiq.Pusher, log *slog.Logger) error {
 	if pusher == nil {
 		return nil
 	}
+	ctx, cancel := context.WithTimeout(ctx, repairTimeout)
+	defer cancel()
 	unstarted, err := w.store.TakeUnstarted(ctx, unstartedFor, repairBatch)
 	if err != nil || len(unstarted) == 0 {
 		return err

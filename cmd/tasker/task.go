@@ -26,7 +26,7 @@ func (a *app) taskCommand() *cobra.Command {
 
 func (a *app) taskEnqueueCommand() *cobra.Command {
 	t := store.NewTask{}
-	var contextArg, delay string
+	var contextArg, delay, deadline string
 	command := &cobra.Command{
 		Use:   "enqueue NAMESPACE/NAME[@VERSION]",
 		Short: "Enqueue a task",
@@ -54,6 +54,13 @@ func (a *app) taskEnqueueCommand() *cobra.Command {
 				}
 				t.RunAt = new(time.Now().Add(d))
 			}
+			if deadline != "" {
+				d, err := time.ParseDuration(deadline)
+				if err != nil || d <= 0 {
+					return &usageError{fmt.Errorf("--deadline %q is no time from now: it looks like 90s, 10m or 2h", deadline)}
+				}
+				t.Deadline = new(time.Now().Add(d))
+			}
 			return a.withStore(c.Context(), func(s *store.Store) error {
 				id, err := s.Enqueue(c.Context(), &t)
 				if err != nil {
@@ -71,6 +78,8 @@ func (a *app) taskEnqueueCommand() *cobra.Command {
 	flags.StringVar(&contextArg, "context", "{}", "a JSON object, @FILE, or - for standard input")
 	flags.IntVar(&t.Priority, "priority", 0, "1 (goes first) to 4; default 2")
 	flags.StringVar(&delay, "in", "", "start after this long, such as 10m")
+	flags.StringVar(&deadline, "deadline", "", "fail if it has not ended this long from now, such as 2h")
+	flags.Int64Var(&t.ParentTaskID, "parent", 0, "the task that this one belongs to")
 	flags.StringVar(&t.IdempotencyKey, "key", "", "idempotency key: a second task with it is not made")
 	flags.BoolVar(&t.RefuseDuplicate, "refuse-duplicate", false, "fail when the key is taken, instead of giving the task that has it")
 	flags.StringVar(&t.CorrelationID, "correlation-id", "", "id that links this task to what caused it")

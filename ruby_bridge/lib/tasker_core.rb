@@ -18,6 +18,7 @@ require_relative "tasker_core/active_record_database"
 require_relative "tasker_core/protocol"
 require_relative "tasker_core/patience"
 require_relative "tasker_core/task_context"
+require_relative "tasker_core/heartbeat"
 require_relative "tasker_core/step_context"
 require_relative "tasker_core/step_sequence"
 require_relative "tasker_core/base_step_handler"
@@ -82,14 +83,16 @@ module TaskerCore
     # @param initiator [String, nil]
     # @param source_system [String, nil]
     # @param reason [String, nil]
+    # @param deadline [Time, nil] after which the task fails, whatever is still to do
+    # @param parent_task_id [Integer, nil] the task whose step enqueues this one
     # @return [Integer] task_id
     # @raise [TaskRefusedError] the template is unknown, the context isn't JSON, …; nothing was
     #   written, and the surrounding transaction has failed
     def enqueue_task(namespace:, name:, context: {}, connection: nil, version: nil, priority: nil, run_at: nil,
                      idempotency_key: nil, on_duplicate: nil, correlation_id: nil, tags: nil,
-                     initiator: nil, source_system: nil, reason: nil)
+                     initiator: nil, source_system: nil, reason: nil, deadline: nil, parent_task_id: nil)
       TaskEnqueue.new({ namespace:, name:, context:, version:, priority:, run_at:, idempotency_key:, on_duplicate:,
-                        correlation_id:, tags:, initiator:, source_system:, reason: }).call(connection)
+                        correlation_id:, tags:, initiator:, source_system:, reason:, deadline:, parent_task_id: }).call(connection)
     end
 
     # @private

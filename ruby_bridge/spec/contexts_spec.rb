@@ -20,7 +20,7 @@ RSpec.describe "What a handler is given" do
 
     it "is what start_attempt answered" do
       expect(task).to have_attributes(task_id: 7, namespace: "shop", name: "fulfil_order", version: "1.0.0", priority: 2,
-                                      correlation_id: "req-1", tags: ["web"], initiator: "checkout", source_system: "shop",
+                                      correlation_id: "req-1", parent_task_id: 3, tags: ["web"], initiator: "checkout", source_system: "shop",
                                       reason: nil, context: { "order_id" => 5, "note" => "ünïcode ✓" })
     end
 
@@ -49,6 +49,7 @@ RSpec.describe "What a handler is given" do
 
     it "is what start_attempt answered" do
       expect(step).to have_attributes(step_id: 42, name: "charge", attempt: 2, attempts_used: 1, attempt_limit: 3, timeout: 30,
+                                      heartbeat_seconds: 10, progress: { "rows" => 300 },
                                       handler_class: "Orders::Charge", config: { "currency" => "EUR" },
                                       depends_on: %w[reserve_inventory fraud_check], results: nil)
     end

@@ -74,10 +74,20 @@ module TaskerCore
     def handle(handler, answer)
       interruptible do
         task = TaskContext.new(answer.fetch("task"))
-        step = StepContext.new(answer.fetch("step"))
+        step = StepContext.new(answer.fetch("step"), heartbeat: heartbeat(answer.fetch("step")))
         sequence = StepSequence.new(task.task_id, answer.fetch("dependencies"), protocol: @protocol)
-        ResultJson.dump(handler.new.handle(task, sequence, step))
+        Sidekiq::Context.with(log_context(task, step)) { ResultJson.dump(handler.new.handle(task, sequence, step)) }
       end
+    end
+
+    def heartbeat(step)
+      @heartbeat = Heartbeat.new(@step_id, @attempt, step["heartbeat_seconds"], protocol: @protocol, logger:)
+    end
+
+    # What Sidekiq's logger writes beside each line of the handler.
+    def log_context(task, step)
+      { task: task.task_id, step: step.name, attempt: @attempt, correlation_id: task.correlation_id,
+        parent_task: task.parent_task_id }.compact
     end
 
     # The handler's writes and its result commit together, or not at all. When
@@ -123,6 +133,7 @@ module TaskerCore
     end
 
     def report_failure(error)
+      @heartbeat&.flush # the next attempt goes on from there
       deliver Report.failure(@step_id, @attempt, FailureRecord.new(error, handler: @handler).to_h)
     end
 

@@ -89,6 +89,14 @@ module TaskerCore
     end
   end
 
+  # The attempt that a heartbeat came from is over: its task was cancelled, its
+  # time was up, or another has taken its place. Let it through: nothing that the
+  # attempt still does will count.
+  class AttemptOverError < Error; end
+
+  # What a heartbeat carried can't be kept. The message says why.
+  class ProgressRefusedError < Error; end
+
   # The step's +handler_class+ names no handler in this process.
   class HandlerNotFoundError < PermanentError
     def initialize(message) = super(message, error_code: "handler_not_found")

@@ -24,6 +24,12 @@ module TaskerCore
                      ["[#{reports.join(',')}]"]).map { |row| row["refusal"] }
     end
 
+    # @param progress [String, nil] JSON
+    # @return [Boolean] false: the attempt is not current any more
+    def heartbeat(step_id, attempt, progress)
+      value("SELECT tasker.heartbeat($1, $2, $3::jsonb)", [step_id, attempt, progress]) == "t"
+    end
+
     # @return [Integer] the process's number
     def register_process(identity, details)
       value("SELECT tasker.register_process($1, $2::jsonb)", [identity, JSON.generate(details)]).to_i

@@ -18,18 +18,27 @@ module TaskerCore
     attr_reader :config
     # @return [Numeric, nil] seconds that the attempt may take; nil: no limit
     attr_reader :timeout
+    # @return [Numeric, nil] seconds that may lie between two heartbeats; nil: none are asked for
+    attr_reader :heartbeat_seconds
+    # @return [Object, nil] JSON that the last heartbeat of an earlier attempt
+    #   carried: go on from there
+    attr_reader :progress
     # @return [Array<String>] names of the direct dependencies
     attr_reader :depends_on
 
     # @param answer [Hash] member "step" of contract/start_attempt.json
-    def initialize(answer)
+    # @param heartbeat [Heartbeat, nil] nil, in a test of a handler: heartbeats go nowhere
+    def initialize(answer, heartbeat: nil)
       @step_id, @name, @handler_class, @attempt = answer.fetch_values("step_id", "name", "handler_class", "attempt")
       @attempts_used = answer["attempts_used"]
       @attempt_limit = answer["attempt_limit"]
       @config = answer["config"] || {}
       @timeout = answer["timeout_seconds"]
+      @heartbeat_seconds = answer["heartbeat_seconds"]
+      @progress = answer["progress"]
       @depends_on = answer["depends_on"] || []
       instance_variables.each { |name| DeepFreeze.call(instance_variable_get(name)) }
+      @heartbeat = heartbeat
       freeze
     end
 
@@ -43,6 +52,25 @@ module TaskerCore
     # @return [String] the same for every attempt: give it to whom you call,
     #   so that a second attempt doesn't charge twice
     def idempotency_key = "tasker-step-#{step_id}"
+
+    # Says that this attempt gets on, and keeps how far it has come. A step with
+    # heartbeat_seconds fails when none comes for that long. Cheap: call it as
+    # often as you like.
+    #
+    #   rows.each_slice(1000).with_index(step.progress.to_i) { |slice, n| import(slice); step.heartbeat!(n + 1) }
+    #
+    # @param progress [Object] JSON values, up to 64 KiB; nil: as it was
+    # @return [void]
+    # @raise [AttemptOverError] nothing that the attempt still does will count: stop
+    # @raise [ProgressRefusedError]
+    def heartbeat!(progress = nil)
+      return if @heartbeat.nil? || @heartbeat.beat(progress)
+
+      raise AttemptOverError, "attempt #{attempt} of step #{step_id} (#{name}) is over: it was cancelled, timed out, or taken for lost"
+    end
+
+    # @return [Boolean] whether this attempt is over, so that nothing it still does will count
+    def cancelled? = !@heartbeat.nil? && !@heartbeat.current?
 
     def inspect = "#<#{self.class} #{name} #{step_id}, attempt #{attempt}>"
   end

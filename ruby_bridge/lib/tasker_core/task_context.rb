@@ -16,6 +16,8 @@ module TaskerCore
     attr_reader :priority
     # @return [String, nil]
     attr_reader :correlation_id, :initiator, :source_system, :reason
+    # @return [Integer, nil] the task whose step enqueued this one
+    attr_reader :parent_task_id
     # @return [Array<String>]
     attr_reader :tags
     # @return [Time] UTC, microseconds
@@ -27,6 +29,7 @@ module TaskerCore
       @context = answer["context"] || {}
       @priority = answer["priority"]
       @correlation_id = answer["correlation_id"]
+      @parent_task_id = answer["parent_task_id"]
       @tags = answer["tags"] || []
       @initiator = answer["initiator"]
       @source_system = answer["source_system"]

@@ -9,7 +9,7 @@ module TaskerCore
   class TaskEnqueue
     TYPES = { namespace: "text", name: "text", context: "jsonb", version: "text", priority: "smallint", run_at: "timestamptz",
               idempotency_key: "text", on_duplicate: "text", correlation_id: "text", tags: "text[]",
-              initiator: "text", source_system: "text", reason: "text" }.freeze
+              initiator: "text", source_system: "text", reason: "text", deadline: "timestamptz", parent_task_id: "bigint" }.freeze
 
     # @param arguments [Hash{Symbol => Object}] those that are nil are left to the function's defaults
     def initialize(arguments)
@@ -45,7 +45,7 @@ module TaskerCore
         case name
         when :context then context_json(value)
         when :tags then PG::TextEncoder::Array.new.encode(Array(value).map(&:to_s))
-        when :run_at then time(value)
+        when :run_at, :deadline then time(value)
         else value.to_s
         end
       end

@@ -1,0 +1,90 @@
+package orchestrator
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/taskerhq/tasker/store"
+)
+
+// keepEvery is how often the progress of one attempt is written at most.
+const keepEvery = time.Second
+
+// heart is the heartbeat of an attempt of a Go step. Its handler beats, from
+// any goroutine; its loop looks when it did last.
+type heart struct {
+	o       *Orchestrator
+	step    int64
+	attempt int
+	beaten  atomic.Int64 // when, in Unix nanoseconds of this process
+
+	mu       sync.Mutex
+	progress json.RawMessage // the last one; nil: none
+	kept     bool            // it is in the database
+	keptAt   time.Time
+}
+
+// beat takes note of a heartbeat. ctx is that of the attempt.
+func (h *heart) beat(ctx context.Context, progress json.RawMessage) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	now := time.Now()
+	h.beaten.Store(now.UnixNano())
+	if progress == nil {
+		return nil
+	}
+	h.mu.Lock()
+	h.progress, h.kept = progress, false
+	due := now.Sub(h.keptAt) >= keepEvery
+	if due {
+		h.keptAt = now
+	}
+	h.mu.Unlock()
+	if due {
+		return h.keep(ctx)
+	}
+	return nil
+}
+
+// keep writes the progress that is not written yet. Only what the database can't
+// hold is an error to the handler: where the attempt is not current any more, or
+// somebody's transaction holds its row, no progress is kept, and no harm done.
+func (h *heart) keep(ctx context.Context) error {
+	h.mu.Lock()
+	progress, kept := h.progress, h.kept
+	h.kept = true
+	h.mu.Unlock()
+	if kept || progress == nil {
+		return nil
+	}
+	err := h.o.keeper.Keep(ctx, store.Progress{Step: h.step, Attempt: h.attempt, Progress: progress})
+	var refused *store.RefusedError
+	switch {
+	case errors.As(err, &refused):
+		return refused
+	case err != nil && ctx.Err() == nil && !errors.Is(err, store.ErrStale) && !errors.Is(err, store.ErrWorkerDead):
+		h.o.Logger.Warn("the progress of an attempt was not kept; its next heartbeat tries again", "step_id", h.step, "attempt", h.attempt, "error", err)
+	}
+	return nil
+}
+
+// last is what the handler has told so far; nil: nothing.
+func (h *heart) last() json.RawMessage {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.progress
+}
+
+// due is when the attempt has failed unless its handler beats before. Zero: it
+// need not.
+func (r *running) due() time.Time {
+	if r.heartbeat == 0 {
+		return time.Time{}
+	}
+	return time.Unix(0, r.heart.beaten.Load()).Add(r.heartbeat)
+}
