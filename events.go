@@ -29,6 +29,10 @@ const (
 	EventStepReset     EventName = "step.initialize_requested" // → pending, by an operator
 	EventStepRunNow    EventName = "step.run_now"
 
+	EventGateLimited EventName = "gate.limited" // of no task: an operator has set or lifted limits
+	EventGatePaused  EventName = "gate.paused"
+	EventGateResumed EventName = "gate.resumed"
+
 	EventTaskReenqueued EventName = "workflow.task_reenqueue_delayed" // a River job was scheduled for later
 	EventReportRefused  EventName = "step.report_refused"             // a result came for an attempt that is not current
 )

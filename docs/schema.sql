@@ -26,6 +26,91 @@ CREATE TYPE tasker.river_job_state AS ENUM (
 );
 
 --
+-- Name: admit_waiters(); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.admit_waiters() RETURNS double precision
+    LANGUAGE plpgsql
+    SET lock_timeout TO '100ms'
+    AS $$
+DECLARE
+    g     tasker.gates;
+    room  bigint;
+    ids   bigint[];
+    woken bigint[] := '{}';
+    owned record;
+    again double precision;
+BEGIN
+    FOR g IN SELECT * FROM tasker.gates l
+             WHERE EXISTS (SELECT FROM tasker.gate_waiters w WHERE w.gate_id = l.gate_id) ORDER BY l.gate_id FOR NO KEY UPDATE
+    LOOP
+        again := least(again, 1);
+        CONTINUE WHEN g.paused_at IS NOT NULL;
+        UPDATE tasker.gate_waiters w SET admitted_until = NULL
+        FROM (SELECT o.step_id FROM tasker.gate_waiters o WHERE o.gate_id = g.gate_id AND o.admitted_until < clock_timestamp() FOR UPDATE SKIP LOCKED) late
+        WHERE w.step_id = late.step_id;
+        LOOP
+            room := least(
+                g.max_attempts - (SELECT count(*) FROM tasker.gate_slots o WHERE o.gate_id = g.gate_id),
+                floor(tasker.gate_tokens(g))::bigint, 1000)
+                - (SELECT count(*) FROM tasker.gate_waiters w WHERE w.gate_id = g.gate_id AND w.admitted_until IS NOT NULL);
+            EXIT WHEN room <= 0;
+            SELECT array_agg(f.step_id) INTO ids FROM (
+                SELECT w.step_id FROM tasker.gate_waiters w WHERE w.gate_id = g.gate_id AND w.admitted_until IS NULL
+                ORDER BY w.rank, w.step_id LIMIT room FOR UPDATE SKIP LOCKED) f;
+            EXIT WHEN ids IS NULL;
+            -- Those that wait no more: cancelled, skipped, their task has ended or is paused.
+            DELETE FROM tasker.gate_waiters w USING tasker.steps s JOIN tasker.tasks t USING (task_id)
+            WHERE w.step_id = ANY (ids) AND s.step_id = w.step_id
+              AND (s.state NOT IN ('pending', 'waiting_for_retry') OR t.state NOT IN ('pending', 'in_progress') OR t.paused_at IS NOT NULL);
+            WITH admitted AS (
+                UPDATE tasker.gate_waiters w SET admitted_until = clock_timestamp() + interval '5 seconds' WHERE w.step_id = ANY (ids) RETURNING w.task_id
+            )
+            SELECT woken || coalesce(array_agg(DISTINCT a.task_id), '{}') INTO woken FROM admitted a;
+        END LOOP;
+        IF g.per_second IS NOT NULL THEN
+            again := least(again, greatest(0.001, (1 - tasker.gate_tokens(g)) / g.per_second));
+        END IF;
+    END LOOP;
+
+    IF cardinality(woken) > 0 THEN
+        FOR owned IN SELECT t.owner, string_agg(t.task_id::text, ',') AS tasks
+            FROM (SELECT u.owner, u.task_id, row_number() OVER (PARTITION BY u.owner) / 300 AS chunk FROM tasker.tasks u
+                  WHERE u.task_id = ANY (woken) AND u.owner IS NOT NULL) t GROUP BY t.owner, t.chunk
+        LOOP
+            PERFORM pg_notify('tasker.worker_' || owned.owner, 'g' || owned.tasks);
+        END LOOP;
+        PERFORM tasker.schedule_runs(array_agg(t.task_id), array_agg(0::double precision))
+        FROM tasker.tasks t WHERE t.task_id = ANY (woken) AND t.owner IS NULL HAVING count(*) > 0;
+    END IF;
+    RETURN again;
+END $$;
+
+--
+-- Name: age_jobs(interval, integer); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.age_jobs(ageing interval, most integer DEFAULT 10000) RETURNS integer
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    n     int := 0;
+    moved int;
+BEGIN
+    FOR p IN 2..4 LOOP -- from the top, so that none is moved twice
+        UPDATE tasker.river_job j SET priority = p - 1
+        FROM (SELECT o.id FROM tasker.river_job o
+              WHERE o.state = 'available' AND o.queue = 'default' AND o.priority = p AND o.scheduled_at < clock_timestamp() - ageing * (5 - p)
+                AND o.kind = 'task_execution'
+              ORDER BY o.scheduled_at LIMIT most FOR UPDATE SKIP LOCKED) due
+        WHERE j.id = due.id;
+        GET DIAGNOSTICS moved = ROW_COUNT;
+        n := n + moved;
+    END LOOP;
+    RETURN n;
+END $$;
+
+--
 -- Name: assert_worker(bigint); Type: FUNCTION; Schema: tasker; Owner: -
 --
 
@@ -83,6 +168,32 @@ BEGIN
     WHERE t.context_schema IS NOT NULL AND tasker.schema_problem(t.context_schema, n.context) IS NOT NULL;
     RETURN NULL;
 END $$;
+
+--
+-- Name: check_gate(text, text); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.check_gate(scope text, name text) RETURNS void
+    LANGUAGE plpgsql
+    AS $_$
+#variable_conflict use_column
+DECLARE
+    known text;
+BEGIN
+    IF $1 IS NULL OR $1 NOT IN ('template', 'handler', 'queue', 'key') THEN
+        RAISE EXCEPTION 'there are limits and pauses of a template, handler, queue or key, not of a %', coalesce($1, 'NULL') USING ERRCODE = 'TK003';
+    END IF;
+    IF EXISTS (SELECT FROM tasker.task_templates t JOIN tasker.template_steps s USING (template_id)
+               WHERE tasker.gate_is_for($1, $2, t.namespace, t.name, s.handler_class, s.handler, s.queue, s.limit_key)) THEN
+        RETURN;
+    END IF;
+    SELECT string_agg(n.it, ', ') INTO known FROM (
+        SELECT DISTINCT CASE $1 WHEN 'template' THEN t.namespace || '/' || t.name WHEN 'handler' THEN coalesce(s.handler_class, s.handler)
+                   WHEN 'queue' THEN CASE WHEN s.handler_class IS NOT NULL THEN s.queue END ELSE s.limit_key END AS it
+        FROM tasker.task_templates t JOIN tasker.template_steps s USING (template_id) ORDER BY 1 LIMIT 50) n WHERE n.it IS NOT NULL;
+    RAISE EXCEPTION 'no registered template has the % %; there are: %', $1, coalesce($2, 'NULL'), coalesce(known, 'none')
+    USING ERRCODE = 'no_data_found', HINT = 'register the template first: tasker template register FOLDER';
+END $_$;
 
 --
 -- Name: check_new_context(); Type: FUNCTION; Schema: tasker; Owner: -
@@ -290,6 +401,67 @@ CREATE FUNCTION tasker.fence_class() RETURNS integer
     AS $$SELECT 1953721202$$;
 
 --
+-- Name: gate_is_for(text, text, text, text, text, text, text, text); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.gate_is_for(scope text, gate text, namespace text, name text, handler_class text, handler text, queue text, limit_key text) RETURNS boolean
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$
+    SELECT CASE scope WHEN 'template' THEN gate = namespace || '/' || name
+        WHEN 'handler' THEN gate = coalesce(handler_class, handler)
+        WHEN 'queue' THEN handler_class IS NOT NULL AND gate = queue
+        ELSE gate = limit_key END
+$$;
+
+--
+-- Name: gate_rank(timestamp with time zone, integer); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.gate_rank(since timestamp with time zone, priority integer) RETURNS timestamp with time zone
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$ SELECT since + (priority - 1) * interval '1 minute' $$;
+
+--
+-- Name: gates; Type: TABLE; Schema: tasker; Owner: -
+--
+
+CREATE TABLE tasker.gates (
+    gate_id integer NOT NULL,
+    scope text NOT NULL,
+    name text NOT NULL,
+    max_attempts integer,
+    per_second double precision,
+    burst double precision,
+    tokens double precision DEFAULT 0 NOT NULL,
+    filled_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    paused_at timestamp with time zone,
+    version integer DEFAULT 1 NOT NULL,
+    changed_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    changed_by text,
+    reason text,
+    CONSTRAINT gates_max_attempts_check CHECK ((max_attempts > 0)),
+    CONSTRAINT gates_per_second_check CHECK ((per_second > (0)::double precision)),
+    CONSTRAINT gates_scope_check CHECK ((scope = ANY (ARRAY['template'::text, 'handler'::text, 'queue'::text, 'key'::text])))
+)
+WITH (fillfactor='50');
+
+--
+-- Name: TABLE gates; Type: COMMENT; Schema: tasker; Owner: -
+--
+
+COMMENT ON TABLE tasker.gates IS 'Limits and pauses that operators have set; a row stays when all of them are lifted';
+
+--
+-- Name: gate_tokens(tasker.gates); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.gate_tokens(g tasker.gates) RETURNS double precision
+    LANGUAGE sql STABLE
+    AS $$
+    SELECT least(g.burst, g.tokens + g.per_second * greatest(0, extract(epoch FROM clock_timestamp() - g.filled_at)))
+$$;
+
+--
 -- Name: heartbeat(bigint, integer, jsonb); Type: FUNCTION; Schema: tasker; Owner: -
 --
 
@@ -311,6 +483,18 @@ BEGIN
 END $_$;
 
 --
+-- Name: leave_gates(); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.leave_gates() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    DELETE FROM tasker.gate_slots o WHERE o.step_id = NEW.step_id;
+    RETURN NULL;
+END $$;
+
+--
 -- Name: steps; Type: TABLE; Schema: tasker; Owner: -
 --
 
@@ -329,6 +513,7 @@ CREATE TABLE tasker.steps (
     result jsonb,
     error jsonb,
     progress jsonb,
+    gated boolean DEFAULT false NOT NULL,
     CONSTRAINT steps_state_check CHECK ((state = ANY (ARRAY['pending'::text, 'enqueued'::text, 'in_progress'::text, 'waiting_for_retry'::text, 'complete'::text, 'error'::text, 'cancelled'::text, 'skipped'::text, 'resolved_manually'::text])))
 )
 WITH (fillfactor='70', autovacuum_vacuum_scale_factor='0.02', autovacuum_vacuum_cost_delay='0');
@@ -419,6 +604,78 @@ CREATE FUNCTION tasker.notify_river() RETURNS void
     AS $$
     SELECT pg_notify('tasker.river_insert', '{"queue": "default"}')
 $$;
+
+--
+-- Name: pass_gates(bigint[], integer[]); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.pass_gates(steps bigint[], gate_ids integer[]) RETURNS bigint[]
+    LANGUAGE plpgsql
+    AS $_$
+DECLARE
+    g      tasker.gates;
+    denied bigint[] := '{}';
+    passed bigint[];
+    stopped bigint[];
+    room   bigint;
+    kept   bigint;
+BEGIN
+    PERFORM FROM tasker.gates l WHERE l.gate_id = ANY ($2) ORDER BY l.gate_id FOR NO KEY UPDATE;
+    FOR g IN SELECT * FROM tasker.gates l WHERE l.gate_id = ANY ($2) ORDER BY l.gate_id LOOP
+        room := CASE WHEN g.paused_at IS NOT NULL THEN 0 ELSE least(
+            g.max_attempts - (SELECT count(*) FROM tasker.gate_slots o WHERE o.gate_id = g.gate_id),
+            floor(tasker.gate_tokens(g))::bigint, 1000000) END;
+        -- Places that are kept for others.
+        SELECT count(*) INTO kept FROM tasker.gate_waiters w
+        WHERE w.gate_id = g.gate_id AND w.admitted_until > clock_timestamp() AND w.step_id <> ALL ($1);
+        SELECT coalesce(array_agg(c.step_id), '{}') INTO stopped FROM (
+            SELECT a.step_id, w.admitted_until > clock_timestamp() IS TRUE AS admitted,
+                   row_number() OVER (ORDER BY w.admitted_until > clock_timestamp() IS TRUE DESC, w.rank NULLS LAST, a.step_id) AS nth
+            FROM unnest($1, $2) AS a(step_id, gate_id)
+            LEFT JOIN tasker.gate_waiters w ON w.step_id = a.step_id AND w.gate_id = g.gate_id
+            WHERE a.gate_id = g.gate_id AND a.step_id <> ALL (denied)) c
+        WHERE c.nth > CASE WHEN c.admitted THEN room ELSE room - kept END
+           OR NOT c.admitted AND EXISTS (SELECT FROM tasker.gate_waiters o WHERE o.gate_id = g.gate_id AND o.admitted_until IS NULL AND o.step_id <> ALL ($1));
+        IF cardinality(stopped) > 0 THEN
+            INSERT INTO tasker.gate_waiters AS w (step_id, gate_id, task_id, rank)
+            SELECT s.step_id, g.gate_id, s.task_id, tasker.gate_rank(clock_timestamp(), t.priority)
+            FROM tasker.steps s JOIN tasker.tasks t USING (task_id) WHERE s.step_id = ANY (stopped) ORDER BY s.step_id
+            ON CONFLICT (step_id) DO UPDATE SET gate_id = EXCLUDED.gate_id, admitted_until = NULL; -- it keeps its rank
+            denied := denied || stopped;
+        END IF;
+    END LOOP;
+
+    SELECT coalesce(array_agg(DISTINCT p), '{}') INTO passed FROM unnest($1) p WHERE p <> ALL (denied);
+    IF cardinality(passed) > 0 THEN
+        INSERT INTO tasker.gate_slots (step_id, gate_id, task_id)
+        SELECT a.step_id, a.gate_id, s.task_id FROM unnest($1, $2) AS a(step_id, gate_id)
+        JOIN tasker.gates l USING (gate_id) JOIN tasker.steps s USING (step_id)
+        WHERE l.max_attempts IS NOT NULL AND a.step_id = ANY (passed);
+        UPDATE tasker.gates l SET tokens = tasker.gate_tokens(l) - p.n, filled_at = clock_timestamp()
+        FROM (SELECT a.gate_id, count(*) AS n FROM unnest($1, $2) AS a(step_id, gate_id) WHERE a.step_id = ANY (passed) GROUP BY a.gate_id) p
+        WHERE l.gate_id = p.gate_id AND l.per_second IS NOT NULL;
+    END IF;
+    RETURN denied;
+END $_$;
+
+--
+-- Name: pause(text, text, text, text); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.pause(scope text, name text, who text DEFAULT NULL::text, why text DEFAULT NULL::text) RETURNS void
+    LANGUAGE plpgsql
+    AS $_$
+#variable_conflict use_column
+BEGIN
+    PERFORM tasker.check_gate($1, $2);
+    INSERT INTO tasker.gates AS g (scope, name, paused_at, changed_by, reason) VALUES ($1, $2, clock_timestamp(), $3, $4)
+    ON CONFLICT (scope, name) DO UPDATE SET
+        paused_at = clock_timestamp(), version = g.version + 1, changed_at = clock_timestamp(), changed_by = $3, reason = $4
+    WHERE g.paused_at IS NULL;
+    IF FOUND THEN
+        INSERT INTO tasker.events (name, data) VALUES ('gate.paused', jsonb_strip_nulls(jsonb_build_object('scope', $1, 'name', $2, 'by', $3, 'reason', $4)));
+    END IF;
+END $_$;
 
 --
 -- Name: pause_task(bigint, text, text); Type: FUNCTION; Schema: tasker; Owner: -
@@ -731,14 +988,14 @@ BEGIN
 
     INSERT INTO tasker.template_steps
         (template_id, position, name, handler_class, handler, queue, depends_on, attempt_limit, timeout_seconds,
-         schedule_to_start_seconds, heartbeat_seconds, handler_config, result_schema)
+         schedule_to_start_seconds, heartbeat_seconds, limit_key, handler_config, result_schema)
     SELECT coalesce(inserted, known.template_id), s.position, s.name, s.handler_class, s.handler,
            coalesce(s.queue, 'default'), coalesce(s.depends_on, '{}'), s.attempt_limit, s.timeout_seconds,
-           s.schedule_to_start_seconds, s.heartbeat_seconds, coalesce(s.handler_config, '{}'), s.result_schema
+           s.schedule_to_start_seconds, s.heartbeat_seconds, s.limit_key, coalesce(s.handler_config, '{}'), s.result_schema
     FROM jsonb_to_recordset($8) AS s(position int, name text, handler_class text, handler text, queue text,
                                     depends_on int[], attempt_limit int, timeout_seconds double precision,
                                     schedule_to_start_seconds double precision, heartbeat_seconds double precision,
-                                    handler_config jsonb, result_schema jsonb);
+                                    limit_key text, handler_config jsonb, result_schema jsonb);
     RETURN CASE WHEN inserted IS NULL THEN 'replaced' ELSE 'registered' END;
 END $_$;
 
@@ -979,6 +1236,24 @@ BEGIN
     UPDATE tasker.tasks u SET state = 'resolved_manually', epoch = u.epoch + 1, finished_at = clock_timestamp() WHERE u.task_id = task;
     PERFORM tasker.record_verb(task, NULL, 'task.resolved_manually', who, why);
 END $$;
+
+--
+-- Name: resume(text, text, text, text); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.resume(scope text, name text, who text DEFAULT NULL::text, why text DEFAULT NULL::text) RETURNS void
+    LANGUAGE plpgsql
+    AS $_$
+#variable_conflict use_column
+BEGIN
+    UPDATE tasker.gates g SET paused_at = NULL, version = g.version + 1, changed_at = clock_timestamp(), changed_by = $3, reason = $4
+    WHERE g.scope = $1 AND g.name = $2 AND g.paused_at IS NOT NULL;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION '% % is not paused', $1, $2 USING ERRCODE = 'TK008';
+    END IF;
+    INSERT INTO tasker.events (name, data) VALUES ('gate.resumed', jsonb_strip_nulls(jsonb_build_object('scope', $1, 'name', $2, 'by', $3, 'reason', $4)));
+    PERFORM tasker.admit_waiters();
+END $_$;
 
 --
 -- Name: resume_task(bigint, text, text); Type: FUNCTION; Schema: tasker; Owner: -
@@ -1395,6 +1670,36 @@ CREATE FUNCTION tasker.schema_word(type text) RETURNS text
 $$;
 
 --
+-- Name: set_limit(text, text, integer, double precision, double precision, text, text); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.set_limit(scope text, name text, max_attempts integer DEFAULT NULL::integer, per_second double precision DEFAULT NULL::double precision, burst double precision DEFAULT NULL::double precision, who text DEFAULT NULL::text, why text DEFAULT NULL::text) RETURNS void
+    LANGUAGE plpgsql
+    AS $_$
+#variable_conflict use_column
+DECLARE
+    -- A tenth of a second's worth may start at once: less would waste the rate
+    -- on the time that waking takes, more would show as a burst.
+    b double precision := CASE WHEN $4 IS NOT NULL THEN coalesce($5, greatest(1, ceil($4 / 10))) END;
+BEGIN
+    IF $3 < 1 OR $3 > 1000000 THEN
+        RAISE EXCEPTION 'a limit on attempts is a number from 1 to 1000000, not %', $3 USING ERRCODE = 'TK003', HINT = 'to stop all of them, pause';
+    ELSIF $4 <= 0 OR $4 > 1000000 OR $4 = 'NaN' THEN
+        RAISE EXCEPTION 'a rate is a number of attempts per second above 0, up to 1000000, not %', $4 USING ERRCODE = 'TK003', HINT = 'to stop all of them, pause';
+    ELSIF $5 < 1 OR $5 = 'NaN' OR $5 IS NOT NULL AND $4 IS NULL THEN
+        RAISE EXCEPTION 'a burst is a number of attempts from 1, and goes with a rate' USING ERRCODE = 'TK003';
+    END IF;
+    PERFORM tasker.check_gate($1, $2);
+    INSERT INTO tasker.gates AS g (scope, name, max_attempts, per_second, burst, tokens, changed_by, reason)
+    VALUES ($1, $2, $3, $4, b, coalesce(b, 0), $6, $7)
+    ON CONFLICT (scope, name) DO UPDATE SET
+        max_attempts = $3, per_second = $4, burst = b, tokens = coalesce(b, 0), filled_at = clock_timestamp(),
+        version = g.version + 1, changed_at = clock_timestamp(), changed_by = $6, reason = $7;
+    INSERT INTO tasker.events (name, data) VALUES ('gate.limited', jsonb_strip_nulls(jsonb_build_object(
+        'scope', $1, 'name', $2, 'max_attempts', $3, 'per_second', $4, 'burst', b, 'by', $6, 'reason', $7)));
+END $_$;
+
+--
 -- Name: set_task_priority(bigint, smallint, text, text); Type: FUNCTION; Schema: tasker; Owner: -
 --
 
@@ -1412,6 +1717,7 @@ BEGIN
     UPDATE tasker.tasks u SET priority = $2 WHERE u.task_id = task;
     UPDATE tasker.river_job j SET priority = $2
     WHERE j.kind = 'task_execution' AND j.args @> jsonb_build_object('task_id', task) AND j.state IN ('available', 'scheduled', 'retryable');
+    UPDATE tasker.gate_waiters w SET rank = tasker.gate_rank(w.since, $2) WHERE w.task_id = task;
     PERFORM tasker.record_verb(task, NULL, 'task.priority_changed', who, why, jsonb_build_object('from', t.priority, 'to', $2));
 END $_$;
 
@@ -1483,7 +1789,7 @@ BEGIN
     SELECT u.* INTO spec FROM tasker.template_steps u WHERE u.template_id = t.template_id AND u.position = s.position;
     -- An attempt that no process answers for has an hour, if nothing else is said.
     UPDATE tasker.dispatches d
-    SET process_id = $3, started_at = s.started_at,
+    SET process_id = $3, started_at = s.started_at, start_by = NULL,
         deadline = s.started_at + make_interval(secs => coalesce(spec.timeout_seconds, CASE WHEN $3 IS NULL AND spec.heartbeat_seconds IS NULL THEN 3600 END)),
         heartbeat = make_interval(secs => spec.heartbeat_seconds), beat_by = s.started_at + make_interval(secs => spec.heartbeat_seconds)
     WHERE d.step_id = $1;
@@ -1574,6 +1880,7 @@ BEGIN
     FROM (SELECT o.task_id FROM tasker.tasks o
           WHERE o.state IN ('pending', 'in_progress') AND o.owner IS NULL AND o.paused_at IS NULL
             AND NOT EXISTS (SELECT FROM tasker.dispatches d WHERE d.task_id = o.task_id AND d.failure IS NULL)
+            AND NOT EXISTS (SELECT FROM tasker.gate_waiters l WHERE l.task_id = o.task_id)
           EXCEPT
           SELECT (j.args ->> 'task_id')::bigint FROM tasker.river_job j
           WHERE j.kind = 'task_execution' AND j.state IN ('available', 'running', 'scheduled', 'retryable', 'pending')
@@ -1605,21 +1912,30 @@ CREATE FUNCTION tasker.task_may_become(was text, becomes text) RETURNS boolean
 $$;
 
 --
--- Name: write_batch(bigint, bigint[], integer[], text[], text[], boolean[], double precision[], bigint[], bigint[], text[], integer[], text[], integer[], integer[], text[], text[], double precision[], text[], bigint[], bigint[]); Type: FUNCTION; Schema: tasker; Owner: -
+-- Name: write_batch(bigint, bigint[], integer[], text[], text[], boolean[], double precision[], bigint[], bigint[], text[], integer[], text[], integer[], integer[], text[], text[], double precision[], text[], bigint[], bigint[], double precision[], bigint[], integer[], bigint); Type: FUNCTION; Schema: tasker; Owner: -
 --
 
-CREATE FUNCTION tasker.write_batch(worker bigint, task_ids bigint[], task_epochs integer[], task_states text[], task_errors text[], task_release boolean[], task_rerun double precision[], step_ids bigint[], step_tasks bigint[], step_was text[], step_was_attempt integer[], step_states text[], step_attempts integer[], step_losses integer[], step_results text[], step_errors text[], step_retry_in double precision[], step_queues text[], settled bigint[], parked bigint[]) RETURNS void
+CREATE FUNCTION tasker.write_batch(worker bigint, task_ids bigint[], task_epochs integer[], task_states text[], task_errors text[], task_release boolean[], task_rerun double precision[], step_ids bigint[], step_tasks bigint[], step_was text[], step_was_attempt integer[], step_states text[], step_attempts integer[], step_losses integer[], step_results text[], step_errors text[], step_retry_in double precision[], step_queues text[], settled bigint[], parked bigint[], step_start_in double precision[], gate_steps bigint[], gate_ids integer[], gates_seen bigint) RETURNS bigint[]
     LANGUAGE plpgsql
     SET enable_seqscan TO 'off'
     SET enable_hashjoin TO 'off'
     SET enable_mergejoin TO 'off'
     SET lock_timeout TO '100ms'
+    SET jit TO 'off'
     AS $$
 DECLARE
     n      int;
     faults text;
+    denied bigint[] := '{}'; -- claims that a gate did not let pass
 BEGIN
     PERFORM tasker.assert_worker(worker);
+
+    -- Who claims must know the gates as they are.
+    IF gates_seen <> (SELECT coalesce(sum(g.version), 0) FROM tasker.gates g) THEN
+        SELECT string_agg(DISTINCT w.task_id::text, ',') INTO faults FROM unnest(step_tasks, step_states) AS w(task_id, state)
+        WHERE w.state IN ('enqueued', 'in_progress');
+        RAISE EXCEPTION 'the gates have changed' USING ERRCODE = 'TK009', DETAIL = coalesce(faults, '');
+    END IF;
 
     -- Only tasks that change are locked; of the others it is enough that the
     -- loop still owns them, as only this worker or its reaper can change that.
@@ -1647,9 +1963,17 @@ BEGIN
         END IF;
     END IF;
 
+    IF cardinality(gate_steps) > 0 THEN
+        denied := tasker.pass_gates(gate_steps, gate_ids);
+    END IF;
+    IF gates_seen > 0 THEN -- who starts waits no more, also where its gate has been lifted
+        DELETE FROM tasker.gate_waiters l WHERE l.step_id = ANY (step_ids) AND l.step_id <> ALL (denied);
+    END IF;
+
     IF cardinality(step_ids) > 0 THEN
         UPDATE tasker.steps s
         SET state       = w.state,
+            gated       = s.gated OR w.step_id = ANY (gate_steps),
             attempts    = w.attempt,
             losses      = w.losses,
             result      = coalesce(w.result::jsonb, s.result),
@@ -1659,20 +1983,21 @@ BEGIN
             finished_at = CASE WHEN w.state IN ('complete', 'error', 'cancelled', 'skipped') THEN clock_timestamp() END
         FROM unnest(step_ids, step_was, step_was_attempt, step_states, step_attempts, step_losses, step_results, step_errors, step_retry_in)
              AS w(step_id, was, was_attempt, state, attempt, losses, result, error, retry_in)
-        WHERE s.step_id = w.step_id AND s.state = w.was AND s.attempts = w.was_attempt;
+        WHERE s.step_id = w.step_id AND s.state = w.was AND s.attempts = w.was_attempt AND w.step_id <> ALL (denied);
         GET DIAGNOSTICS n = ROW_COUNT;
-        IF n <> cardinality(step_ids) THEN
+        IF n <> cardinality(step_ids) - cardinality(denied) THEN
             -- What was written has its new state by now; the rest has not.
             SELECT string_agg(DISTINCT w.task_id::text, ',') INTO faults
             FROM unnest(step_ids, step_tasks, step_states, step_attempts) AS w(step_id, task_id, state, attempt)
-            WHERE NOT EXISTS (SELECT FROM tasker.steps s WHERE s.step_id = w.step_id AND s.state = w.state AND s.attempts = w.attempt);
+            WHERE w.step_id <> ALL (denied)
+              AND NOT EXISTS (SELECT FROM tasker.steps s WHERE s.step_id = w.step_id AND s.state = w.state AND s.attempts = w.attempt);
             RAISE EXCEPTION 'a step is not in the state that its loop saw' USING ERRCODE = 'TK005', DETAIL = coalesce(faults, '');
         END IF;
 
-        INSERT INTO tasker.dispatches AS d (step_id, task_id, attempt, queue, awaited_by)
-        SELECT w.step_id, w.task_id, w.attempt, w.queue, worker
-        FROM unnest(step_ids, step_tasks, step_attempts, step_states, step_queues) AS w(step_id, task_id, attempt, state, queue)
-        WHERE w.state = 'enqueued';
+        INSERT INTO tasker.dispatches AS d (step_id, task_id, attempt, queue, awaited_by, start_by)
+        SELECT w.step_id, w.task_id, w.attempt, w.queue, worker, clock_timestamp() + make_interval(secs => w.start_in)
+        FROM unnest(step_ids, step_tasks, step_attempts, step_states, step_queues, step_start_in) AS w(step_id, task_id, attempt, state, queue, start_in)
+        WHERE w.state = 'enqueued' AND w.step_id <> ALL (denied);
 
         INSERT INTO tasker.events (task_id, step_id, attempt, name, data)
         SELECT w.task_id, w.step_id, w.attempt,
@@ -1684,6 +2009,7 @@ BEGIN
                                                         'code', w.error::jsonb ->> 'code', 'retry_in_seconds', w.retry_in)) END
         FROM unnest(step_ids, step_tasks, step_attempts, step_states, step_errors, step_retry_in) WITH ORDINALITY
              AS w(step_id, task_id, attempt, state, error, retry_in, ord)
+        WHERE w.step_id <> ALL (denied)
         ORDER BY w.ord;
     END IF;
 
@@ -1726,6 +2052,7 @@ BEGIN
               AND j.state IN ('available', 'scheduled', 'retryable') AND j.scheduled_at <= clock_timestamp() + make_interval(secs => l.rerun))
         HAVING count(*) > 0;
     END IF;
+    RETURN denied;
 END $$;
 
 --
@@ -1755,7 +2082,7 @@ WITH (fillfactor='70', autovacuum_vacuum_scale_factor='0.02', autovacuum_vacuum_
 
 CREATE TABLE tasker.events (
     event_id bigint NOT NULL,
-    task_id bigint NOT NULL,
+    task_id bigint,
     step_id bigint,
     created_at timestamp with time zone DEFAULT now() NOT NULL,
     attempt integer,
@@ -1788,7 +2115,7 @@ CREATE VIEW tasker.event_log AS
     t.correlation_id,
     t.parent_task_id
    FROM ((tasker.events e
-     JOIN tasker.tasks t USING (task_id))
+     LEFT JOIN tasker.tasks t USING (task_id))
      LEFT JOIN tasker.steps s ON ((s.step_id = e.step_id)));
 
 --
@@ -1803,6 +2130,45 @@ COMMENT ON VIEW tasker.event_log IS 'tasker.events with names, correlation_id an
 
 ALTER TABLE tasker.events ALTER COLUMN event_id ADD GENERATED ALWAYS AS IDENTITY (
     SEQUENCE NAME tasker.events_event_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
+
+--
+-- Name: gate_slots; Type: TABLE; Schema: tasker; Owner: -
+--
+
+CREATE TABLE tasker.gate_slots (
+    step_id bigint NOT NULL,
+    gate_id integer NOT NULL,
+    task_id bigint NOT NULL,
+    taken_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL
+)
+WITH (autovacuum_vacuum_scale_factor='0.02', autovacuum_vacuum_cost_delay='0');
+
+--
+-- Name: gate_waiters; Type: TABLE; Schema: tasker; Owner: -
+--
+
+CREATE TABLE tasker.gate_waiters (
+    step_id bigint NOT NULL,
+    gate_id integer NOT NULL,
+    task_id bigint NOT NULL,
+    since timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    rank timestamp with time zone NOT NULL,
+    admitted_until timestamp with time zone
+)
+WITH (autovacuum_vacuum_scale_factor='0.02', autovacuum_vacuum_cost_delay='0');
+
+--
+-- Name: gates_gate_id_seq; Type: SEQUENCE; Schema: tasker; Owner: -
+--
+
+ALTER TABLE tasker.gates ALTER COLUMN gate_id ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME tasker.gates_gate_id_seq
     START WITH 1
     INCREMENT BY 1
     NO MINVALUE
@@ -1984,6 +2350,7 @@ CREATE TABLE tasker.template_steps (
     result_schema jsonb,
     schedule_to_start_seconds double precision,
     heartbeat_seconds double precision,
+    limit_key text,
     CONSTRAINT template_steps_attempt_limit_check CHECK ((attempt_limit > 0)),
     CONSTRAINT template_steps_check CHECK (((handler_class IS NULL) <> (handler IS NULL)))
 );
@@ -2082,7 +2449,7 @@ CREATE VIEW tasker.step_readiness AS
                 ELSE (s.attempt_limit || ' attempts'::text)
             END, tasker.failure_in_words(s.error))
             WHEN 'failed'::text THEN format('failed for good with attempt %s: %s'::text, s.attempts, tasker.failure_in_words(s.error))
-            WHEN 'running'::text THEN format('attempt %s of %s runs%s%s'::text, s.attempts_used, s.attempt_limit, COALESCE(format(' for %s s'::text, round(EXTRACT(epoch FROM (now() - s.started_at)), 1)), ''::text),
+            WHEN 'running'::text THEN format('attempt %s of %s runs%s%s%s'::text, s.attempts_used, s.attempt_limit, COALESCE(format(' for %s s'::text, round(EXTRACT(epoch FROM (now() - s.started_at)), 1)), ''::text),
             CASE
                 WHEN (s.handler IS NOT NULL) THEN ( SELECT format(' in worker %s'::text, w.name) AS format
                    FROM tasker.workers w
@@ -2091,7 +2458,7 @@ CREATE VIEW tasker.step_readiness AS
                    FROM (tasker.dispatches o
                      JOIN tasker.processes p USING (process_id))
                   WHERE (o.step_id = s.step_id))
-            END)
+            END, (', progress '::text || "left"((s.progress)::text, 100)))
             WHEN 'enqueued'::text THEN format('attempt %s of %s is in Sidekiq''s queue %s and has not begun'::text, s.attempts_used, s.attempt_limit, s.queue)
             WHEN 'no_process_alive'::text THEN format('attempt %s of %s is in Sidekiq''s queue %s, and no Sidekiq process with tasker has given a sign of life for 10 s'::text, s.attempts_used, s.attempt_limit, s.queue)
             WHEN 'task_cancelled'::text THEN 'its task was cancelled'::text
@@ -2107,6 +2474,13 @@ CREATE VIEW tasker.step_readiness AS
             WHEN 'fail_fast'::text THEN format('nothing new starts (on_failure: fail_fast) after %s'::text, c.failed_words)
             WHEN 'backoff'::text THEN format('attempt %s of %s begins in %s s, the last one failed: %s'::text, (s.attempts_used + 1), s.attempt_limit, round(EXTRACT(epoch FROM (s.retry_at - now())), 1), tasker.failure_in_words(s.error))
             WHEN 'at_limit'::text THEN format('starts when one of the %s attempts that are out has ended: max_parallel_steps is %s'::text, c.outstanding, m.max_parallel_steps)
+            WHEN 'gate_paused'::text THEN format('%s %s was paused %s s ago%s'::text, gate.scope, gate.name, round(EXTRACT(epoch FROM (now() - gate.paused_at)), 1), COALESCE((' by '::text || gate.changed_by), ''::text))
+            WHEN 'limited'::text THEN format('waits since %s s at the limit of %s %s (%s); %s before it'::text, round(EXTRACT(epoch FROM (now() - gate.since)), 1), gate.scope, gate.name, concat_ws(', '::text, (((gate."out" || ' of '::text) || gate.max_attempts) || ' attempts are out'::text), (gate.per_second || ' per second'::text)),
+            CASE gate.ahead
+                WHEN 0 THEN 'no step is'::text
+                WHEN 1 THEN '1 step is'::text
+                ELSE (gate.ahead || ' steps are'::text)
+            END)
             WHEN 'no_handler_alive'::text THEN format('needs the Go handler %s, and %s'::text, s.handler,
             CASE alive.workers
                 WHEN 0 THEN 'no worker is alive'::text
@@ -2129,7 +2503,7 @@ CREATE VIEW tasker.step_readiness AS
             WHEN (s.state = 'waiting_for_retry'::text) THEN (GREATEST(EXTRACT(epoch FROM (s.retry_at - now())), (0)::numeric))::double precision
             ELSE NULL::double precision
         END AS seconds_until_retry
-   FROM ((((((tasker.tasks t
+   FROM (((((((tasker.tasks t
      JOIN tasker.task_templates m USING (template_id))
      CROSS JOIN ( SELECT ( SELECT count(*) AS count
                    FROM tasker.workers w
@@ -2177,10 +2551,13 @@ CREATE VIEW tasker.step_readiness AS
             w.retry_at,
             w.started_at,
             w.error,
+            w.progress,
             ((w.attempts - w.losses) - w.forgiven) AS attempts_used,
             x.attempt_limit,
             x.handler,
+            x.handler_class,
             x.queue,
+            x.limit_key,
             x.depends_on,
             cardinality(x.depends_on) AS dependencies,
             (b."position" IS NOT NULL) AS barred
@@ -2209,6 +2586,24 @@ CREATE VIEW tasker.step_readiness AS
                    FROM tasker.steps p
                   WHERE ((p.task_id = t.task_id) AND (p."position" = e.dependency))
                  OFFSET 0) u)) d)
+     LEFT JOIN LATERAL ( SELECT g.scope,
+            g.name,
+            g.paused_at,
+            g.changed_by,
+            g.max_attempts,
+            g.per_second,
+            w.since,
+            ( SELECT count(*) AS count
+                   FROM tasker.gate_slots o
+                  WHERE (o.gate_id = g.gate_id)) AS "out",
+            ( SELECT count(*) AS count
+                   FROM tasker.gate_waiters a
+                  WHERE ((a.gate_id = g.gate_id) AND (ROW(a.rank, a.step_id) < ROW(w.rank, w.step_id)))) AS ahead
+           FROM (tasker.gates g
+             LEFT JOIN tasker.gate_waiters w ON (((w.gate_id = g.gate_id) AND (w.step_id = s.step_id))))
+          WHERE ((s.state = ANY (ARRAY['pending'::text, 'waiting_for_retry'::text])) AND (((g.paused_at IS NOT NULL) AND tasker.gate_is_for(g.scope, g.name, t.namespace, t.name, s.handler_class, s.handler, s.queue, s.limit_key)) OR ((w.step_id IS NOT NULL) AND (w.admitted_until IS NULL))))
+          ORDER BY (g.paused_at IS NULL), g.gate_id
+         LIMIT 1) gate ON (true))
      CROSS JOIN LATERAL ( SELECT
                 CASE
                     WHEN (s.state = ANY (ARRAY['complete'::text, 'skipped'::text, 'resolved_manually'::text, 'cancelled'::text])) THEN 'finished'::text
@@ -2230,6 +2625,8 @@ CREATE VIEW tasker.step_readiness AS
                     WHEN ((c.failed > 0) AND ((m.definition ->> 'on_failure'::text) = 'fail_fast'::text)) THEN 'fail_fast'::text
                     WHEN ((s.state = 'waiting_for_retry'::text) AND (s.retry_at > now())) THEN 'backoff'::text
                     WHEN (c.outstanding >= m.max_parallel_steps) THEN 'at_limit'::text
+                    WHEN (gate.paused_at IS NOT NULL) THEN 'gate_paused'::text
+                    WHEN (gate.scope IS NOT NULL) THEN 'limited'::text
                     WHEN ((s.handler IS NOT NULL) AND (s.handler <> ALL (alive.handlers))) THEN 'no_handler_alive'::text
                     WHEN (alive.workers = 0) THEN 'no_worker_alive'::text
                     ELSE 'ready'::text
@@ -2381,6 +2778,34 @@ ALTER TABLE ONLY tasker.events
     ADD CONSTRAINT events_pkey PRIMARY KEY (event_id);
 
 --
+-- Name: gate_slots gate_slots_pkey; Type: CONSTRAINT; Schema: tasker; Owner: -
+--
+
+ALTER TABLE ONLY tasker.gate_slots
+    ADD CONSTRAINT gate_slots_pkey PRIMARY KEY (step_id, gate_id);
+
+--
+-- Name: gate_waiters gate_waiters_pkey; Type: CONSTRAINT; Schema: tasker; Owner: -
+--
+
+ALTER TABLE ONLY tasker.gate_waiters
+    ADD CONSTRAINT gate_waiters_pkey PRIMARY KEY (step_id);
+
+--
+-- Name: gates gates_pkey; Type: CONSTRAINT; Schema: tasker; Owner: -
+--
+
+ALTER TABLE ONLY tasker.gates
+    ADD CONSTRAINT gates_pkey PRIMARY KEY (gate_id);
+
+--
+-- Name: gates gates_scope_name_key; Type: CONSTRAINT; Schema: tasker; Owner: -
+--
+
+ALTER TABLE ONLY tasker.gates
+    ADD CONSTRAINT gates_scope_name_key UNIQUE (scope, name);
+
+--
 -- Name: processes processes_pkey; Type: CONSTRAINT; Schema: tasker; Owner: -
 --
 
@@ -2498,6 +2923,30 @@ CREATE INDEX dispatches_of_task ON tasker.dispatches USING btree (task_id);
 CREATE INDEX events_of_task ON tasker.events USING btree (task_id, event_id);
 
 --
+-- Name: gate_slots_of_gate; Type: INDEX; Schema: tasker; Owner: -
+--
+
+CREATE INDEX gate_slots_of_gate ON tasker.gate_slots USING btree (gate_id);
+
+--
+-- Name: gate_waiters_admitted; Type: INDEX; Schema: tasker; Owner: -
+--
+
+CREATE INDEX gate_waiters_admitted ON tasker.gate_waiters USING btree (gate_id, admitted_until) WHERE (admitted_until IS NOT NULL);
+
+--
+-- Name: gate_waiters_in_line; Type: INDEX; Schema: tasker; Owner: -
+--
+
+CREATE INDEX gate_waiters_in_line ON tasker.gate_waiters USING btree (gate_id, rank, step_id) WHERE (admitted_until IS NULL);
+
+--
+-- Name: gate_waiters_of_task; Type: INDEX; Schema: tasker; Owner: -
+--
+
+CREATE INDEX gate_waiters_of_task ON tasker.gate_waiters USING btree (task_id);
+
+--
 -- Name: river_job_args_index; Type: INDEX; Schema: tasker; Owner: -
 --
 
@@ -2610,6 +3059,12 @@ CREATE TRIGGER check_new_context AFTER UPDATE OF context ON tasker.tasks FOR EAC
 --
 
 CREATE TRIGGER expand_tasks AFTER INSERT ON tasker.tasks REFERENCING NEW TABLE AS new_tasks FOR EACH STATEMENT EXECUTE FUNCTION tasker.expand_tasks();
+
+--
+-- Name: steps leave_gates; Type: TRIGGER; Schema: tasker; Owner: -
+--
+
+CREATE TRIGGER leave_gates AFTER UPDATE ON tasker.steps FOR EACH ROW WHEN ((old.gated AND (old.state = ANY (ARRAY['enqueued'::text, 'in_progress'::text])) AND (new.state <> ALL (ARRAY['enqueued'::text, 'in_progress'::text])))) EXECUTE FUNCTION tasker.leave_gates();
 
 --
 -- Name: tasks prepare_task; Type: TRIGGER; Schema: tasker; Owner: -

@@ -16,7 +16,8 @@ import (
 // what becomes of the task. It moves the view ahead; if the write is refused,
 // reload puts it back.
 func (l *loop) decide(now time.Time) (*store.Unit, action) {
-	unit := &store.Unit{Task: l.id, Epoch: l.task.Epoch}
+	known := l.o.gates.Load()
+	unit := &store.Unit{Task: l.id, Epoch: l.task.Epoch, Gates: known.Version}
 	slices.Sort(l.fresh)
 	l.decideOutcomes(unit, now)
 
@@ -40,13 +41,16 @@ func (l *loop) decide(now time.Time) (*store.Unit, action) {
 		}
 	}
 	ready += len(due)
+	held := 0 // they wait for word from a gate, as others for a result
 	if l.mayStart() {
-		act.starts = l.claims(unit, append(viable, due...))
-		ready -= len(act.starts)
+		free := l.notInLine(append(viable, due...), known)
+		held = ready - len(free)
+		act.starts = l.claims(unit, free, known)
+		ready -= held + len(act.starts)
 	}
 
 	standing := finalizer.Standing{
-		Ready: ready, Outstanding: l.progress.Outstanding(), Retrying: retrying, EarliestRetry: earliest,
+		Ready: ready, Outstanding: l.progress.Outstanding() + held, Retrying: retrying, EarliestRetry: earliest,
 		Unfinished: l.progress.Unfinished(), Failed: l.names(l.progress.FailedSteps()), Cancelled: l.names(l.progress.CancelledSteps()),
 		FailFast: l.template.OnFailure == tasker.FailFast,
 	}
@@ -58,6 +62,10 @@ func (l *loop) decide(now time.Time) (*store.Unit, action) {
 		l.quiet = now
 	}
 	if len(foreign) > 0 && ready == 0 && l.room() > 0 && !l.stopping() && !l.runsHere(act) {
+		if slices.ContainsFunc(unit.Steps, func(w store.StepWrite) bool { return len(w.Gates) > 0 }) {
+			act.again = true // which of them pass is not known yet
+			return unit, act
+		}
 		l.handOver(unit, &act, foreign, d)
 		return unit, act
 	}
@@ -98,7 +106,7 @@ func (l *loop) decideOutcomes(unit *store.Unit, now time.Time) {
 // viable lists the pending steps that may start here, as many as there is room
 // for at least, and those that may start but need a worker with another handler.
 func (l *loop) viable() (here, foreign []int) {
-	if l.template.foreign == nil {
+	if l.template.foreign == nil && l.inLine == 0 {
 		return l.progress.FirstViable(max(l.room(), 1)), nil
 	}
 	for _, i := range l.progress.Viable() {
@@ -151,7 +159,7 @@ func (l *loop) park(unit *store.Unit) {
 // claims adds the attempts that may start now, in template order, up to
 // max_parallel_steps. A step whose outcome is in the same write has to wait for
 // the next one.
-func (l *loop) claims(unit *store.Unit, candidates []int) []int {
+func (l *loop) claims(unit *store.Unit, candidates []int, known *store.KnownGates) []int {
 	room := l.room()
 	if room <= 0 {
 		return nil
@@ -170,8 +178,9 @@ func (l *loop) claims(unit *store.Unit, candidates []int) []int {
 			State: tasker.StepInProgress, Attempt: s.attempt + 1, Losses: s.losses,
 		}
 		if spec.HandlerClass != "" {
-			w.State, w.Queue = tasker.StepEnqueued, queueOf(spec)
+			w.State, w.Queue, w.StartIn = tasker.StepEnqueued, queueOf(spec), spec.StartTimeout
 		}
+		w.Gates = gatesOf(known, l.template.Template, spec)
 		unit.Steps = append(unit.Steps, w)
 		if w.Was == tasker.StepPending && spec.Handler != "" {
 			for _, d := range l.template.graph.Dependencies(i) {
@@ -179,6 +188,7 @@ func (l *loop) claims(unit *store.Unit, candidates []int) []int {
 			}
 		}
 		s.attempt++
+		s.before = w.Was
 		s.out = w.State == tasker.StepEnqueued
 		l.progress.Set(i, w.State)
 	}

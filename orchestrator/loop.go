@@ -36,6 +36,7 @@ type loop struct {
 	position map[int64]int // step id → position
 	running  map[int]*running
 	fresh    []int                   // positions with news
+	inLine   int                     // how many steps stand in line at a gate
 	results  map[int]json.RawMessage // of finished steps that pending Go steps need
 	uses     []int32                 // per step: how many pending Go steps need its result
 	quiet    time.Time               // since when nothing has happened
@@ -60,11 +61,13 @@ type step struct {
 	attempt  int
 	losses   int
 	forgiven int
-	delay    time.Duration   // in waiting_for_retry: as decided
-	due      time.Time       // in waiting_for_retry: when the delay is over, by this process's clock
-	out      bool            // the current attempt is at Sidekiq
-	progress json.RawMessage // what the last heartbeat of an attempt here, or before, carried
-	news     *outcome        // the attempt's outcome is in, and not yet written
+	delay    time.Duration    // in waiting_for_retry: as decided
+	due      time.Time        // in waiting_for_retry: when the delay is over, by this process's clock
+	out      bool             // the current attempt is at Sidekiq
+	inLine   bool             // its claim was denied: it waits for its turn at a gate
+	before   tasker.StepState // of a claim that is being written: the state before
+	progress json.RawMessage  // what the last heartbeat of an attempt here, or before, carried
+	news     *outcome         // the attempt's outcome is in, and not yet written
 }
 
 // outcome is how the current attempt of a step ended.
@@ -78,6 +81,7 @@ type outcome struct {
 type action struct {
 	starts []int // positions whose claimed attempt begins
 	done   bool  // the loop gives the task up with this write
+	again  bool  // there is more to decide as soon as this is committed
 }
 
 func newLoop(o *Orchestrator, task int64) *loop {
@@ -118,9 +122,13 @@ func (l *loop) run() error {
 			continue
 		}
 		l.refusals = 0
+		l.deny(&act, unit.Denied)
 		l.forget()
 		if err := l.act(act); err != nil || act.done {
 			return err
+		}
+		if act.again {
+			continue
 		}
 		if err := l.wait(); err != nil {
 			return err
@@ -151,6 +159,12 @@ func (l *loop) claim() error {
 func (l *loop) recover(err error, unit *store.Unit) (again bool, _ error) {
 	var refused *store.RefusedError
 	switch {
+	case errors.Is(err, store.ErrGatesChanged):
+		if err := l.o.refreshGates(); err != nil {
+			return false, err
+		}
+		err := l.reload()
+		return err == nil, err
 	case errors.Is(err, store.ErrStale), errors.As(err, &refused) && l.rejectResults(unit):
 		err := l.reload()
 		return err == nil, err
@@ -258,6 +272,9 @@ func (l *loop) forget() {
 		}
 		s.news = nil
 	}
+	if len(l.fresh) > 0 {
+		l.o.openGates()
+	}
 	l.fresh = l.fresh[:0]
 }
 
@@ -288,12 +305,12 @@ func (l *loop) next() time.Time {
 	var at time.Time
 	if l.room() > 0 && l.mayStart() {
 		for _, i := range l.progress.Retryable() {
-			if due := l.steps[i].due; !l.foreign(i) && (at.IsZero() || due.Before(at)) {
+			if due := l.steps[i].due; !l.foreign(i) && !l.steps[i].inLine && (at.IsZero() || due.Before(at)) {
 				at = due
 			}
 		}
 	}
-	if l.progress.Outstanding() > 0 && len(l.running) == 0 {
+	if l.progress.Outstanding()+l.inLine > 0 && len(l.running) == 0 {
 		if park := l.quiet.Add(l.o.ParkAfter); at.IsZero() || park.Before(at) {
 			at = park
 		}

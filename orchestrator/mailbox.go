@@ -8,12 +8,13 @@ import (
 	"github.com/taskerhq/tasker/store"
 )
 
-// letter is news for a loop: an ended Go attempt, a report from Sidekiq, or word
-// that somebody else has changed the task.
+// letter is news for a loop: an ended Go attempt, a report from Sidekiq, word that
+// somebody else has changed the task, or that a gate opens.
 type letter struct {
-	changed bool
-	report  *store.Report
-	ended   *ended
+	changed  bool
+	admitted bool // a gate lets some of its steps pass
+	report   *store.Report
+	ended    *ended
 }
 
 // ended is a Go attempt that came back.

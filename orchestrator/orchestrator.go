@@ -30,6 +30,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/taskerhq/tasker"
@@ -76,15 +77,17 @@ type Orchestrator struct {
 	stop     context.CancelFunc
 	draining chan struct{} // closed: take nothing new, hand back what is held
 
-	mu        sync.Mutex
-	loops     map[int64]*loop
-	awaiting  map[int64]bool // steps whose attempts are out at Sidekiq
-	drained   bool
-	templates sync.Map // template id → *compiled
-	others    elsewhere
-	inbox     chan []int64
-	orphans   map[int64]int // of CatchUp: owned tasks without a loop, and their epochs
-	finished  sync.WaitGroup
+	mu          sync.Mutex
+	loops       map[int64]*loop
+	awaiting    map[int64]bool // steps whose attempts are out at Sidekiq
+	drained     bool
+	templates   sync.Map // template id → *compiled
+	gates       atomic.Pointer[store.KnownGates]
+	gatekeeping chan struct{} // holds one token while the line may move
+	others      elsewhere
+	inbox       chan []int64
+	orphans     map[int64]int // of CatchUp: owned tasks without a loop, and their epochs
+	finished    sync.WaitGroup
 }
 
 // New returns an orchestrator. It must be closed.
@@ -96,13 +99,17 @@ func New(c Config) *Orchestrator {
 		awaiting: map[int64]bool{},
 		inbox:    make(chan []int64, 1024),
 		others:   elsewhere{known: map[string]answer{}},
+
+		gatekeeping: make(chan struct{}, 1),
 	}
+	o.gates.Store(&store.KnownGates{}) // if there are any, the first claim is refused
 	o.ctx, o.abandon = context.WithCancelCause(context.Background())
 	o.handlers, o.stop = context.WithCancel(o.ctx)
 	o.writer = c.Store.NewWriter(o.ctx, c.Worker)
 	o.claimer = c.Store.NewClaimer(o.ctx, c.Worker)
 	o.keeper = c.Store.NewKeeper(o.ctx, c.Worker)
 	o.finished.Go(o.readReports)
+	o.finished.Go(o.keepGates)
 	return o
 }
 

@@ -22,11 +22,13 @@ func (o *Orchestrator) Rung(steps []int64) {
 }
 
 // Changed takes note that an operator has changed a task that this worker holds.
-func (o *Orchestrator) Changed(task int64) {
+func (o *Orchestrator) Changed(task int64) { o.deliver(task, letter{changed: true}) }
+
+func (o *Orchestrator) deliver(task int64, l letter) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if l := o.loops[task]; l != nil {
-		l.mail.put(letter{changed: true})
+	if loop := o.loops[task]; loop != nil {
+		loop.mail.put(l)
 	}
 }
 

@@ -194,6 +194,7 @@ func (w *world) run() error {
 		Config:   Config{Logger: slog.New(slog.DiscardHandler), ParkAfter: 2 * time.Second},
 		draining: make(chan struct{}), loops: map[int64]*loop{}, awaiting: map[int64]bool{},
 	}
+	w.o.gates.Store(&store.KnownGates{})
 	w.rows = make([]row, w.graph.Len())
 	for i := range w.rows {
 		w.rows[i].state = tasker.StepPending

@@ -25,7 +25,7 @@ func (l *loop) see(rows []store.StepRow) {
 	}
 	l.steps = make([]step, len(rows))
 	l.position = make(map[int64]int, len(rows))
-	l.fresh = l.fresh[:0]
+	l.fresh, l.inLine = l.fresh[:0], 0
 	l.uses = make([]int32, len(rows))
 	states := make([]tasker.StepState, len(rows))
 	var out []int64
@@ -107,6 +107,10 @@ func (l *loop) read(now time.Time) {
 			l.changed = true
 			continue
 		}
+		if letter.admitted {
+			l.leaveLine()
+			continue
+		}
 		r := letter.report
 		i, ok := l.position[r.StepID]
 		if !ok || l.steps[i].attempt != r.Attempts || l.steps[i].news != nil {
@@ -119,6 +123,7 @@ func (l *loop) read(now time.Time) {
 			l.fresh = append(l.fresh, i)
 		case !r.State.Outstanding() && r.State != l.progress.State(i):
 			l.progress.Set(i, r.State)
+			l.o.openGates()
 			l.steps[i].out = false
 			l.o.settle(r.StepID)
 		}

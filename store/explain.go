@@ -48,6 +48,8 @@ const (
 	ReasonFailFast          Reason = "fail_fast" // another step has failed, and nothing new starts
 	ReasonBackoff           Reason = "backoff"
 	ReasonAtLimit           Reason = "at_limit"         // max_parallel_steps attempts are out
+	ReasonGatePaused        Reason = "gate_paused"      // its template, handler, queue or limit_key is paused
+	ReasonLimited           Reason = "limited"          // it stands in line at a limit
 	ReasonNoHandlerAlive    Reason = "no_handler_alive" // no worker alive has the Go handler
 	ReasonNoWorkerAlive     Reason = "no_worker_alive"
 	ReasonReady             Reason = "ready"

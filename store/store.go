@@ -45,6 +45,9 @@ var (
 	// ErrBusy says that somebody's open transaction holds a row that the call
 	// needs. It is an ErrStale too: look at the task again, a little later.
 	ErrBusy = errors.New("the task is held by another transaction")
+	// ErrGatesChanged says that a claim was made without knowing the gates as they
+	// are. It is an ErrStale too: read the gates, then the task again.
+	ErrGatesChanged = errors.New("the gates have changed")
 	// ErrNotFound says that what was asked for does not exist.
 	ErrNotFound = errors.New("not found")
 )
@@ -58,17 +61,20 @@ const (
 	codeStale           = "TK005"
 	codeLocked          = "55P03" // lock_not_available
 	codeWrongState      = "TK008"
+	codeGatesChanged    = "TK009"
 	codeNoData          = "P0002" // no_data_found
 )
 
 // staleError is an ErrStale that may name the tasks whose loops it is about.
 type staleError struct {
 	message, tasks string
-	busy           bool
+	also           error // what it is besides; nil: nothing
 }
 
-func (e *staleError) Error() string        { return ErrStale.Error() + ": " + e.message }
-func (e *staleError) Is(target error) bool { return target == ErrStale || e.busy && target == ErrBusy }
+func (e *staleError) Error() string { return ErrStale.Error() + ": " + e.message }
+func (e *staleError) Is(target error) bool {
+	return target == ErrStale || e.also != nil && target == e.also
+}
 
 // RefusedError is bad input that the database refused with a message for
 // people: an unknown template, a context that is no object, a changed template.
@@ -98,7 +104,9 @@ func translate(err error) error {
 	case codeStale:
 		return &staleError{message: pg.Message, tasks: pg.Detail}
 	case codeLocked:
-		return &staleError{message: pg.Message, busy: true}
+		return &staleError{message: pg.Message, also: ErrBusy}
+	case codeGatesChanged:
+		return &staleError{message: pg.Message, tasks: pg.Detail, also: ErrGatesChanged}
 	case codeWorkerDead:
 		return fmt.Errorf("%w: %s", ErrWorkerDead, pg.Message)
 	case codeNoData:

@@ -52,6 +52,7 @@ type stepSpec struct {
 	TimeoutSeconds *float64        `json:"timeout_seconds"`
 	StartSeconds   *float64        `json:"schedule_to_start_seconds"`
 	BeatSeconds    *float64        `json:"heartbeat_seconds"`
+	LimitKey       *string         `json:"limit_key"`
 	HandlerConfig  json.RawMessage `json:"handler_config,omitempty"`
 	ResultSchema   json.RawMessage `json:"result_schema,omitempty"`
 }
@@ -71,7 +72,7 @@ func stepSpecs(t *tasker.Template) []stepSpec {
 		specs[i] = stepSpec{
 			Position: i, Name: step.Name,
 			HandlerClass: text(step.HandlerClass), Handler: text(step.Handler), Queue: text(step.Queue),
-			DependsOn: depends, AttemptLimit: step.AttemptLimit(), HandlerConfig: step.HandlerConfig, ResultSchema: step.ResultSchema,
+			DependsOn: depends, AttemptLimit: step.AttemptLimit(), LimitKey: text(step.LimitKey), HandlerConfig: step.HandlerConfig, ResultSchema: step.ResultSchema,
 		}
 		specs[i].TimeoutSeconds, specs[i].StartSeconds, specs[i].BeatSeconds = seconds(step.Timeout), seconds(step.StartTimeout), seconds(step.Heartbeat)
 	}

@@ -122,10 +122,11 @@ func (s *Store) TakeUnstarted(ctx context.Context, age time.Duration, limit int)
 }
 
 // Listen calls rung with the steps whose reports were committed, and changed
-// with a task that an operator has changed, until ctx ends or the connection
+// with a task that an operator has changed, and admitted with one that has steps
+// which a gate lets pass now, until ctx ends or the connection
 // breaks. ready is called once it listens: what was committed before has to be
 // looked up.
-func (s *Store) Listen(ctx context.Context, worker int64, ready func(), rung func(steps []int64), changed func(task int64)) error {
+func (s *Store) Listen(ctx context.Context, worker int64, ready func(), rung func(steps []int64), changed, admitted func(task int64)) error {
 	conn, err := pgx.ConnectConfig(ctx, s.pool.Config().ConnConfig.Copy())
 	if err != nil {
 		return fmt.Errorf("listen for reports: %w", err)
@@ -143,6 +144,12 @@ func (s *Store) Listen(ctx context.Context, worker int64, ready func(), rung fun
 		if task, ok := strings.CutPrefix(n.Payload, "t"); ok {
 			for _, id := range ids(task) {
 				changed(id)
+			}
+			continue
+		}
+		if tasks, ok := strings.CutPrefix(n.Payload, "g"); ok {
+			for _, id := range ids(tasks) {
+				admitted(id)
 			}
 			continue
 		}

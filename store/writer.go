@@ -25,6 +25,9 @@ type Unit struct {
 	Steps   []StepWrite      // a step at most once
 	Settled []int64          // steps whose reported failure is hereby taken
 	Parked  []int64          // steps whose report shall insert a River job from now on
+	Gates   int64            // the version of the gates that its claims know
+
+	Denied []int64 // set by Write: claims that a gate did not let pass; all else is written
 }
 
 // StepWrite is one transition of a step. Was and WasAttempt are what the loop
@@ -38,9 +41,14 @@ type StepWrite struct {
 	Losses     int
 	Result     json.RawMessage
 	Error      json.RawMessage
-	RetryIn    time.Duration // with StepWaitingForRetry
-	Queue      string        // with StepEnqueued
+	RetryIn    time.Duration  // with StepWaitingForRetry
+	Queue      string         // with StepEnqueued
+	StartIn    tasker.Seconds // with StepEnqueued: it fails if no process starts it within; 0: never
+	Gates      []int32        // of a claim: the gates that it has to pass
 }
+
+// claims reports whether the write starts an attempt.
+func (w *StepWrite) claims() bool { return w.State.Outstanding() }
 
 // Writer writes the units of all the loops of one worker in few transactions.
 //
@@ -127,8 +135,13 @@ func ids(list string) []int64 {
 func (w *Writer) send(units []*Unit) error {
 	args := encode(w.worker, units)
 	for n := 1; ; n++ {
-		_, err := w.store.pool.Exec(w.ctx, writeBatch, args...)
-		if err == nil || !temporary(err, n) {
+		var denied []int64
+		err := w.store.pool.QueryRow(w.ctx, writeBatch, args...).Scan(&denied)
+		if err == nil {
+			deny(units, denied)
+			return nil
+		}
+		if !temporary(err, n) {
 			return translate(err)
 		}
 		select {
@@ -139,7 +152,7 @@ func (w *Writer) send(units []*Unit) error {
 	}
 }
 
-const writeBatch = `SELECT tasker.write_batch($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20)`
+const writeBatch = `SELECT tasker.write_batch($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24)`
 
 // encode lays the units out as the columns of tasker.write_batch.
 func encode(worker int64, units []*Unit) []any {
@@ -160,6 +173,9 @@ func encode(worker int64, units []*Unit) []any {
 		results, failures = make([]*string, 0, steps), make([]*string, 0, steps)
 		retryIn           = make([]*float64, 0, steps)
 		queues            = make([]*string, 0, steps)
+		startIn           = make([]*float64, 0, steps)
+		gated, gates      = []int64{}, []int32{}
+		seen              *int64
 	)
 	for _, u := range units {
 		tasks, epochs = append(tasks, u.Task), append(epochs, int32(u.Epoch))
@@ -173,6 +189,11 @@ func encode(worker int64, units []*Unit) []any {
 		settled, parked = append(settled, u.Settled...), append(parked, u.Parked...)
 		for i := range u.Steps {
 			rows = append(rows, row{u.Task, &u.Steps[i]})
+			// The oldest that any of them knows: the gates may have been read anew
+			// while another loop was deciding.
+			if u.Steps[i].claims() && (seen == nil || u.Gates < *seen) {
+				seen = &u.Gates
+			}
 		}
 	}
 	// The lock order: inside a table by ascending id.
@@ -188,10 +209,28 @@ func encode(worker int64, units []*Unit) []any {
 			in = new(w.RetryIn.Seconds())
 		}
 		retryIn = append(retryIn, in)
-		queues = append(queues, text(w.Queue))
+		queues, startIn = append(queues, text(w.Queue)), append(startIn, seconds(w.StartIn))
+		for _, g := range w.Gates {
+			gated, gates = append(gated, w.Step), append(gates, g)
+		}
 	}
 	return []any{worker, tasks, epochs, states, errs, release, rerun,
-		ids, of, was, wasAttempt, state, attempt, losses, results, failures, retryIn, queues, settled, parked}
+		ids, of, was, wasAttempt, state, attempt, losses, results, failures, retryIn, queues, settled, parked,
+		startIn, gated, gates, seen}
+}
+
+// deny tells the units which of their claims were denied.
+func deny(units []*Unit, denied []int64) {
+	if len(denied) == 0 {
+		return
+	}
+	for _, u := range units {
+		for i := range u.Steps {
+			if slices.Contains(denied, u.Steps[i].Step) {
+				u.Denied = append(u.Denied, u.Steps[i].Step)
+			}
+		}
+	}
 }
 
 type row struct {

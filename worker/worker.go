@@ -64,6 +64,7 @@ const (
 	unstartedFor  = 5 * time.Second // then a look into Redis is due
 	repairBatch   = 5_000
 	sweepEvery    = 30 * time.Second // what should never be
+	ageAfter      = time.Minute      // of waiting is worth a level of priority
 )
 
 func (c *Config) setDefaults() {
@@ -336,7 +337,7 @@ func (w *worker) listen(ctx context.Context, id int64, o *orchestrator.Orchestra
 			if err := o.CatchUp(ctx); err != nil && ctx.Err() == nil {
 				log.Warn("missed reports could not be looked up; the next round does it", "error", err)
 			}
-		}, o.Rung, o.Changed)
+		}, o.Rung, o.Changed, o.Admitted)
 		if ctx.Err() != nil {
 			return
 		}
@@ -355,6 +356,9 @@ func (w *worker) readClocks(ctx context.Context, log *slog.Logger) error {
 	defer cancel()
 	tasks, attempts, err := w.store.ReadClocks(ctx, silentProcess)
 	if err != nil {
+		return err
+	}
+	if _, err := w.store.AgeJobs(ctx, ageAfter); err != nil {
 		return err
 	}
 	if tasks > 0 {

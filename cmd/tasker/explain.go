@@ -57,7 +57,7 @@ var tellingOrder = []store.Reason{
 	store.ReasonRunning, store.ReasonEnqueued,
 	store.ReasonNoProcessAlive, store.ReasonNoHandlerAlive, store.ReasonNoWorkerAlive,
 	store.ReasonAttemptsExhausted, store.ReasonFailed, store.ReasonFailFast,
-	store.ReasonPaused, store.ReasonScheduled, store.ReasonBackoff, store.ReasonReady, store.ReasonAtLimit,
+	store.ReasonPaused, store.ReasonScheduled, store.ReasonBackoff, store.ReasonGatePaused, store.ReasonLimited, store.ReasonReady, store.ReasonAtLimit,
 	store.ReasonDependencies, store.ReasonBlocked,
 }
 
@@ -190,6 +190,12 @@ func moves(e *store.Explanation, by map[store.Reason][]*store.Readiness) []move 
 	}
 	if len(by[store.ReasonPaused]) > 0 {
 		add("ends the pause", "tasker task resume %d", task)
+	}
+	if len(by[store.ReasonGatePaused]) > 0 {
+		add("shows what is paused; tasker gate resume ends it", "tasker gate list")
+	}
+	if s := first(store.ReasonLimited); s != nil {
+		add("shows the limit that "+s.Name+" stands in line at; tasker gate limit changes it", "tasker gate list")
 	}
 	if len(by[store.ReasonScheduled]) > 0 {
 		add("starts it at once", "tasker task run-now %d", task)

@@ -100,9 +100,24 @@ func (a *app) verbCommand(object string, v verb) *cobra.Command {
 		Use: v.use + " " + object, Short: v.short, Args: argsExactly(1),
 		RunE: func(c *cobra.Command, args []string) error { return a.runVerb(c, args[0], v.done, v.do) },
 	}
+	operatorFlags(c)
+	return c
+}
+
+func operatorFlags(c *cobra.Command) {
 	c.Flags().String("by", "", "who does it (default: the user of this shell)")
 	c.Flags().String("reason", "", "why; recorded in the event")
-	return c
+}
+
+func operatorOf(c *cobra.Command) store.Operator {
+	by := store.Operator{Name: c.Flag("by").Value.String(), Reason: c.Flag("reason").Value.String()}
+	if by.Name == "" {
+		by.Name = os.Getenv("SUDO_USER")
+		if u, err := user.Current(); err == nil && by.Name == "" {
+			by.Name = u.Username
+		}
+	}
+	return by
 }
 
 func (a *app) runVerb(c *cobra.Command, arg, done string, do func(context.Context, *store.Store, int64, store.Operator) error) error {
@@ -114,13 +129,7 @@ func (a *app) runVerb(c *cobra.Command, arg, done string, do func(context.Contex
 	if err != nil {
 		return err
 	}
-	by := store.Operator{Name: c.Flag("by").Value.String(), Reason: c.Flag("reason").Value.String()}
-	if by.Name == "" {
-		by.Name = os.Getenv("SUDO_USER")
-		if u, err := user.Current(); err == nil && by.Name == "" {
-			by.Name = u.Username
-		}
-	}
+	by := operatorOf(c)
 	return a.withStore(c.Context(), func(s *store.Store) error {
 		if err := do(c.Context(), s, id, by); err != nil {
 			return err

@@ -58,7 +58,7 @@ Start here: tasker dev. It starts Postgres, Redis and a worker of its own.`,
 	flags.StringVarP(&a.output, "output", "o", "text", "text, or json for scripts")
 	flags.StringVar(&a.logFormat, "log-format", "auto", "text, json, or auto: text on a terminal, JSON in a pipe")
 	flags.StringVar(&a.logLevel, "log-level", "info", "debug, info, warn or error")
-	root.AddCommand(a.migrateCommand(), a.workerCommand(), a.devCommand(), a.templateCommand(), a.taskCommand(), a.stepCommand(), a.explainCommand())
+	root.AddCommand(a.migrateCommand(), a.workerCommand(), a.devCommand(), a.templateCommand(), a.taskCommand(), a.stepCommand(), a.gateCommand(), a.explainCommand())
 	return group(root)
 }
 

@@ -305,5 +305,5 @@ ALTER TABLE tasker.dispatches DROP COLUMN start_by, DROP COLUMN heartbeat, DROP 
 ALTER TABLE tasker.steps DROP COLUMN progress;
 ALTER TABLE tasker.tasks DROP COLUMN deadline, DROP COLUMN parent_task_id;
 DROP INDEX tasker.tasks_correlation;
-ALTER TABLE tasker.template_steps DROP COLUMN schedule_to_start_seconds, DROP COLUMN heartbeat_seconds;
+ALTER TABLE tasker.template_steps DROP COLUMN schedule_to_start_seconds, DROP COLUMN heartbeat_seconds, DROP COLUMN limit_key;
 ALTER TABLE tasker.task_templates DROP COLUMN deadline_seconds, DROP COLUMN idempotency;

@@ -16,7 +16,8 @@ ALTER TABLE tasker.task_templates
 
 ALTER TABLE tasker.template_steps
     ADD COLUMN schedule_to_start_seconds double precision,
-    ADD COLUMN heartbeat_seconds         double precision;
+    ADD COLUMN heartbeat_seconds         double precision,
+    ADD COLUMN limit_key                 text;
 
 ALTER TABLE tasker.tasks
     ADD COLUMN deadline       timestamptz, -- after this, what is not done is in error; null: none
@@ -77,14 +78,14 @@ BEGIN
 
     INSERT INTO tasker.template_steps
         (template_id, position, name, handler_class, handler, queue, depends_on, attempt_limit, timeout_seconds,
-         schedule_to_start_seconds, heartbeat_seconds, handler_config, result_schema)
+         schedule_to_start_seconds, heartbeat_seconds, limit_key, handler_config, result_schema)
     SELECT coalesce(inserted, known.template_id), s.position, s.name, s.handler_class, s.handler,
            coalesce(s.queue, 'default'), coalesce(s.depends_on, '{}'), s.attempt_limit, s.timeout_seconds,
-           s.schedule_to_start_seconds, s.heartbeat_seconds, coalesce(s.handler_config, '{}'), s.result_schema
+           s.schedule_to_start_seconds, s.heartbeat_seconds, s.limit_key, coalesce(s.handler_config, '{}'), s.result_schema
     FROM jsonb_to_recordset($8) AS s(position int, name text, handler_class text, handler text, queue text,
                                     depends_on int[], attempt_limit int, timeout_seconds double precision,
                                     schedule_to_start_seconds double precision, heartbeat_seconds double precision,
-                                    handler_config jsonb, result_schema jsonb);
+                                    limit_key text, handler_config jsonb, result_schema jsonb);
     RETURN CASE WHEN inserted IS NULL THEN 'replaced' ELSE 'registered' END;
 END $$;
 
@@ -453,6 +454,6 @@ CREATE VIEW tasker.event_log AS
 SELECT e.event_id, e.created_at, e.name, e.task_id, e.step_id, s.name AS step, e.attempt, e.data,
        t.namespace, t.name AS task_name, t.version, t.correlation_id, t.parent_task_id
 FROM tasker.events e
-JOIN tasker.tasks t USING (task_id)
+LEFT JOIN tasker.tasks t USING (task_id) -- events of gates have none
 LEFT JOIN tasker.steps s ON s.step_id = e.step_id;
 COMMENT ON VIEW tasker.event_log IS 'tasker.events with names, correlation_id and parent_task_id; filter by task_id or correlation_id';

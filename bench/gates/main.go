@@ -1,0 +1,154 @@
+// Command gates measures what a limit costs that is set and never reached: the
+// same load (500 tasks of 10 sequential Go steps) with no gate, with a gate of
+// another template, with a limit on the template, and with a limit and a rate.
+// The four take turns, so that a noisy minute falls on all. fsync and
+// synchronous_commit are on. Run it from the root of the repository, on a quiet
+// machine:
+//
+//	go run ./bench/gates
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/taskerhq/tasker/devstack"
+	"github.com/taskerhq/tasker/migrations"
+	"github.com/taskerhq/tasker/store"
+	"github.com/taskerhq/tasker/template"
+	"github.com/taskerhq/tasker/worker"
+)
+
+const steps = 10
+
+var series = []struct {
+	name, scope, gate string
+	limit             store.Limit
+}{
+	{name: "no gate"},
+	{"a gate elsewhere", "template", "bench/other", store.Limit{MaxAttempts: new(1)}},
+	{"a limit", "template", "bench/chain", store.Limit{MaxAttempts: new(100_000)}},
+	{"a limit and a rate", "template", "bench/chain", store.Limit{MaxAttempts: new(100_000), PerSecond: new(1e6), Burst: new(1e6)}},
+}
+
+func main() {
+	rounds := flag.Int("rounds", 7, "runs of each series")
+	tasks := flag.Int("tasks", 500, "tasks per run")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	err := measure(ctx, *rounds, *tasks)
+	stop()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "gates:", err)
+		os.Exit(1)
+	}
+}
+
+func measure(ctx context.Context, rounds, tasks int) (err error) {
+	dir, cleanup, err := devstack.WorkDir("")
+	if err != nil {
+		return err
+	}
+	defer cleanup()
+	postgres, err := devstack.StartPostgres(ctx, devstack.PostgresOptions{Dir: filepath.Join(dir, "postgres"), Fsync: true})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, postgres.Stop(context.WithoutCancel(ctx))) }()
+	if err := postgres.CreateDatabase(ctx, "bench"); err != nil {
+		return err
+	}
+	pool, err := store.Open(ctx, postgres.URL("bench"), "bench", 4)
+	if err != nil {
+		return err
+	}
+	defer pool.Close()
+	if err := migrations.Up(ctx, pool); err != nil {
+		return err
+	}
+	s := store.New(pool)
+	for _, name := range []string{"chain", "other"} {
+		var yaml strings.Builder
+		fmt.Fprintf(&yaml, "name: %s\nnamespace_name: bench\nstep_templates:\n  - {name: s0, handler: tasker.echo}\n", name)
+		for i := 1; i < steps; i++ {
+			fmt.Fprintf(&yaml, "  - {name: s%d, handler: tasker.echo, depends_on_step: s%d}\n", i, i-1)
+		}
+		t, err := template.Parse(name, []byte(yaml.String()), template.Options{})
+		if err != nil {
+			return err
+		}
+		if _, err := s.RegisterTemplate(ctx, t, template.Checksum(t)); err != nil {
+			return err
+		}
+	}
+	working, end := context.WithCancel(ctx)
+	defer end()
+	started, ended := make(chan int64, 1), make(chan error, 1)
+	go func() {
+		ended <- worker.Run(working, worker.Config{DatabaseURL: postgres.URL("bench"), Logger: slog.New(slog.DiscardHandler), Started: func(id int64) { started <- id }})
+	}()
+	select {
+	case <-started:
+	case err := <-ended:
+		return err
+	}
+
+	rates := make([][]float64, len(series))
+	for round := range rounds + 1 {
+		for i, x := range series {
+			if x.scope != "" {
+				if err := s.SetLimit(ctx, store.GateKey{Scope: x.scope, Name: x.gate}, x.limit, store.Operator{}); err != nil {
+					return err
+				}
+			}
+			took, err := run(ctx, pool, s, tasks)
+			if err != nil {
+				return err
+			}
+			if round > 0 { // the first one warms up
+				rates[i] = append(rates[i], float64(tasks*steps)/took.Seconds())
+			}
+			if x.scope != "" {
+				if err := s.SetLimit(ctx, store.GateKey{Scope: x.scope, Name: x.gate}, store.Limit{}, store.Operator{}); err != nil {
+					return err
+				}
+			}
+		}
+		fmt.Fprintf(os.Stderr, "round %d of %d\n", round, rounds)
+	}
+	fmt.Printf("%-20s %10s %10s %10s %9s\n", "steps/s", "min", "median", "max", "ratio")
+	for i, x := range series {
+		slices.Sort(rates[i])
+		median := rates[i][len(rates[i])/2]
+		fmt.Printf("%-20s %10.0f %10.0f %10.0f %9.2f\n", x.name, rates[i][0], median, rates[i][len(rates[i])-1], median/rates[0][len(rates[0])/2])
+	}
+	end()
+	return <-ended
+}
+
+// run enqueues the tasks in one statement and waits for the last of them.
+func run(ctx context.Context, pool *pgxpool.Pool, s *store.Store, tasks int) (time.Duration, error) {
+	begun := time.Now()
+	if _, err := pool.Exec(ctx, `INSERT INTO tasker.tasks (namespace, name) SELECT 'bench', 'chain' FROM generate_series(1, $1)`, tasks); err != nil {
+		return 0, fmt.Errorf("enqueue: %w", err)
+	}
+	for {
+		open, err := s.OpenTasksByVersion(ctx, "bench", "chain")
+		if err != nil || len(open) == 0 {
+			return time.Since(begun), err
+		}
+		time.Sleep(2 * time.Millisecond)
+	}
+}
