@@ -1,13 +1,15 @@
 package finalizer
 
 import (
+	"cmp"
 	"fmt"
 	"time"
 
 	"github.com/taskerhq/tasker"
 )
 
-// MaxLosses is how many attempts of one step may be lost to infrastructure.
+// MaxLosses is how many attempts of one step may be lost to infrastructure,
+// unless an Attempt says otherwise.
 // Losses don't use up the step's own limit, because they are not its fault.
 // But a step that kills whatever runs it (memory, a crash in native code) looks
 // just the same from outside, and must not do so for ever.
@@ -31,6 +33,8 @@ type Attempt struct {
 	Forgiven int // how many of the attempts before this one an operator's retry struck off; Losses leaves these out
 	Outcome  Outcome
 	Failure  *tasker.Failure // of an attempt that failed
+
+	MaxLosses int // how many lost attempts are borne; 0: MaxLosses
 }
 
 // Used is how many attempts count against the step's limit, this one included:
@@ -130,12 +134,13 @@ func decideLoss(step *tasker.StepTemplate, a Attempt) AttemptDecision {
 			Message: fmt.Sprintf("attempt %d was lost: the process that ran it died, or its job was; a new attempt follows, and the step's limit is not touched", a.Number),
 		},
 	}
-	if d.Losses > MaxLosses {
+	most := cmp.Or(a.MaxLosses, MaxLosses)
+	if d.Losses > most {
 		d.State, d.Reason = givenUp(step), ReasonLostTooOften
 		d.Failure.Message = fmt.Sprintf(
 			"%d attempts were lost, and %d are borne: each time the process that ran one died, or its job was lost. "+
 				"Look for what kills it (out of memory, a crash in native code, a deployment that doesn't wait for running jobs), then retry the step",
-			d.Losses, MaxLosses)
+			d.Losses, most)
 	}
 	return d
 }

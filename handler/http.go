@@ -2,6 +2,7 @@ package handler
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -12,31 +13,51 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 	"unicode/utf8"
 
 	"github.com/taskerhq/tasker"
 )
 
-// maxResponse is how much of a response tasker.http keeps.
-const maxResponse = 1 << 20
+// HTTP is what tasker.http may do. The zero value of a field other than Allow
+// means its default.
+type HTTP struct {
+	// Allow names the hosts that it may call, and no others: a template must not
+	// be able to make a worker call whatever the worker can reach. A host is a
+	// name or a name with a port ("api.example.com", "127.0.0.1:8080"); without a
+	// port it allows the scheme's own.
+	Allow       []string
+	Timeout     time.Duration // of one call; default: none but the step's
+	MaxResponse int           // bytes of a response that are kept; default 1 MiB
+}
 
-// AllowHTTP registers tasker.http, which may call the given hosts and no others.
-// A host is a name or a name with a port ("api.example.com", "127.0.0.1:8080");
-// without a port it allows the scheme's own. A template must not be able to
-// make a worker call whatever the worker can reach.
-func (r *Registry) AllowHTTP(hosts ...string) {
-	c := &caller{hosts: hosts}
-	c.client = &http.Client{CheckRedirect: func(req *http.Request, via []*http.Request) error {
-		if len(via) >= 5 {
+// WithDefaults has the default in place of each zero.
+func (h HTTP) WithDefaults() HTTP {
+	h.MaxResponse = cmp.Or(h.MaxResponse, 1<<20)
+	return h
+}
+
+// AllowHTTP registers tasker.http, which may call the given hosts.
+func (r *Registry) AllowHTTP(hosts ...string) { r.SetHTTP(HTTP{Allow: hosts}) }
+
+// SetHTTP registers tasker.http, or changes what it may do from the next call
+// on.
+func (r *Registry) SetHTTP(h HTTP) {
+	h = h.WithDefaults()
+	c := &caller{HTTP: h}
+	c.client = &http.Client{Timeout: h.Timeout, CheckRedirect: func(req *http.Request, via []*http.Request) error {
+		if len(via) >= 5 { // more is a circle; no setting, because nobody needs it
 			return errors.New("more than 5 redirects")
 		}
 		return c.allow(req.URL)
 	}}
-	r.Register("tasker.http", c.call)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.funcs["tasker.http"] = c.call
 }
 
 type caller struct {
-	hosts  []string
+	HTTP
 	client *http.Client
 }
 
@@ -77,12 +98,12 @@ func (c *caller) call(ctx context.Context, attempt *tasker.Attempt) (any, error)
 		return nil, fmt.Errorf("call %s: %w", req.URL.Redacted(), err)
 	}
 	defer res.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(res.Body, maxResponse+1))
+	body, err := io.ReadAll(io.LimitReader(res.Body, int64(c.MaxResponse)+1))
 	if err != nil {
 		return nil, fmt.Errorf("read the answer of %s: %w", req.URL.Redacted(), err)
 	}
 	if res.StatusCode/100 == 2 {
-		return result(res.StatusCode, body)
+		return c.result(res.StatusCode, body)
 	}
 	err = fmt.Errorf("%s %s answered %s: %s", req.Method, req.URL.Redacted(), res.Status, excerpt(body))
 	switch {
@@ -139,24 +160,24 @@ func (c *caller) request(ctx context.Context, spec request, attempt *tasker.Atte
 type hostError struct{ host, known string }
 
 func (e *hostError) Error() string {
-	return fmt.Sprintf("tasker.http may not call %s; it may call: %s. Allow it with tasker worker --http-allow %s", e.host, e.known, e.host)
+	return fmt.Sprintf("tasker.http may not call %s; it may call: %s. Allow it with http.allow in tasker.yaml, or tasker worker --http-allow %s", e.host, e.known, e.host)
 }
 
 func (c *caller) allow(u *url.URL) error {
 	own := map[string]string{"http": "80", "https": "443"}[u.Scheme]
-	if slices.Contains(c.hosts, u.Host) || (u.Port() == "" || u.Port() == own) && slices.Contains(c.hosts, u.Hostname()) {
+	if slices.Contains(c.Allow, u.Host) || (u.Port() == "" || u.Port() == own) && slices.Contains(c.Allow, u.Hostname()) {
 		return nil
 	}
 	known := "no host"
-	if len(c.hosts) > 0 {
-		known = strings.Join(c.hosts, ", ")
+	if len(c.Allow) > 0 {
+		known = strings.Join(c.Allow, ", ")
 	}
 	return &hostError{u.Host, known}
 }
 
-func result(status int, body []byte) (any, error) {
-	if len(body) > maxResponse {
-		return nil, Permanent(tasker.CodeResultTooLarge, fmt.Errorf("the answer has more than %d bytes, which are kept at most", maxResponse))
+func (c *caller) result(status int, body []byte) (any, error) {
+	if len(body) > c.MaxResponse {
+		return nil, Permanent(tasker.CodeResultTooLarge, fmt.Errorf("the answer has more than %d bytes, which are kept at most; http.max_response in tasker.yaml changes that", c.MaxResponse))
 	}
 	if json.Valid(body) {
 		return response{status, json.RawMessage(body)}, nil

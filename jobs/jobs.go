@@ -11,6 +11,7 @@
 package jobs
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -43,12 +44,13 @@ type Runner interface {
 type taskWorker struct {
 	river.WorkerDefaults[TaskExecutionArgs]
 	runner Runner
+	tuning Tuning
 }
 
 func (w *taskWorker) Work(ctx context.Context, job *river.Job[TaskExecutionArgs]) error {
 	err := w.runner.Run(ctx, job.Args.TaskID)
 	if errors.Is(err, orchestrator.ErrAbandoned) {
-		return river.JobSnooze(time.Second) // another worker's turn, or ours a little later: no failure of the job
+		return river.JobSnooze(w.tuning.UnservedAfter) // another worker's turn, or ours a little later: no failure of the job
 	}
 	return err
 }
@@ -60,7 +62,7 @@ func (w *taskWorker) Timeout(*river.Job[TaskExecutionArgs]) time.Duration { retu
 // NextRetry is soon: what failed is the orchestration, mostly for want of a
 // database.
 func (w *taskWorker) NextRetry(*river.Job[TaskExecutionArgs]) time.Time {
-	return time.Now().Add(5 * time.Second)
+	return time.Now().Add(w.tuning.RetryAfter)
 }
 
 // Client is a River client that works tasks.
@@ -73,12 +75,40 @@ type Config struct {
 	MaxTasks int    // tasks that this worker runs at once
 	Runner   Runner
 	Logger   *slog.Logger
+	Tuning
+}
+
+// Tuning is River's part of the settings. The zero value of a field means its
+// default.
+type Tuning struct {
+	// FetchCooldown is the least time between two fetches. Fetches happen when a
+	// notification comes or a slot gets free; River's default of 100 ms would be
+	// most of a short task's time.
+	FetchCooldown time.Duration
+	// Poll finds what no notification told of, and jobs due within seconds.
+	Poll time.Duration
+	// Retention is how long River's rows of finished jobs are kept. The history
+	// is in tasker.events; these rows are only in the way.
+	Retention     time.Duration
+	RetryAfter    time.Duration // when a job is tried again whose orchestration failed
+	UnservedAfter time.Duration // when a job comes back whose task could not be served
+}
+
+// WithDefaults has the default in place of each zero.
+func (t Tuning) WithDefaults() Tuning {
+	t.FetchCooldown = cmp.Or(t.FetchCooldown, time.Millisecond)
+	t.Poll = cmp.Or(t.Poll, 500*time.Millisecond)
+	t.Retention = cmp.Or(t.Retention, 10*time.Minute)
+	t.RetryAfter = cmp.Or(t.RetryAfter, 5*time.Second)
+	t.UnservedAfter = cmp.Or(t.UnservedAfter, time.Second)
+	return t
 }
 
 // NewClient returns a client over the pool.
 func NewClient(pool *pgxpool.Pool, c Config) (*Client, error) {
+	tuning := c.Tuning.WithDefaults()
 	workers := river.NewWorkers()
-	if err := river.AddWorkerSafely(workers, &taskWorker{runner: c.Runner}); err != nil {
+	if err := river.AddWorkerSafely(workers, &taskWorker{runner: c.Runner, tuning: tuning}); err != nil {
 		return nil, fmt.Errorf("set up River: %w", err)
 	}
 	client, err := river.NewClient(riverpgxv5.New(pool), &river.Config{
@@ -87,15 +117,12 @@ func NewClient(pool *pgxpool.Pool, c Config) (*Client, error) {
 		Workers: workers,
 		Logger:  c.Logger,
 		Queues:  map[string]river.QueueConfig{river.QueueDefault: {MaxWorkers: c.MaxTasks}},
-		// The default of 100 ms would be most of a short task's time. Fetches
-		// happen when a notification comes or a slot gets free.
-		FetchCooldown: time.Millisecond,
-		// Finds what no notification told of, and jobs due within seconds.
-		FetchPollInterval: 500 * time.Millisecond,
-		JobTimeout:        -1,
-		// The history is in tasker.events; River's rows are only in the way.
-		CompletedJobRetentionPeriod: 10 * time.Minute,
-		CancelledJobRetentionPeriod: 10 * time.Minute,
+
+		FetchCooldown:               tuning.FetchCooldown,
+		FetchPollInterval:           tuning.Poll,
+		JobTimeout:                  -1,
+		CompletedJobRetentionPeriod: tuning.Retention,
+		CancelledJobRetentionPeriod: tuning.Retention,
 		ReindexerSchedule:           river.NeverSchedule(),
 		ErrorHandler:                &errorHandler{c.Logger},
 	})

@@ -107,7 +107,7 @@ func (l *loop) start(i int) {
 	)
 	if attempt.Timeout > 0 {
 		ctx, cancel = context.WithTimeout(l.o.handlers, attempt.Timeout)
-		until = time.Now().Add(attempt.Timeout + indulgence)
+		until = time.Now().Add(attempt.Timeout + l.o.tuning().Indulgence)
 	} else {
 		ctx, cancel = context.WithCancel(l.o.handlers)
 	}

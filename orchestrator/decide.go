@@ -79,6 +79,7 @@ func (l *loop) decideOutcomes(unit *store.Unit, now time.Time) {
 		s := &l.steps[i]
 		d := finalizer.DecideAttempt(&l.template.Steps[i], finalizer.Attempt{
 			Number: s.attempt, Losses: s.losses, Forgiven: s.forgiven, Outcome: s.news.kind, Failure: s.news.failure,
+			MaxLosses: l.o.tuning().MaxLosses,
 		}, now, draw())
 		w := store.StepWrite{
 			Step: s.id, Was: l.progress.State(i), WasAttempt: s.attempt,
@@ -142,14 +143,14 @@ func (l *loop) handOver(unit *store.Unit, act *action, foreign []int, d finalize
 
 // park makes the reports that are still to come insert River jobs. Where that is
 // refused time and again, somebody reports in a transaction that stays open;
-// then the task is given up all the same and looked at again in a second.
+// then the task is given up all the same and looked at again in a moment.
 func (l *loop) park(unit *store.Unit) {
 	const stubborn = 4
 	if l.refusals < stubborn {
 		unit.Parked = l.atSidekiq()
 		return
 	}
-	in := time.Second
+	in := l.o.tuning().BlockedFor
 	if unit.Rerun != nil {
 		in = min(in, *unit.Rerun)
 	}
@@ -200,7 +201,7 @@ func (l *loop) claims(unit *store.Unit, candidates []int, known *store.KnownGate
 func (l *loop) conclude(unit *store.Unit, act *action, d finalizer.TaskDecision, now time.Time) {
 	giveUp := func() { unit.Release, act.done = true, true }
 	runsHere := l.runsHere(*act)
-	idle := len(unit.Steps) == 0 && len(act.starts) == 0 && now.Sub(l.quiet) >= l.o.ParkAfter
+	idle := len(unit.Steps) == 0 && len(act.starts) == 0 && now.Sub(l.quiet) >= l.o.tuning().ParkAfter
 	switch d.Outcome {
 	case finalizer.TaskComplete:
 		unit.State = tasker.TaskComplete
@@ -213,7 +214,7 @@ func (l *loop) conclude(unit *store.Unit, act *action, d finalizer.TaskDecision,
 		}{d.Message, d.Steps}) // strings always marshal
 		giveUp()
 	case finalizer.RetryViable:
-		if l.drains() || d.Delay > l.o.ParkAfter {
+		if l.drains() || d.Delay > l.o.tuning().ParkAfter {
 			unit.Rerun = &d.Delay
 			giveUp()
 		}

@@ -8,14 +8,6 @@ import (
 	"time"
 )
 
-// How soon a task is looked at again that needs a handler which this worker
-// doesn't have. Any worker may get it then, so it may take a few rounds.
-const (
-	handledElsewhere = 50 * time.Millisecond
-	handledNowhere   = 3 * time.Second
-	askAgain         = time.Second // for how long an answer is believed
-)
-
 // elsewhere remembers which handlers other workers have.
 type elsewhere struct {
 	mu    sync.Mutex
@@ -29,16 +21,17 @@ type answer struct {
 
 // whenHandled is how long to wait before the task is tried by another worker.
 func (o *Orchestrator) whenHandled(missing map[string]bool) time.Duration {
+	tuning := o.tuning()
 	names := slices.Sorted(maps.Keys(missing))
 	key := strings.Join(names, " ")
 	now := time.Now()
 	o.others.mu.Lock()
 	a, ok := o.others.known[key]
 	o.others.mu.Unlock()
-	if !ok || now.Sub(a.at) > askAgain {
+	if !ok || now.Sub(a.at) > tuning.AskAgain {
 		handled, err := o.Store.HandledElsewhere(o.ctx, o.Worker, names)
 		if err != nil {
-			return handledNowhere
+			return tuning.HandledNowhere
 		}
 		if !handled && (a.handled || !ok) {
 			o.Logger.Warn("steps wait: no living worker has their Go handlers; start one that has", "handlers", key)
@@ -49,7 +42,7 @@ func (o *Orchestrator) whenHandled(missing map[string]bool) time.Duration {
 		o.others.mu.Unlock()
 	}
 	if a.handled {
-		return handledElsewhere
+		return tuning.HandledElsewhere
 	}
-	return handledNowhere
+	return tuning.HandledNowhere
 }

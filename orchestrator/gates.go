@@ -14,11 +14,9 @@ import (
 // gates each of its claims has to pass, and remembers which steps were denied:
 // they are in line, and their task is woken when it is their turn.
 
-// How often the line is looked at while there are gates, should nobody have said
-// that a place got free; and how often, while there are none, whether there are.
+// Pauses of the gatekeeper that are no trade of an operator's: while somebody's
+// open transaction holds a gate, and between two looks that found nobody.
 const (
-	gatesAgain = time.Second
-	gatesAtAll = 10 * time.Second
 	gatesBusy  = 50 * time.Millisecond
 	gatesPause = 10 * time.Millisecond
 )
@@ -102,13 +100,13 @@ func (o *Orchestrator) admit() (again time.Duration, idle bool, err error) {
 	if o.gates.Load().Version == 0 {
 		known, err := o.Store.KnownGates(o.ctx)
 		if err != nil || known.Version == 0 {
-			return gatesAtAll, true, err
+			return o.tuning().GatesIdle, true, err
 		}
 		o.gates.Store(known)
 	}
 	in, err := o.Store.AdmitWaiters(o.ctx)
 	if err != nil || in == 0 {
-		return gatesAgain, err == nil, err
+		return o.tuning().GatesEvery, err == nil, err
 	}
 	return in, false, nil
 }

@@ -11,9 +11,6 @@ import (
 	"github.com/taskerhq/tasker/store"
 )
 
-// keepEvery is how often the progress of one attempt is written at most.
-const keepEvery = time.Second
-
 // heart is the heartbeat of an attempt of a Go step. Its handler beats, from
 // any goroutine; its loop looks when it did last.
 type heart struct {
@@ -40,7 +37,7 @@ func (h *heart) beat(ctx context.Context, progress json.RawMessage) error {
 	}
 	h.mu.Lock()
 	h.progress, h.kept = progress, false
-	due := now.Sub(h.keptAt) >= keepEvery
+	due := now.Sub(h.keptAt) >= h.o.tuning().ProgressEvery
 	if due {
 		h.keptAt = now
 	}

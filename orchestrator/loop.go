@@ -51,10 +51,6 @@ type running struct {
 	heart     *heart
 }
 
-// indulgence is how much longer than its timeout a handler may take to notice
-// that its context has ended. Then its attempt has failed without it.
-const indulgence = 5 * time.Second
-
 // step is what a loop knows of a step besides its state, which progress holds.
 type step struct {
 	id       int64
@@ -177,12 +173,13 @@ func (l *loop) recover(err error, unit *store.Unit) (again bool, _ error) {
 // giveUp lets go of a task that the loop can't move for a reason that nothing
 // it knows would mend. Better to try again later than to keep it.
 func (l *loop) giveUp(reason error) error {
-	l.o.Logger.Error("task is given up for a minute", "task_id", l.id, "error", reason)
+	later := l.o.tuning().GiveUpFor
+	l.o.Logger.Error("task is given up for a while", "task_id", l.id, "for", later.String(), "error", reason)
 	if l.task == nil {
 		return reason
 	}
 	for {
-		err := l.o.writer.Write(l.o.ctx, &store.Unit{Task: l.id, Epoch: l.task.Epoch, Release: true, Rerun: new(time.Minute)})
+		err := l.o.writer.Write(l.o.ctx, &store.Unit{Task: l.id, Epoch: l.task.Epoch, Release: true, Rerun: &later})
 		if !errors.Is(err, store.ErrStale) {
 			return err
 		}
@@ -204,7 +201,7 @@ func (l *loop) hesitate() {
 		return
 	}
 	select {
-	case <-time.After(min(5*time.Millisecond<<min(l.refusals, 10), time.Second)):
+	case <-time.After(min(5*time.Millisecond<<min(l.refusals, 10), l.o.tuning().BlockedFor)):
 	case <-l.mail.signal:
 	case <-l.o.ctx.Done():
 	}
@@ -311,7 +308,7 @@ func (l *loop) next() time.Time {
 		}
 	}
 	if l.progress.Outstanding()+l.inLine > 0 && len(l.running) == 0 {
-		if park := l.quiet.Add(l.o.ParkAfter); at.IsZero() || park.Before(at) {
+		if park := l.quiet.Add(l.o.tuning().ParkAfter); at.IsZero() || park.Before(at) {
 			at = park
 		}
 	}

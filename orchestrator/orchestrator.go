@@ -31,7 +31,6 @@ import (
 	"math/rand/v2"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/taskerhq/tasker"
 	"github.com/taskerhq/tasker/dag"
@@ -51,22 +50,20 @@ type Dispatcher interface {
 	Push(dispatches []tasker.Dispatch)
 }
 
-// Config is what an Orchestrator needs. All fields must be set.
+// Config is what an Orchestrator needs. All fields but Tuning must be set.
 type Config struct {
 	Store      *store.Store
 	Worker     int64 // its number in tasker.workers
 	Handlers   Handlers
 	Dispatcher Dispatcher
 	Logger     *slog.Logger
-	// ParkAfter is how long a loop keeps a task that only waits for Sidekiq, or
-	// for a retry. Afterwards the task costs no memory and no River slot, and is
-	// taken up again by a River job.
-	ParkAfter time.Duration
+	Tuning     // at the start; Tune changes it
 }
 
 // Orchestrator runs the loops of one worker.
 type Orchestrator struct {
 	Config
+	tuned   atomic.Pointer[Tuning]
 	writer  *store.Writer
 	claimer *store.Claimer
 	keeper  *store.Keeper
@@ -97,12 +94,13 @@ func New(c Config) *Orchestrator {
 		draining: make(chan struct{}),
 		loops:    map[int64]*loop{},
 		awaiting: map[int64]bool{},
-		inbox:    make(chan []int64, 1024),
+		inbox:    make(chan []int64, 1024), // a bound on memory; CatchUp finds what doesn't fit
 		others:   elsewhere{known: map[string]answer{}},
 
 		gatekeeping: make(chan struct{}, 1),
 	}
 	o.gates.Store(&store.KnownGates{}) // if there are any, the first claim is refused
+	o.Tune(c.Tuning)
 	o.ctx, o.abandon = context.WithCancelCause(context.Background())
 	o.handlers, o.stop = context.WithCancel(o.ctx)
 	o.writer = c.Store.NewWriter(o.ctx, c.Worker)

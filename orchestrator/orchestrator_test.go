@@ -80,7 +80,7 @@ func setup(t *testing.T, yaml string) (*orchestrator.Orchestrator, *witness, *st
 	}
 	w := &witness{t: t, pool: pool, registry: handler.NewRegistry(), signal: make(chan struct{}, 100)}
 	o := orchestrator.New(orchestrator.Config{
-		Store: s, Worker: id, Handlers: w, Dispatcher: w, Logger: slog.New(slog.DiscardHandler), ParkAfter: time.Minute,
+		Store: s, Worker: id, Handlers: w, Dispatcher: w, Logger: slog.New(slog.DiscardHandler), Tuning: orchestrator.Tuning{ParkAfter: time.Minute},
 	})
 	t.Cleanup(o.Close)
 	return o, w, s

@@ -191,10 +191,11 @@ var errRefused = errors.New("refused")
 // run takes the task to its end. It returns what went wrong.
 func (w *world) run() error {
 	w.o = &Orchestrator{
-		Config:   Config{Logger: slog.New(slog.DiscardHandler), ParkAfter: 2 * time.Second},
+		Config:   Config{Logger: slog.New(slog.DiscardHandler)},
 		draining: make(chan struct{}), loops: map[int64]*loop{}, awaiting: map[int64]bool{},
 	}
 	w.o.gates.Store(&store.KnownGates{})
+	w.o.Tune(Tuning{ParkAfter: 2 * time.Second})
 	w.rows = make([]row, w.graph.Len())
 	for i := range w.rows {
 		w.rows[i].state = tasker.StepPending

@@ -1,6 +1,7 @@
 package sidekiq
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -12,24 +13,46 @@ import (
 	"github.com/taskerhq/tasker"
 )
 
+// Tuning is how Redis is talked to. The zero value of a field means its
+// default.
+type Tuning struct {
+	DialTimeout time.Duration // for a new connection
+	RetryEvery  time.Duration // while Redis is away: the longest pause between two tries
+	Batch       int           // most jobs in one transaction; larger ones could outlast the client's timeout and be sent twice
+	Backlog     int           // most jobs in memory while Redis is away
+}
+
+// WithDefaults has the default in place of each zero.
+func (t Tuning) WithDefaults() Tuning {
+	t.DialTimeout = cmp.Or(t.DialTimeout, 2*time.Second)
+	t.RetryEvery = cmp.Or(t.RetryEvery, 2*time.Second)
+	t.Batch = cmp.Or(t.Batch, 5000)
+	t.Backlog = cmp.Or(t.Backlog, 100_000)
+	return t
+}
+
 // Open connects to the Redis that Sidekiq uses. The connection is made when it
 // is first needed, so a Redis that is away does not keep a worker from running
 // its Go steps.
-func Open(url string) (*redis.Client, error) {
+func Open(url string) (*redis.Client, error) { return Tuning{}.Open(url) }
+
+// Open is the function Open, tuned.
+func (t Tuning) Open(url string) (*redis.Client, error) {
 	options, err := redis.ParseURL(url)
 	if err != nil {
 		return nil, fmt.Errorf("redis URL %q: %w; it looks like redis://HOST:6379/0 (--redis-url, TASKER_REDIS_URL or REDIS_URL)", hidePassword(url), err)
 	}
-	options.MaxRetries = 1
-	options.DialTimeout = 2 * time.Second
+	options.MaxRetries = 1 // for a connection that has gone stale; the pusher has patience of its own
+	options.DialTimeout = t.WithDefaults().DialTimeout
 	return redis.NewClient(options), nil
 }
 
 // Pusher pushes attempts, all that have come together at once, in the
 // background.
 type Pusher struct {
-	redis *redis.Client
-	log   *slog.Logger
+	redis  *redis.Client
+	log    *slog.Logger
+	tuning Tuning
 
 	mu      sync.Mutex
 	waiting []tasker.Dispatch
@@ -38,15 +61,20 @@ type Pusher struct {
 
 // NewPusher returns a pusher; Run makes it work.
 func NewPusher(client *redis.Client, log *slog.Logger) *Pusher {
-	return &Pusher{redis: client, log: log, signal: make(chan struct{}, 1)}
+	return Tuning{}.NewPusher(client, log)
+}
+
+// NewPusher is the function NewPusher, tuned.
+func (t Tuning) NewPusher(client *redis.Client, log *slog.Logger) *Pusher {
+	return &Pusher{redis: client, log: log, tuning: t.WithDefaults(), signal: make(chan struct{}, 1)}
 }
 
 // Push hands attempts over. It never blocks. While Redis is away for long,
-// those beyond mostWaiting are dropped: whoever looks for attempts that are in
+// those beyond the backlog are dropped: whoever looks for attempts that are in
 // no queue pushes them.
 func (p *Pusher) Push(dispatches []tasker.Dispatch) {
 	p.mu.Lock()
-	room := max(mostWaiting-len(p.waiting), 0)
+	room := max(p.tuning.Backlog-len(p.waiting), 0)
 	p.waiting = append(p.waiting, dispatches[:min(len(dispatches), room)]...)
 	p.mu.Unlock()
 	p.wake()
@@ -69,7 +97,7 @@ func (p *Pusher) Run(ctx context.Context) {
 			return
 		}
 		p.mu.Lock()
-		n := min(len(p.waiting), mostAtOnce)
+		n := min(len(p.waiting), p.tuning.Batch)
 		batch := p.waiting[:n:n]
 		p.waiting = p.waiting[n:]
 		more := len(p.waiting) > 0
@@ -97,7 +125,7 @@ func (p *Pusher) Run(ctx context.Context) {
 				"address", p.redis.Options().Addr, "waiting", len(batch), "error", err)
 		}
 		select {
-		case <-time.After(min(100*time.Millisecond<<min(failures, 6), 2*time.Second)):
+		case <-time.After(min(100*time.Millisecond<<min(failures, 10), p.tuning.RetryEvery)):
 		case <-ctx.Done():
 			return
 		}
@@ -105,13 +133,10 @@ func (p *Pusher) Run(ctx context.Context) {
 	}
 }
 
-// Bounds: jobs in one command, in one transaction (larger ones could outlast
-// the client's timeout and be sent twice), and in memory while Redis is away.
-const (
-	most        = 1000
-	mostAtOnce  = 5000
-	mostWaiting = 100_000
-)
+// most is how many jobs go into one command, or are read by one. It is no
+// setting: Redis serves nobody else during a command, and a pipeline of several
+// costs no more than a longer one.
+const most = 1000
 
 // PushNow pushes attempts in one round trip: per queue what Sidekiq's own
 // client does, in a transaction.

@@ -46,7 +46,7 @@ type Claimer struct {
 // NewClaimer returns a claimer for the worker.
 func (s *Store) NewClaimer(ctx context.Context, worker int64) *Claimer {
 	c := &Claimer{store: s, worker: worker, ctx: ctx}
-	c.group = newGroup(writersPerWorker, 200, c.flush)
+	c.group = newGroup(s.Groups.WithDefaults().Connections, s.Groups.WithDefaults().ClaimBatch, c.flush)
 	return c
 }
 

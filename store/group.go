@@ -1,9 +1,28 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"sync"
 )
+
+// Groups says how the calls of a worker's many loops are grouped.
+type Groups struct {
+	// Connections is how many transactions a writer has under way, and as many
+	// again a claimer. More make batches smaller and commits more, on the same
+	// disk; with one, nothing is built and received while the other commits.
+	Connections int
+	Batch       int // most tasks in one write
+	ClaimBatch  int // most tasks in one claim
+}
+
+// WithDefaults has the default in place of each zero.
+func (g Groups) WithDefaults() Groups {
+	g.Connections = cmp.Or(g.Connections, 2)
+	g.Batch = cmp.Or(g.Batch, 500)
+	g.ClaimBatch = cmp.Or(g.ClaimBatch, 200)
+	return g
+}
 
 // group turns calls of many goroutines into few calls of flush.
 //

@@ -29,6 +29,10 @@ import (
 // Store reads and writes tasks, steps, templates and workers.
 type Store struct {
 	pool *pgxpool.Pool
+
+	// Groups is how writers and claimers that are made from here group their
+	// calls. The zero value of a field means its default.
+	Groups Groups
 }
 
 // New returns a store over the pool. The caller closes the pool.
@@ -153,7 +157,8 @@ func temporary(err error, n int) bool {
 }
 
 // patience is how long to wait before call n (from 1) of something temporary
-// is tried again.
+// is tried again. It is no setting: a database that is back is noticed within
+// its 2 s, and one that is away is not pressed harder than this.
 func patience(n int) time.Duration {
 	return min(50*time.Millisecond<<min(n, 10), 2*time.Second)
 }
@@ -174,9 +179,17 @@ func Patiently[T any](ctx context.Context, call func() (T, error)) (T, error) {
 	}
 }
 
+// ConnectTimeout is how long Open waits for the server's first answer.
+const ConnectTimeout = 10 * time.Second
+
 // Open connects to the database and checks that it answers. name is what the
 // server shows as application_name.
 func Open(ctx context.Context, url, name string, connections int32) (*pgxpool.Pool, error) {
+	return OpenWithin(ctx, ConnectTimeout, url, name, connections)
+}
+
+// OpenWithin is Open with another timeout.
+func OpenWithin(ctx context.Context, timeout time.Duration, url, name string, connections int32) (*pgxpool.Pool, error) {
 	config, err := pgxpool.ParseConfig(url)
 	if err != nil {
 		return nil, fmt.Errorf("database URL: %w; it looks like postgres://USER:PASSWORD@HOST:5432/DATABASE (--database-url, TASKER_DATABASE_URL or DATABASE_URL)", err)
@@ -194,7 +207,7 @@ func Open(ctx context.Context, url, name string, connections int32) (*pgxpool.Po
 	if err != nil {
 		return nil, fmt.Errorf("set up the connection pool: %w", err)
 	}
-	ping, cancel := context.WithTimeout(ctx, 10*time.Second)
+	ping, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	if err := pool.Ping(ping); err != nil {
 		pool.Close()

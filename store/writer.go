@@ -65,15 +65,11 @@ type Writer struct {
 	group  *group[*Unit, struct{}]
 }
 
-// writersPerWorker is how many transactions one worker has under way. More
-// would make batches smaller and commits more, on the same disk.
-const writersPerWorker = 2
-
 // NewWriter returns a writer for the worker. It gives up on a Postgres that is
 // away when ctx ends.
 func (s *Store) NewWriter(ctx context.Context, worker int64) *Writer {
 	w := &Writer{store: s, worker: worker, ctx: ctx}
-	w.group = newGroup(writersPerWorker, 500, w.flush)
+	w.group = newGroup(s.Groups.WithDefaults().Connections, s.Groups.WithDefaults().Batch, w.flush)
 	return w
 }
 

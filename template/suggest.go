@@ -14,6 +14,9 @@ func didYouMean(word string, candidates []string) string {
 	return ""
 }
 
+// DidYouMean ends another package's message in the same way.
+func DidYouMean(word string, candidates []string) string { return didYouMean(word, candidates) }
+
 // maxEdits is how far a name may be from what was meant; a third of a short
 // word is less.
 const maxEdits = 3

@@ -61,37 +61,16 @@ func (v *value) get(key string) *value {
 // readTree reads the one document of a file. It returns nil when there is
 // nothing that could be looked at any further, and has then said why.
 func readTree(data []byte, problems *problems) *value {
-	if len(data) > maxFileBytes {
-		problems.add(place{}, "the file has %d bytes, and a template may have %d", len(data), maxFileBytes)
+	document, sound := readDocument(data, "template", problems)
+	switch {
+	case !sound:
 		return nil
-	}
-	if !readable(data, problems) {
-		return nil
-	}
-	var document, second yaml.Node
-	decoder := yaml.NewDecoder(bytes.NewReader(data))
-	switch err := decoder.Decode(&document); {
-	case errors.Is(err, io.EOF):
-		problems.add(place{}, "the file is empty; a template needs a name and step_templates")
-		return nil
-	case err != nil:
-		malformed(err, problems)
-		return nil
-	}
-	switch err := decoder.Decode(&second); {
-	case err == nil:
-		problems.add(place{second.Line, second.Column}, "a second document starts here, and a file holds one template; move it to a file of its own")
-		return nil
-	case !errors.Is(err, io.EOF):
-		malformed(err, problems)
-		return nil
-	}
-	if len(document.Content) != 1 {
+	case document == nil:
 		problems.add(place{}, "the file is empty; a template needs a name and step_templates")
 		return nil
 	}
 	r := reader{problems: problems}
-	root := r.read(document.Content[0], 0)
+	root := r.read(document, 0)
 	switch {
 	case r.stopped:
 		return nil
@@ -100,6 +79,48 @@ func readTree(data []byte, problems *problems) *value {
 		return nil
 	}
 	return root
+}
+
+// ReadDocument reads the one YAML document of a file that is no template, and
+// refuses with the same words what can't be read. what is what the file holds.
+// The node is nil when the file is empty.
+func ReadDocument(file, what string, data []byte) (*yaml.Node, error) {
+	problems := &problems{file: file}
+	node, _ := readDocument(data, what, problems)
+	return node, problems.err()
+}
+
+// readDocument returns nil when there is nothing in the file, or, not sound,
+// nothing that could be looked at any further.
+func readDocument(data []byte, what string, problems *problems) (_ *yaml.Node, sound bool) {
+	if len(data) > maxFileBytes {
+		problems.add(place{}, "the file has %d bytes, and a %s may have %d", len(data), what, maxFileBytes)
+		return nil, false
+	}
+	if !readable(data, problems) {
+		return nil, false
+	}
+	var document, second yaml.Node
+	decoder := yaml.NewDecoder(bytes.NewReader(data))
+	switch err := decoder.Decode(&document); {
+	case errors.Is(err, io.EOF):
+		return nil, true
+	case err != nil:
+		malformed(err, problems)
+		return nil, false
+	}
+	switch err := decoder.Decode(&second); {
+	case err == nil:
+		problems.add(place{second.Line, second.Column}, "a second document starts here, and a file holds one %s; move it to a file of its own", what)
+		return nil, false
+	case !errors.Is(err, io.EOF):
+		malformed(err, problems)
+		return nil, false
+	}
+	if len(document.Content) != 1 {
+		return nil, true
+	}
+	return document.Content[0], true
 }
 
 // readable refuses what neither YAML nor Postgres takes, before the parser

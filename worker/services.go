@@ -9,10 +9,21 @@ import (
 // every calls f now and again after each interval until ctx ends. Failures are
 // logged when they begin and when they end, not each time.
 func every(ctx context.Context, interval time.Duration, log *slog.Logger, f func(context.Context) error) {
-	ticker := time.NewTicker(interval)
-	defer ticker.Stop()
+	paced(ctx, func() (time.Duration, <-chan struct{}) { return interval, nil }, log, f)
+}
+
+// everyLive is every with an interval that may change, also during the wait.
+func everyLive(ctx context.Context, l *live, interval func(*Live) time.Duration, log *slog.Logger, f func(context.Context) error) {
+	paced(ctx, func() (time.Duration, <-chan struct{}) {
+		now, changed := l.get()
+		return interval(now), changed
+	}, log, f)
+}
+
+func paced(ctx context.Context, pace func() (time.Duration, <-chan struct{}), log *slog.Logger, f func(context.Context) error) {
 	failing := false
 	for {
+		began := time.Now()
 		switch err := f(ctx); {
 		case ctx.Err() != nil:
 			return
@@ -23,10 +34,19 @@ func every(ctx context.Context, interval time.Duration, log *slog.Logger, f func
 			failing = false
 			log.Info("the periodic service works again")
 		}
-		select {
-		case <-ticker.C:
-		case <-ctx.Done():
-			return
+		for due := false; !due; {
+			interval, changed := pace()
+			timer := time.NewTimer(time.Until(began.Add(interval)))
+			select {
+			case <-timer.C:
+				due = true
+			case <-changed:
+			case <-ctx.Done():
+			}
+			timer.Stop()
+			if ctx.Err() != nil {
+				return
+			}
 		}
 	}
 }

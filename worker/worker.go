@@ -4,7 +4,8 @@
 //
 //	handlers := handler.NewRegistry()
 //	handlers.Register("billing.charge", charge)
-//	err := worker.Run(ctx, worker.Config{DatabaseURL: url, Handlers: handlers, Templates: "config/tasker/tasks"})
+//	err := worker.Run(ctx, worker.Config{DatabaseURL: url, Handlers: handlers,
+//		Live: worker.Live{Templates: "config/tasker/tasks"}})
 //
 // Any number of workers share the work of one database. A worker that dies is
 // found by the others, or by the next one to start, when its lease is over;
@@ -12,6 +13,7 @@
 package worker
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -36,54 +38,37 @@ import (
 )
 
 // Config is what a worker needs to know. The zero value of a field means its
-// default.
+// default; docs/configuration.md says why it is what it is.
 type Config struct {
-	DatabaseURL string
-	RedisURL    string            // Sidekiq's Redis; empty: Ruby steps are not pushed
-	Handlers    *handler.Registry // default: the built-in handlers, tasker.http with no host allowed
-	Templates   string            // folder of YAML to register at start; empty: none
-	Environment string            // whose overlays to apply to the templates
-	Variables   map[string]string // that the templates may use as ${NAME}
-	MaxTasks    int               // tasks run at once; default 500
-	Lease       time.Duration     // silence after which a worker is dead; default 4 s
-	ParkAfter   time.Duration     // how long a task that only waits is kept; default 2 s
-	Shutdown    time.Duration     // how long running Go handlers may take when the worker stops; default 25 s
-	Logger      *slog.Logger
-	Started     func(worker int64) // called when the worker takes tasks
+	DatabaseURL    string
+	RedisURL       string            // Sidekiq's Redis; empty: Ruby steps are not pushed
+	Handlers       *handler.Registry // default: the built-in handlers, tasker.http with no host allowed
+	Connections    int               // to the database, most; default 20
+	ConnectTimeout time.Duration     // for the database's first answer; default 10 s
+	MaxTasks       int               // tasks run at once; default 500
+	Lease          time.Duration     // silence after which a worker is dead; default 4 s
+	Writer         store.Groups
+	River          jobs.Tuning
+	Redis          sidekiq.Tuning
+	Live           // at the start; Updates changes it
+	Updates        <-chan Live
+	Logger         *slog.Logger
+	Started        func(worker int64) // called when the worker takes tasks
 }
-
-// Silences and intervals. Each is a trade between how soon a loss is noticed
-// and what an idle system costs.
-const (
-	connections   = 20
-	catchUpEvery  = 2 * time.Second // missed notifications
-	clockEvery    = 2 * time.Second // deadlines, timeouts, heartbeats, silent processes
-	repairEvery   = 5 * time.Second // lost Sidekiq jobs
-	repairTimeout = 30 * time.Second
-	silentProcess = 10 * time.Second
-	unstartedFor  = 5 * time.Second // then a look into Redis is due
-	repairBatch   = 5_000
-	sweepEvery    = 30 * time.Second // what should never be
-	ageAfter      = time.Minute      // of waiting is worth a level of priority
-)
 
 func (c *Config) setDefaults() {
 	if c.Handlers == nil {
 		c.Handlers = handler.NewRegistry()
 		c.Handlers.AllowHTTP()
 	}
-	if c.MaxTasks == 0 {
-		c.MaxTasks = 500
-	}
-	if c.Lease == 0 {
-		c.Lease = 4 * time.Second
-	}
-	if c.ParkAfter == 0 {
-		c.ParkAfter = 2 * time.Second
-	}
-	if c.Shutdown == 0 {
-		c.Shutdown = 25 * time.Second
-	}
+	c.Connections = cmp.Or(c.Connections, 20)
+	c.ConnectTimeout = cmp.Or(c.ConnectTimeout, store.ConnectTimeout)
+	c.MaxTasks = cmp.Or(c.MaxTasks, 500)
+	c.Lease = cmp.Or(c.Lease, 4*time.Second)
+	c.Writer = c.Writer.WithDefaults()
+	c.River = c.River.WithDefaults()
+	c.Redis = c.Redis.WithDefaults()
+	c.Live = c.Live.WithDefaults()
 	if c.Logger == nil {
 		c.Logger = slog.Default()
 	}
@@ -120,7 +105,10 @@ func Run(ctx context.Context, c Config) error {
 	if err := c.check(); err != nil {
 		return err
 	}
-	pool, err := store.Open(ctx, c.DatabaseURL, "tasker worker", connections)
+	if c.HTTP != nil {
+		c.Handlers.SetHTTP(*c.HTTP)
+	}
+	pool, err := store.OpenWithin(ctx, c.ConnectTimeout, c.DatabaseURL, "tasker worker", int32(c.Connections))
 	if err != nil {
 		return err
 	}
@@ -128,21 +116,22 @@ func Run(ctx context.Context, c Config) error {
 	if err := migrations.Check(ctx, pool); err != nil {
 		return err
 	}
-	// Heartbeats must not queue behind work.
-	pulse, err := store.Open(ctx, c.DatabaseURL, "tasker worker heartbeat", 2)
+	// Heartbeats must not queue behind work. There are two connections, so that
+	// one that hangs does not keep the next beat from being sent; more would
+	// never be used.
+	pulse, err := store.OpenWithin(ctx, c.ConnectTimeout, c.DatabaseURL, "tasker worker heartbeat", 2)
 	if err != nil {
 		return err
 	}
 	defer pulse.Close()
 
-	w := &worker{Config: c, pool: pool, store: store.New(pool), pulse: store.New(pulse)}
-	if c.Templates != "" {
-		if err := w.registerTemplates(ctx); err != nil {
-			return err
-		}
+	w := &worker{Config: c, pool: pool, store: store.New(pool), pulse: store.New(pulse), live: newLive(c.Live)}
+	w.store.Groups = c.Writer
+	if err := w.registerTemplates(ctx, c.Live); err != nil {
+		return err
 	}
 	if c.RedisURL != "" {
-		if w.redis, err = sidekiq.Open(c.RedisURL); err != nil {
+		if w.redis, err = c.Redis.Open(c.RedisURL); err != nil {
 			return err
 		}
 		defer w.redis.Close()
@@ -163,7 +152,7 @@ func Run(ctx context.Context, c Config) error {
 			// It was working before, so its settings are right.
 			c.Logger.Error("the worker can't start anew yet; it keeps trying", "error", err)
 			select {
-			case <-time.After(time.Second):
+			case <-time.After(w.live.now().RestartEvery):
 			case <-ctx.Done():
 				return nil
 			}
@@ -179,10 +168,14 @@ type worker struct {
 	store *store.Store
 	pulse *store.Store
 	redis *redis.Client
+	live  *live
 }
 
-func (w *worker) registerTemplates(ctx context.Context) error {
-	loaded, err := template.LoadFolder(w.Templates, template.Options{Environment: w.Environment, Variables: w.Variables})
+func (w *worker) registerTemplates(ctx context.Context, l Live) error {
+	if l.Templates == "" {
+		return nil
+	}
+	loaded, err := template.LoadFolder(l.Templates, template.Options{Environment: l.Environment, Variables: l.Variables})
 	if err != nil {
 		return err
 	}
@@ -219,13 +212,13 @@ func (w *worker) session(ctx context.Context) (err error) {
 	push := orchestrator.Dispatcher(undeliverable{log})
 	var pusher *sidekiq.Pusher
 	if w.redis != nil {
-		pusher = sidekiq.NewPusher(w.redis, log)
+		pusher = w.Redis.NewPusher(w.redis, log)
 		push = pusher
 	}
 	o := orchestrator.New(orchestrator.Config{
-		Store: w.store, Worker: id, Handlers: w.Handlers, Dispatcher: push, Logger: log, ParkAfter: w.ParkAfter,
+		Store: w.store, Worker: id, Handlers: w.Handlers, Dispatcher: push, Logger: log, Tuning: w.live.now().Tuning,
 	})
-	river, err := jobs.NewClient(w.pool, jobs.Config{Schema: migrations.Schema, ID: client, MaxTasks: w.MaxTasks, Runner: o, Logger: quiet(log)})
+	river, err := jobs.NewClient(w.pool, jobs.Config{Schema: migrations.Schema, ID: client, MaxTasks: w.MaxTasks, Runner: o, Logger: quiet(log), Tuning: w.River})
 	if err != nil {
 		return err
 	}
@@ -234,19 +227,22 @@ func (w *worker) session(ctx context.Context) (err error) {
 	var services sync.WaitGroup
 	services.Go(func() { w.beat(background, id, o, log) })
 	services.Go(func() { w.listen(background, id, o, log) })
-	services.Go(func() { every(background, catchUpEvery, log, o.CatchUp) })
+	services.Go(func() {
+		everyLive(background, w.live, func(l *Live) time.Duration { return l.CatchUpEvery }, log, o.CatchUp)
+	})
 	if pusher != nil {
 		services.Go(func() { pusher.Run(background) })
 	}
 	services.Go(func() {
-		every(background, clockEvery, log, func(ctx context.Context) error { return w.readClocks(ctx, log) })
+		everyLive(background, w.live, func(l *Live) time.Duration { return l.ClockEvery }, log, func(ctx context.Context) error { return w.readClocks(ctx, log) })
 	})
 	services.Go(func() {
-		every(background, repairEvery, log, func(ctx context.Context) error { return w.repair(ctx, pusher, log) })
+		everyLive(background, w.live, func(l *Live) time.Duration { return l.RepairEvery }, log, func(ctx context.Context) error { return w.repair(ctx, pusher, log) })
 	})
 	services.Go(func() {
-		every(background, sweepEvery, log, func(ctx context.Context) error { return w.sweep(ctx, log) })
+		everyLive(background, w.live, func(l *Live) time.Duration { return l.SweepEvery }, log, func(ctx context.Context) error { return w.sweep(ctx, log) })
 	})
+	services.Go(func() { w.follow(background, o, log) })
 	defer func() {
 		end()
 		services.Wait()
@@ -269,17 +265,18 @@ func (w *worker) session(ctx context.Context) (err error) {
 
 // finish ends a session: orderly, or at once when the worker was declared dead.
 func (w *worker) finish(o *orchestrator.Orchestrator, river *jobs.Client, id int64, log *slog.Logger) error {
-	grace, cancel := context.WithTimeout(context.Background(), w.Shutdown)
+	l := w.live.now()
+	grace, cancel := context.WithTimeout(context.Background(), l.Shutdown)
 	defer cancel()
 	o.Drain(grace)
 	// Handlers that don't return when their context ends get a little longer;
 	// then their tasks are taken from them.
-	last, cancelLast := context.WithTimeout(context.Background(), w.Shutdown+3*time.Second)
+	last, cancelLast := context.WithTimeout(context.Background(), l.Shutdown+l.ShutdownGrace)
 	defer cancelLast()
 	if err := river.Stop(last); err != nil {
 		log.Warn("handlers did not stop in time; their attempts run again elsewhere", "tasks", o.Held(), "error", err)
 		o.Abandon(context.DeadlineExceeded)
-		stopping, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		stopping, cancel := context.WithTimeout(context.Background(), l.SignOff)
 		defer cancel()
 		if err := river.StopAndCancel(stopping); err != nil {
 			log.Warn("River did not stop", "error", err)
@@ -292,7 +289,7 @@ func (w *worker) finish(o *orchestrator.Orchestrator, river *jobs.Client, id int
 		}
 	default:
 	}
-	signOff, cancelSignOff := context.WithTimeout(context.Background(), 5*time.Second)
+	signOff, cancelSignOff := context.WithTimeout(context.Background(), l.SignOff)
 	defer cancelSignOff()
 	_, err := store.Patiently(signOff, func() (struct{}, error) { return struct{}{}, w.pulse.StopWorker(signOff, id) })
 	if err != nil {
@@ -343,7 +340,7 @@ func (w *worker) listen(ctx context.Context, id int64, o *orchestrator.Orchestra
 		}
 		log.Warn("the connection that listens for reports broke; until it is back they are polled for", "error", err)
 		select {
-		case <-time.After(500 * time.Millisecond):
+		case <-time.After(w.live.now().ReconnectAfter):
 		case <-ctx.Done():
 		}
 	}
@@ -352,13 +349,14 @@ func (w *worker) listen(ctx context.Context, id int64, o *orchestrator.Orchestra
 // readClocks ends tasks whose deadline has passed, attempts of Ruby steps whose
 // time is up, and those whose process died, which then are lost.
 func (w *worker) readClocks(ctx context.Context, log *slog.Logger) error {
-	ctx, cancel := context.WithTimeout(ctx, repairTimeout)
+	l := w.live.now()
+	ctx, cancel := context.WithTimeout(ctx, l.RepairTimeout)
 	defer cancel()
-	tasks, attempts, err := w.store.ReadClocks(ctx, silentProcess)
+	tasks, attempts, err := w.store.ReadClocks(ctx, l.SilentProcess)
 	if err != nil {
 		return err
 	}
-	if _, err := w.store.AgeJobs(ctx, ageAfter); err != nil {
+	if _, err := w.store.AgeJobs(ctx, l.AgeAfter); err != nil {
 		return err
 	}
 	if tasks > 0 {
@@ -376,9 +374,10 @@ func (w *worker) repair(ctx context.Context, pusher *sidekiq.Pusher, log *slog.L
 	if pusher == nil {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, repairTimeout)
+	l := w.live.now()
+	ctx, cancel := context.WithTimeout(ctx, l.RepairTimeout)
 	defer cancel()
-	unstarted, err := w.store.TakeUnstarted(ctx, unstartedFor, repairBatch)
+	unstarted, err := w.store.TakeUnstarted(ctx, l.UnstartedFor, l.RepairBatch)
 	if err != nil || len(unstarted) == 0 {
 		return err
 	}
@@ -393,7 +392,7 @@ func (w *worker) repair(ctx context.Context, pusher *sidekiq.Pusher, log *slog.L
 
 // sweep casts the last net.
 func (w *worker) sweep(ctx context.Context, log *slog.Logger) error {
-	ctx, cancel := context.WithTimeout(ctx, repairTimeout)
+	ctx, cancel := context.WithTimeout(ctx, w.live.now().RepairTimeout)
 	defer cancel()
 	found, err := w.store.Sweep(ctx)
 	if found > 0 {

@@ -23,8 +23,6 @@ func (a *app) devCommand() *cobra.Command {
 	var (
 		dir                     string
 		postgresPort, redisPort int
-		c                       worker.Config
-		reading                 templateFlags
 	)
 	command := &cobra.Command{
 		Use:   "dev",
@@ -44,11 +42,13 @@ the data stays in the folder for the next time.`,
 					return &usageError{fmt.Errorf("--%s is a port from 1 to 65535, not %d", name, port)}
 				}
 			}
-			opts, err := reading.options()
+			if environment := &a.settings.Templates.Environment; *environment == "" {
+				*environment = "development"
+			}
+			c, err := workerConfig(a.settings)
 			if err != nil {
 				return err
 			}
-			c.Environment, c.Variables = opts.Environment, opts.Variables
 			return a.dev(cmd.Context(), dir, postgresPort, redisPort, c)
 		},
 	}
@@ -56,8 +56,7 @@ the data stays in the folder for the next time.`,
 	flags.StringVar(&dir, "dir", ".tasker", "folder for the data of Postgres and Redis")
 	flags.IntVar(&postgresPort, "postgres-port", 0, "port for Postgres; 0: a free one")
 	flags.IntVar(&redisPort, "redis-port", 0, "port for Redis; 0: a free one")
-	flags.StringVar(&c.Templates, "templates", "", "folder of template YAML to register")
-	reading.register(flags, "development")
+	a.settingFlags(flags, devSettings...)
 	return command
 }
 

@@ -11,6 +11,7 @@ import (
 	"os/signal"
 	"syscall"
 
+	"github.com/taskerhq/tasker/config"
 	"github.com/taskerhq/tasker/migrations"
 	"github.com/taskerhq/tasker/store"
 	"github.com/taskerhq/tasker/template"
@@ -26,7 +27,7 @@ const (
 	exitFailed   = 1
 	exitUsage    = 2 // wrong flags or arguments
 	exitNotFound = 3
-	exitRefused  = 4 // bad input: a template, a context, an unmigrated database
+	exitRefused  = 4 // bad input: a template, a context, a file of settings, an unmigrated database
 )
 
 func main() {
@@ -55,13 +56,14 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		usage     *usageError
 		refused   *store.RefusedError
 		templates template.Errors
+		settings  config.Errors
 	)
 	switch {
-	case errors.As(err, &usage), errors.Is(err, worker.ErrConfig):
+	case errors.As(err, &usage), errors.Is(err, worker.ErrConfig), errors.As(err, &settings) && !settings.InFile():
 		return exitUsage
 	case errors.Is(err, store.ErrNotFound):
 		return exitNotFound
-	case errors.As(err, &refused), errors.As(err, &templates),
+	case errors.As(err, &refused), errors.As(err, &templates), settings.InFile(),
 		errors.Is(err, migrations.ErrNotMigrated), errors.Is(err, migrations.ErrNewer):
 		return exitRefused
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
+	"github.com/taskerhq/tasker/config"
 	"github.com/taskerhq/tasker/migrations"
 	"github.com/taskerhq/tasker/store"
 )
@@ -23,15 +24,17 @@ type app struct {
 	stdin          io.Reader
 	stdout, stderr io.Writer
 
-	databaseURL string
-	redisURL    string
 	output      string
-	logFormat   string
-	logLevel    string
+	configFile  string            // --config
+	given       map[string]string // flags that set a setting, by its key
+	settings    *config.Loaded    // nil in commands that are about the file itself
+	databaseURL string            // of settings, as is redisURL
+	redisURL    string
+	level       slog.LevelVar
 }
 
 func newRoot(stdin io.Reader, stdout, stderr io.Writer) *cobra.Command {
-	a := &app{stdin: stdin, stdout: stdout, stderr: stderr}
+	a := &app{stdin: stdin, stdout: stdout, stderr: stderr, given: map[string]string{}}
 	root := &cobra.Command{
 		Use:   "tasker",
 		Short: "Workflows for Rails teams, on Postgres, River and Sidekiq",
@@ -43,7 +46,10 @@ Start here: tasker dev. It starts Postgres, Redis and a worker of its own.`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		PersistentPreRunE: func(*cobra.Command, []string) error {
-			return a.check()
+			if err := a.check(); err != nil {
+				return err
+			}
+			return a.load()
 		},
 	}
 	root.SetIn(stdin)
@@ -53,12 +59,10 @@ Start here: tasker dev. It starts Postgres, Redis and a worker of its own.`,
 		return &usageError{fmt.Errorf("%w; see %s --help", err, c.CommandPath())}
 	})
 	flags := root.PersistentFlags()
-	flags.StringVar(&a.databaseURL, "database-url", "", "Postgres (default $TASKER_DATABASE_URL, else $DATABASE_URL)")
-	flags.StringVar(&a.redisURL, "redis-url", "", "Sidekiq's Redis (default $TASKER_REDIS_URL, else $REDIS_URL)")
+	flags.StringVar(&a.configFile, "config", "", "file of settings (default $TASKER_CONFIG, else tasker.yaml where there is one)")
+	a.settingFlags(flags, globalSettings...)
 	flags.StringVarP(&a.output, "output", "o", "text", "text, or json for scripts")
-	flags.StringVar(&a.logFormat, "log-format", "auto", "text, json, or auto: text on a terminal, JSON in a pipe")
-	flags.StringVar(&a.logLevel, "log-level", "info", "debug, info, warn or error")
-	root.AddCommand(a.migrateCommand(), a.workerCommand(), a.devCommand(), a.templateCommand(), a.taskCommand(), a.stepCommand(), a.gateCommand(), a.explainCommand())
+	root.AddCommand(a.migrateCommand(), a.workerCommand(), a.devCommand(), a.templateCommand(), a.taskCommand(), a.stepCommand(), a.gateCommand(), a.explainCommand(), a.configCommand())
 	return group(root)
 }
 
@@ -66,16 +70,27 @@ func (a *app) check() error {
 	if a.output != "text" && a.output != "json" {
 		return &usageError{fmt.Errorf("--output must be text or json, not %q", a.output)}
 	}
-	if a.logFormat != "auto" && a.logFormat != "text" && a.logFormat != "json" {
-		return &usageError{fmt.Errorf("--log-format must be text, json or auto, not %q", a.logFormat)}
-	}
-	var level slog.Level
-	if err := level.UnmarshalText([]byte(a.logLevel)); err != nil {
-		return &usageError{fmt.Errorf("--log-level must be debug, info, warn or error, not %q", a.logLevel)}
-	}
-	a.databaseURL = firstOf(a.databaseURL, os.Getenv("TASKER_DATABASE_URL"), os.Getenv("DATABASE_URL"))
-	a.redisURL = firstOf(a.redisURL, os.Getenv("TASKER_REDIS_URL"), os.Getenv("REDIS_URL"))
 	return nil
+}
+
+// load reads the settings.
+func (a *app) load() (err error) {
+	if a.settings, err = config.Load(a.sources()); err != nil {
+		return err
+	}
+	a.databaseURL, a.redisURL = a.settings.Database.URL, a.settings.Redis.URL
+	a.setLevel(a.settings)
+	return nil
+}
+
+func (a *app) sources() config.Sources {
+	return config.Sources{File: a.configFile, Getenv: os.Getenv, Flags: a.given}
+}
+
+func (a *app) setLevel(l *config.Loaded) {
+	var level slog.Level
+	_ = level.UnmarshalText([]byte(l.Log.Level)) // config lets only levels through
+	a.level.Set(level)
 }
 
 func firstOf(values ...string) string {
@@ -89,12 +104,11 @@ func firstOf(values ...string) string {
 
 // logger writes to stderr: colour on a terminal, JSON when piped or asked for.
 func (a *app) logger() *slog.Logger {
-	var level slog.Level
-	_ = level.UnmarshalText([]byte(a.logLevel)) // check has refused what does not parse
-	if a.logFormat == "json" || a.logFormat == "auto" && !isTerminal(a.stderr) {
-		return slog.New(slog.NewJSONHandler(a.stderr, &slog.HandlerOptions{Level: level}))
+	format := a.settings.Log.Format
+	if format == "json" || format == "auto" && !isTerminal(a.stderr) {
+		return slog.New(slog.NewJSONHandler(a.stderr, &slog.HandlerOptions{Level: &a.level}))
 	}
-	return slog.New(tint.NewTextHandler(a.stderr, &tint.Options{Level: level, TimeFormat: "15:04:05.000", NoColor: !hasColour(a.stderr)}))
+	return slog.New(tint.NewTextHandler(a.stderr, &tint.Options{Level: &a.level, TimeFormat: "15:04:05.000", NoColor: !hasColour(a.stderr)}))
 }
 
 // isTerminal reports whether w is a terminal.
@@ -114,9 +128,10 @@ func hasColour(w io.Writer) bool {
 // database connects to the database that the flags name.
 func (a *app) database(ctx context.Context) (*pgxpool.Pool, error) {
 	if a.databaseURL == "" {
-		return nil, &usageError{fmt.Errorf("no database given: set --database-url, TASKER_DATABASE_URL or DATABASE_URL")}
+		return nil, noDatabase()
 	}
-	return store.Open(ctx, a.databaseURL, "tasker", 4)
+	// Four connections: a command asks one question at a time, or a few.
+	return store.OpenWithin(ctx, a.settings.Database.ConnectTimeout, a.databaseURL, "tasker", 4)
 }
 
 // withStore runs do over a database that fits this binary.

@@ -14,9 +14,8 @@ import (
 
 func (a *app) templateCommand() *cobra.Command {
 	c := group(&cobra.Command{Use: "template", Short: "Check, register and show workflow templates"})
-	var reading templateFlags
 	load := func(folder string) ([]*template.Loaded, error) {
-		opts, err := reading.options()
+		opts, err := a.templateOptions()
 		if err != nil {
 			return nil, err
 		}
@@ -53,7 +52,7 @@ Workers register the folder given to them with --templates when they start.`,
 		},
 	}
 	for _, c := range []*cobra.Command{validate, register} {
-		reading.register(c.Flags(), "")
+		a.settingFlags(c.Flags(), readingSettings...)
 	}
 	list := &cobra.Command{
 		Use: "list", Short: "List the registered templates", Args: argsExactly(0),

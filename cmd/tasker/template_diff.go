@@ -17,7 +17,6 @@ import (
 )
 
 func (a *app) diffCommand() *cobra.Command {
-	var reading templateFlags
 	c := &cobra.Command{
 		Use: "diff A B", Short: "Show what changes from one template to another",
 		Long: `A and B are registered templates, as billing/settle_invoice@1.2.0, or files, as
@@ -30,7 +29,7 @@ started with.`,
 			for i, arg := range args {
 				var err error
 				if isTemplateFile(arg) {
-					sides[i], err = templateFromFile(arg, "", &reading)
+					sides[i], err = a.templateFromFile(arg, "")
 				} else {
 					sides[i], err = a.registeredTemplate(c.Context(), arg)
 				}
@@ -57,7 +56,7 @@ started with.`,
 			return nil
 		},
 	}
-	reading.register(c.Flags(), "")
+	a.settingFlags(c.Flags(), readingSettings...)
 	return c
 }
 

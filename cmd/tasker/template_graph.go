@@ -19,7 +19,6 @@ import (
 
 func (a *app) graphCommand() *cobra.Command {
 	var file, format string
-	var reading templateFlags
 	c := &cobra.Command{
 		Use: "graph [NAMESPACE/NAME[@VERSION]] [--file FOLDER]", Short: "Draw the steps of a template, level by level",
 		Long: `Draws a registered template or, with --file, one from a folder or a file; there
@@ -39,7 +38,7 @@ it is. In text, a step stands one level below the last of those that it is after
 			var t *tasker.Template
 			var err error
 			if file != "" {
-				t, err = templateFromFile(file, name, &reading)
+				t, err = a.templateFromFile(file, name)
 			} else {
 				t, err = a.registeredTemplate(c.Context(), name)
 			}
@@ -62,7 +61,7 @@ it is. In text, a step stands one level below the last of those that it is after
 		},
 	}
 	c.Flags().StringVar(&file, "file", "", "folder or file to read the template from, without a database")
-	reading.register(c.Flags(), "")
+	a.settingFlags(c.Flags(), readingSettings...)
 	c.Flags().StringVar(&format, "format", "", "mermaid or text (default: text on a terminal, mermaid in a pipe)")
 	return c
 }
@@ -82,8 +81,8 @@ func (a *app) registeredTemplate(ctx context.Context, full string) (*tasker.Temp
 
 // templateFromFile reads a template from a file or out of a folder, where full
 // says which, if there are several.
-func templateFromFile(path, full string, reading *templateFlags) (*tasker.Template, error) {
-	opts, err := reading.options()
+func (a *app) templateFromFile(path, full string) (*tasker.Template, error) {
+	opts, err := a.templateOptions()
 	if err != nil {
 		return nil, err
 	}

@@ -43,7 +43,7 @@ func main() {
 	err := worker.Run(ctx, worker.Config{
 		DatabaseURL: os.Getenv("DATABASE_URL"),
 		Handlers:    handlers,
-		Templates:   "examples/go_worker/templates",
+		Live:        worker.Live{Templates: "examples/go_worker/templates"},
 		Logger:      slog.New(slog.NewTextHandler(os.Stderr, nil)),
 	})
 	stop()
