@@ -31,7 +31,7 @@ func Validate(path string) error {
 // parse reads a file's text into values by key. The error is Errors.
 func parse(file string, data []byte) (map[string]found, error) {
 	r := reader{file: file, values: map[string]found{}}
-	root, err := template.ReadDocument(file, "tasker.yaml", data)
+	root, err := template.ReadDocument(file, "configuration", data)
 	var malformed template.Errors
 	if errors.As(err, &malformed) {
 		for _, p := range malformed {

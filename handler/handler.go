@@ -35,6 +35,7 @@ type Func func(ctx context.Context, attempt *tasker.Attempt) (any, error)
 type Registry struct {
 	mu    sync.RWMutex
 	funcs map[string]Func
+	http  HTTP
 }
 
 // NewRegistry returns a registry that holds the built-in handlers

@@ -54,6 +54,14 @@ func (r *Registry) SetHTTP(h HTTP) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.funcs["tasker.http"] = c.call
+	r.http = h
+}
+
+// HTTP is what tasker.http may do.
+func (r *Registry) HTTP() HTTP {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	return r.http
 }
 
 type caller struct {

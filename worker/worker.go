@@ -77,6 +77,13 @@ func (c *Config) setDefaults() {
 	}
 }
 
+// Defaults is what the zero Config means.
+func Defaults() Config {
+	var c Config
+	c.setDefaults()
+	return c
+}
+
 // ErrConfig says that a setting makes no sense; the message says which.
 var ErrConfig = errors.New("bad setting")
 
