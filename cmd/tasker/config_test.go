@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -76,6 +77,45 @@ func TestEverySettingReachesTheWorker(t *testing.T) {
 			t.Errorf("%s is not in one place", s.Key)
 		}
 	}
+}
+
+// A field that a setting is handed to and that nobody reads would be a setting
+// without effect.
+func TestEveryFieldOfTheWorkersConfigIsUsed(t *testing.T) {
+	t.Parallel()
+	var code strings.Builder
+	for _, room := range []string{"worker", "orchestrator", "jobs", "sidekiq", "store", "handler"} {
+		files, err := filepath.Glob(filepath.Join("..", "..", room, "*.go"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, file := range files {
+			text, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for line := range strings.Lines(string(text)) {
+				if !strings.HasSuffix(file, "_test.go") && !strings.Contains(line, "cmp.Or(") { // its default is no use
+					code.WriteString(line)
+				}
+			}
+		}
+	}
+	var check func(reflect.Type)
+	check = func(config reflect.Type) {
+		for i := range config.NumField() {
+			f := config.Field(i)
+			if f.Type.Kind() == reflect.Pointer && f.Name == "HTTP" {
+				f.Type = f.Type.Elem()
+			}
+			if f.Type.Kind() == reflect.Struct {
+				check(f.Type)
+			} else if !regexp.MustCompile(`\.` + f.Name + `\b`).MatchString(code.String()) {
+				t.Errorf("nobody reads %s.%s", config, f.Name)
+			}
+		}
+	}
+	check(reflect.TypeFor[worker.Config]())
 }
 
 func TestSettingsOfTheLog(t *testing.T) {
