@@ -17,6 +17,9 @@ const (
 	EventTaskResumed     EventName = "task.resumed"
 	EventTaskRunNow      EventName = "task.run_now"
 	EventTaskPriority    EventName = "task.priority_changed"
+	EventTaskStale       EventName = "task.stale"                    // listed: nothing has happened to it for long
+	EventTaskDeadLetter  EventName = "task.dead_lettered"            // listed: it is in error
+	EventTaskAcknowledge EventName = "task.dead_letter_acknowledged" // taken off the list by an operator
 
 	EventStepEnqueued  EventName = "step.execution_requested" // → enqueued
 	EventStepStarted   EventName = "step.handle"              // → in_progress

@@ -25,6 +25,7 @@ type Config struct {
 	Database     Database
 	Redis        Redis
 	Worker       Worker
+	DeadLetters  DeadLetters
 	Orchestrator Orchestrator
 	Writer       Writer
 	River        River
@@ -68,6 +69,16 @@ type Worker struct {
 	SweepEvery      time.Duration
 	RestartEvery    time.Duration
 	ReconnectAfter  time.Duration
+}
+
+// DeadLetters is when a task counts as one that stands still.
+type DeadLetters struct {
+	Every      time.Duration
+	Pending    time.Duration
+	InProgress time.Duration
+	Waiting    time.Duration
+	Running    time.Duration
+	Failed     time.Duration
 }
 
 // Orchestrator is how a loop treats its task.

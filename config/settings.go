@@ -185,6 +185,37 @@ var Settings = []Setting{
 	},
 
 	{
+		Key: "dead_letters.every", Kind: Duration, Default: "1m", Least: "1s", Most: "24h", Live: true, field: func(c *Config) any { return &c.DeadLetters.Every },
+		About: "How often tasks are looked for that have failed, or that nothing happens to",
+		Why:   "Dead letters are for people, who look minutes later; it is one query over the open tasks.",
+	},
+	{
+		Key: "dead_letters.pending", Kind: Duration, Default: "1h", Least: "1s", Most: "8760h", Live: true, field: func(c *Config) any { return &c.DeadLetters.Pending },
+		About: "How long a task may wait for a worker before it is listed",
+		Why:   "A backlog after a deployment drains within it; a task that no worker can take is found the same hour.",
+	},
+	{
+		Key: "dead_letters.in_progress", Kind: Duration, Default: "30m", Least: "1s", Most: "8760h", Live: true, field: func(c *Config) any { return &c.DeadLetters.InProgress },
+		About: "How long nothing may happen to a task that has begun and has no attempt out",
+		Why:   "Nothing in the engine waits for so long without saying until when.",
+	},
+	{
+		Key: "dead_letters.waiting", Kind: Duration, Default: "30m", Least: "1s", Most: "8760h", Live: true, field: func(c *Config) any { return &c.DeadLetters.Waiting },
+		About: "How long an attempt may lie in Sidekiq's queue",
+		Why:   "Longer than a busy queue, shorter than somebody's patience; where it matters, a step says so with `schedule_to_start_seconds`.",
+	},
+	{
+		Key: "dead_letters.running", Kind: Duration, Default: "24h", Least: "1s", Most: "8760h", Live: true, field: func(c *Config) any { return &c.DeadLetters.Running },
+		About: "How long an attempt may run that has neither `timeout_seconds` nor `heartbeat_seconds`",
+		Why:   "Nothing else would end it; what is meant to run for days says so with a heartbeat.",
+	},
+	{
+		Key: "dead_letters.failed", Kind: Duration, Default: "0s", Least: "0s", Most: "8760h", Live: true, field: func(c *Config) any { return &c.DeadLetters.Failed },
+		About: "How long a task may be in error before it is listed",
+		Why:   "A failed task waits for a person from the start; raise it where something retries by itself.",
+	},
+
+	{
 		Key: "orchestrator.max_losses", Kind: Whole, Default: "5", Least: "1", Most: "1000", Live: true, field: func(c *Config) any { return &c.Orchestrator.MaxLosses },
 		About: "Attempts of one step that may be lost with the process that ran them; the next one puts the step in error",
 		Why:   "A few deployments and crashes are borne, while a step that kills its process each time can't do so for ever.",

@@ -26,6 +26,26 @@ CREATE TYPE tasker.river_job_state AS ENUM (
 );
 
 --
+-- Name: acknowledge_dead_letter(bigint, text, text); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.acknowledge_dead_letter(task bigint, who text DEFAULT NULL::text, why text DEFAULT NULL::text) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    UPDATE tasker.dead_letters d SET resolved_at = now(), resolution = 'acknowledged', resolved_by = who, note = why
+    WHERE d.task_id = task AND d.resolved_at IS NULL;
+    IF FOUND THEN
+        PERFORM tasker.record_verb(task, NULL, 'task.dead_letter_acknowledged', who, why);
+    ELSIF NOT EXISTS (SELECT FROM tasker.tasks t WHERE t.task_id = task) THEN
+        RAISE EXCEPTION 'there is no task %', coalesce(task::text, 'NULL') USING ERRCODE = 'no_data_found';
+    ELSE
+        RAISE EXCEPTION 'task % has no open dead letter: there is nothing to acknowledge', task
+        USING ERRCODE = 'TK008', HINT = 'the open ones: tasker dead-letter list';
+    END IF;
+END $$;
+
+--
 -- Name: admit_waiters(); Type: FUNCTION; Schema: tasker; Owner: -
 --
 
@@ -251,6 +271,50 @@ BEGIN
 END $$;
 
 --
+-- Name: close_dead_letters(integer); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.close_dead_letters(most integer) RETURNS integer
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    n int;
+BEGIN
+    WITH moved AS (
+        SELECT d.dead_letter_id, d.task_id, d.since, t.state, t.paused_at
+        FROM tasker.dead_letters d LEFT JOIN tasker.tasks t USING (task_id)
+        WHERE d.resolved_at IS NULL AND CASE d.reason
+            WHEN 'failed' THEN t.state IS DISTINCT FROM 'error' OR t.finished_at > d.since
+            ELSE NOT EXISTS (SELECT FROM tasker.quiet_tasks q WHERE q.task_id = d.task_id AND q.since <= d.since) END
+        ORDER BY d.task_id LIMIT most
+        FOR UPDATE OF d SKIP LOCKED -- somebody acknowledges it
+    )
+    UPDATE tasker.dead_letters d
+    SET resolved_at = now(),
+        resolution  = coalesce(v.resolution, 'moved_on'),
+        resolved_by = v.who,
+        note        = CASE WHEN v.name IS NOT NULL THEN v.why
+                           WHEN moved.state IS NULL THEN 'the task was deleted'
+                           WHEN moved.state = 'in_progress' THEN 'the task went on by itself'
+                           ELSE format('the task is %s', replace(moved.state, '_', ' ')) END
+    FROM moved LEFT JOIN LATERAL (
+        -- How it ended tells most, then what was done first: other verbs follow from it.
+        SELECT e.name, e.data ->> 'by' AS who, e.data ->> 'reason' AS why,
+               CASE WHEN e.name = 'task.cancelled' THEN 'cancelled'
+                    WHEN e.name IN ('task.resolved_manually', 'step.resolved_manually', 'step.skipped') THEN 'resolved'
+                    WHEN e.name NOT IN ('task.paused', 'task.resumed') THEN 'retried' END AS resolution
+        FROM tasker.events e
+        WHERE e.task_id = moved.task_id AND e.created_at > moved.since
+          AND (e.name IN ('task.cancelled', 'task.resolved_manually', 'task.retry_requested', 'task.run_now', 'task.paused', 'task.resumed',
+                          'step.resolved_manually', 'step.initialize_requested', 'step.run_now')
+               OR e.name = 'step.skipped' AND e.data ? 'by') -- the engine skips too
+        ORDER BY e.name IN ('task.cancelled', 'task.resolved_manually') DESC, e.event_id LIMIT 1) v ON true
+    WHERE d.dead_letter_id = moved.dead_letter_id;
+    GET DIAGNOSTICS n = ROW_COUNT;
+    RETURN n;
+END $$;
+
+--
 -- Name: context_key(jsonb); Type: FUNCTION; Schema: tasker; Owner: -
 --
 
@@ -401,6 +465,59 @@ CREATE FUNCTION tasker.fence_class() RETURNS integer
     AS $$SELECT 1953721202$$;
 
 --
+-- Name: find_stale_tasks(interval, interval, interval, interval, interval, integer); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.find_stale_tasks(pending interval DEFAULT '01:00:00'::interval, in_progress interval DEFAULT '00:30:00'::interval, waiting interval DEFAULT '00:30:00'::interval, running interval DEFAULT '24:00:00'::interval, failed interval DEFAULT '00:00:00'::interval, most integer DEFAULT 1000) RETURNS integer
+    LANGUAGE plpgsql
+    SET enable_seqscan TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET jit TO 'off'
+    SET lock_timeout TO '100ms'
+    AS $$
+DECLARE
+    shortest interval := least(pending, in_progress, waiting, running);
+    n int;
+BEGIN
+    IF NOT pg_try_advisory_xact_lock(tasker.fence_class(), -1) THEN
+        RETURN 0;
+    END IF;
+    PERFORM tasker.close_dead_letters(most); -- first: a task may have one open entry
+    WITH candidates AS (
+        (SELECT q.task_id, q.reason, q.since
+         FROM tasker.quiet_tasks q
+         WHERE q.task_since < now() - shortest AND NOT q.watched
+           AND q.since < now() - CASE q.reason WHEN 'stale_pending' THEN pending WHEN 'stale_running' THEN running
+                                               WHEN 'stale_waiting' THEN waiting ELSE in_progress END
+           AND NOT EXISTS (SELECT FROM tasker.dead_letters d WHERE d.task_id = q.task_id
+                           AND (d.resolved_at IS NULL OR d.resolution = 'acknowledged' AND d.since >= q.since))
+         ORDER BY q.since LIMIT most)
+        UNION ALL
+        (SELECT t.task_id, 'failed', t.finished_at
+         FROM tasker.tasks t
+         WHERE t.state = 'error' AND t.finished_at <= now() - failed
+           AND NOT EXISTS (SELECT FROM tasker.dead_letters d WHERE d.task_id = t.task_id
+                           AND (d.resolved_at IS NULL OR d.resolution = 'acknowledged' AND d.since >= t.finished_at))
+         ORDER BY t.finished_at LIMIT most)
+    ), listed AS (
+        INSERT INTO tasker.dead_letters (task_id, reason, since, detail)
+        SELECT c.task_id, c.reason, c.since, coalesce(
+            CASE WHEN t.error ->> 'code' = 'task_deadline' THEN t.error ->> 'message' END,
+            tasker.held_by(c.task_id), t.error ->> 'message',
+            'all its steps have ended, and no worker has ended the task')
+        FROM candidates c JOIN tasker.tasks t USING (task_id)
+        ORDER BY c.since LIMIT most
+        RETURNING dead_letter_id, task_id, reason, since, detail
+    )
+    INSERT INTO tasker.events (task_id, name, data)
+    SELECT l.task_id, CASE l.reason WHEN 'failed' THEN 'task.dead_lettered' ELSE 'task.stale' END,
+           jsonb_build_object('dead_letter_id', l.dead_letter_id, 'reason', l.reason, 'since', l.since, 'detail', l.detail)
+    FROM listed l ORDER BY l.dead_letter_id;
+    GET DIAGNOSTICS n = ROW_COUNT;
+    RETURN n;
+END $$;
+
+--
 -- Name: gate_is_for(text, text, text, text, text, text, text, text); Type: FUNCTION; Schema: tasker; Owner: -
 --
 
@@ -481,6 +598,21 @@ BEGIN
     WHERE d.step_id = $1 AND d.attempt = $2 AND d.started_at IS NOT NULL AND d.failure IS NULL;
     RETURN FOUND;
 END $_$;
+
+--
+-- Name: held_by(bigint); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.held_by(task bigint) RETURNS text
+    LANGUAGE sql STABLE
+    AS $$
+    SELECT format('%s: %s', r.name, r.explanation) || CASE WHEN r.likewise > 1 THEN format(' (and %s more likewise)', r.likewise - 1) ELSE '' END
+    FROM (SELECT s.name, s.explanation, s.position, count(*) OVER (PARTITION BY s.reason) AS likewise,
+                 array_position(ARRAY['no_process_alive', 'no_handler_alive', 'no_worker_alive', 'running', 'enqueued', 'ready', 'at_limit', 'backoff',
+                                      'attempts_exhausted', 'failed', 'fail_fast', 'dependencies', 'blocked'], s.reason) AS telling
+          FROM tasker.step_readiness s WHERE s.task_id = task) r
+    WHERE r.telling IS NOT NULL ORDER BY r.telling, r.position LIMIT 1
+$$;
 
 --
 -- Name: leave_gates(); Type: FUNCTION; Schema: tasker; Owner: -
@@ -2056,6 +2188,74 @@ BEGIN
 END $$;
 
 --
+-- Name: dead_letters; Type: TABLE; Schema: tasker; Owner: -
+--
+
+CREATE TABLE tasker.dead_letters (
+    dead_letter_id bigint NOT NULL,
+    task_id bigint NOT NULL,
+    found_at timestamp with time zone DEFAULT now() NOT NULL,
+    reason text NOT NULL,
+    since timestamp with time zone NOT NULL,
+    detail text NOT NULL,
+    resolved_at timestamp with time zone,
+    resolution text,
+    resolved_by text,
+    note text,
+    CONSTRAINT dead_letters_check CHECK (((resolved_at IS NULL) = (resolution IS NULL))),
+    CONSTRAINT dead_letters_reason_check CHECK ((reason = ANY (ARRAY['stale_pending'::text, 'stale_in_progress'::text, 'stale_waiting'::text, 'stale_running'::text, 'failed'::text]))),
+    CONSTRAINT dead_letters_resolution_check CHECK ((resolution = ANY (ARRAY['acknowledged'::text, 'retried'::text, 'cancelled'::text, 'resolved'::text, 'moved_on'::text])))
+);
+
+--
+-- Name: TABLE dead_letters; Type: COMMENT; Schema: tasker; Owner: -
+--
+
+COMMENT ON TABLE tasker.dead_letters IS 'Tasks that stand still or have failed, why, and what was done about it';
+
+--
+-- Name: dead_letter_list; Type: VIEW; Schema: tasker; Owner: -
+--
+
+CREATE VIEW tasker.dead_letter_list AS
+ SELECT d.dead_letter_id,
+    d.task_id,
+    t.namespace,
+    t.name,
+    t.version,
+    t.state,
+    d.reason,
+    d.detail,
+    d.since,
+    d.found_at,
+    (COALESCE(d.resolved_at, now()) - d.since) AS age,
+    d.resolved_at,
+    d.resolution,
+    d.resolved_by,
+    d.note
+   FROM (tasker.dead_letters d
+     LEFT JOIN tasker.tasks t USING (task_id));
+
+--
+-- Name: VIEW dead_letter_list; Type: COMMENT; Schema: tasker; Owner: -
+--
+
+COMMENT ON VIEW tasker.dead_letter_list IS 'tasker.dead_letters with their tasks; the open ones have no resolved_at';
+
+--
+-- Name: dead_letters_dead_letter_id_seq; Type: SEQUENCE; Schema: tasker; Owner: -
+--
+
+ALTER TABLE tasker.dead_letters ALTER COLUMN dead_letter_id ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME tasker.dead_letters_dead_letter_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
+
+--
 -- Name: dispatches; Type: TABLE; Schema: tasker; Owner: -
 --
 
@@ -2210,6 +2410,104 @@ ALTER TABLE tasker.processes ALTER COLUMN process_id ADD GENERATED ALWAYS AS IDE
 );
 
 --
+-- Name: template_steps; Type: TABLE; Schema: tasker; Owner: -
+--
+
+CREATE TABLE tasker.template_steps (
+    template_id bigint NOT NULL,
+    "position" integer NOT NULL,
+    name text NOT NULL,
+    handler_class text,
+    handler text,
+    queue text DEFAULT 'default'::text NOT NULL,
+    depends_on integer[] DEFAULT '{}'::integer[] NOT NULL,
+    attempt_limit integer NOT NULL,
+    timeout_seconds double precision,
+    handler_config jsonb DEFAULT '{}'::jsonb NOT NULL,
+    result_schema jsonb,
+    schedule_to_start_seconds double precision,
+    heartbeat_seconds double precision,
+    limit_key text,
+    CONSTRAINT template_steps_attempt_limit_check CHECK ((attempt_limit > 0)),
+    CONSTRAINT template_steps_check CHECK (((handler_class IS NULL) <> (handler IS NULL)))
+);
+
+--
+-- Name: workers; Type: TABLE; Schema: tasker; Owner: -
+--
+
+CREATE TABLE tasker.workers (
+    worker_id bigint NOT NULL,
+    name text NOT NULL,
+    client_id text NOT NULL,
+    state text DEFAULT 'alive'::text NOT NULL,
+    lease interval DEFAULT '00:00:04'::interval NOT NULL,
+    details jsonb DEFAULT '{}'::jsonb NOT NULL,
+    started_at timestamp with time zone DEFAULT now() NOT NULL,
+    last_seen_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT workers_state_check CHECK ((state = ANY (ARRAY['alive'::text, 'stopped'::text, 'dead'::text])))
+)
+WITH (fillfactor='50');
+
+--
+-- Name: quiet_tasks; Type: VIEW; Schema: tasker; Owner: -
+--
+
+CREATE VIEW tasker.quiet_tasks AS
+ SELECT t.task_id,
+        CASE
+            WHEN (t.state = 'pending'::text) THEN 'stale_pending'::text
+            WHEN s.running THEN 'stale_running'::text
+            WHEN s.enqueued THEN 'stale_waiting'::text
+            ELSE 'stale_in_progress'::text
+        END AS reason,
+    GREATEST(q.since, s.moved_at,
+        CASE
+            WHEN ((NOT s.running) AND (NOT s.enqueued)) THEN s.retry_at
+            ELSE NULL::timestamp with time zone
+        END) AS since,
+    s.watched,
+    q.since AS task_since
+   FROM ((tasker.tasks t
+     CROSS JOIN LATERAL ( SELECT GREATEST(t.created_at, t.started_at, t.run_at, ( SELECT l.created_at
+                   FROM ( SELECT e.event_id,
+                            e.created_at,
+                            e.name
+                           FROM tasker.events e
+                          WHERE (e.task_id = t.task_id)
+                          ORDER BY e.event_id DESC
+                         LIMIT 100) l
+                  WHERE (l.name <> ALL (ARRAY['workflow.task_reenqueue_delayed'::text, 'step.report_refused'::text, 'task.priority_changed'::text, 'task.stale'::text, 'task.dead_lettered'::text, 'task.dead_letter_acknowledged'::text]))
+                  ORDER BY l.event_id DESC
+                 LIMIT 1)) AS since
+         OFFSET 0) q)
+     CROSS JOIN LATERAL ( SELECT max(GREATEST(p.started_at, p.finished_at)) AS moved_at,
+            min(p.retry_at) FILTER (WHERE (p.state = 'waiting_for_retry'::text)) AS retry_at,
+            COALESCE(bool_or((p.state = 'enqueued'::text)), false) AS enqueued,
+            COALESCE(bool_or(r.runs), false) AS running,
+            COALESCE(bool_or(((r.runs AND (COALESCE(d.deadline, d.beat_by) IS NOT NULL)) OR (r.runs AND (d.step_id IS NULL) AND (COALESCE(x.timeout_seconds, x.heartbeat_seconds) IS NOT NULL)) OR ((p.state = 'enqueued'::text) AND (d.start_by IS NOT NULL)))), false) AS watched
+           FROM ((((tasker.steps p
+             JOIN tasker.template_steps x ON (((x.template_id = t.template_id) AND (x."position" = p."position"))))
+             LEFT JOIN tasker.dispatches d ON (((d.step_id = p.step_id) AND (d.failure IS NULL))))
+             LEFT JOIN tasker.processes o ON ((o.process_id = d.process_id)))
+             CROSS JOIN LATERAL ( SELECT ((p.state = 'in_progress'::text) AND
+                        CASE
+                            WHEN (x.handler IS NOT NULL) THEN (EXISTS ( SELECT
+                               FROM tasker.workers w
+                              WHERE ((w.worker_id = t.owner) AND (w.state = 'alive'::text))))
+                            WHEN (d.process_id IS NOT NULL) THEN ((o.stopped_at IS NULL) AND (GREATEST(o.last_seen_at, pg_postmaster_start_time()) > (now() - '00:00:10'::interval)))
+                            ELSE (d.step_id IS NOT NULL)
+                        END) AS runs) r)
+          WHERE ((p.task_id = t.task_id) AND (q.since IS NOT NULL))) s)
+  WHERE ((t.state = ANY (ARRAY['pending'::text, 'in_progress'::text])) AND (t.paused_at IS NULL));
+
+--
+-- Name: VIEW quiet_tasks; Type: COMMENT; Schema: tasker; Owner: -
+--
+
+COMMENT ON VIEW tasker.quiet_tasks IS 'Open tasks, and since when nothing has happened to them; paused ones are left out';
+
+--
 -- Name: river_job; Type: TABLE; Schema: tasker; Owner: -
 --
 
@@ -2333,29 +2631,6 @@ CREATE TABLE tasker.schema_migrations (
 );
 
 --
--- Name: template_steps; Type: TABLE; Schema: tasker; Owner: -
---
-
-CREATE TABLE tasker.template_steps (
-    template_id bigint NOT NULL,
-    "position" integer NOT NULL,
-    name text NOT NULL,
-    handler_class text,
-    handler text,
-    queue text DEFAULT 'default'::text NOT NULL,
-    depends_on integer[] DEFAULT '{}'::integer[] NOT NULL,
-    attempt_limit integer NOT NULL,
-    timeout_seconds double precision,
-    handler_config jsonb DEFAULT '{}'::jsonb NOT NULL,
-    result_schema jsonb,
-    schedule_to_start_seconds double precision,
-    heartbeat_seconds double precision,
-    limit_key text,
-    CONSTRAINT template_steps_attempt_limit_check CHECK ((attempt_limit > 0)),
-    CONSTRAINT template_steps_check CHECK (((handler_class IS NULL) <> (handler IS NULL)))
-);
-
---
 -- Name: step_dependencies; Type: VIEW; Schema: tasker; Owner: -
 --
 
@@ -2405,23 +2680,6 @@ CREATE TABLE tasker.task_templates (
 --
 
 COMMENT ON TABLE tasker.task_templates IS 'Registered workflow definitions; immutable once a task has used them';
-
---
--- Name: workers; Type: TABLE; Schema: tasker; Owner: -
---
-
-CREATE TABLE tasker.workers (
-    worker_id bigint NOT NULL,
-    name text NOT NULL,
-    client_id text NOT NULL,
-    state text DEFAULT 'alive'::text NOT NULL,
-    lease interval DEFAULT '00:00:04'::interval NOT NULL,
-    details jsonb DEFAULT '{}'::jsonb NOT NULL,
-    started_at timestamp with time zone DEFAULT now() NOT NULL,
-    last_seen_at timestamp with time zone DEFAULT now() NOT NULL,
-    CONSTRAINT workers_state_check CHECK ((state = ANY (ARRAY['alive'::text, 'stopped'::text, 'dead'::text])))
-)
-WITH (fillfactor='50');
 
 --
 -- Name: step_readiness; Type: VIEW; Schema: tasker; Owner: -
@@ -2764,6 +3022,13 @@ ALTER TABLE ONLY tasker.river_job ALTER COLUMN id SET DEFAULT nextval('tasker.ri
 ALTER TABLE ONLY tasker.river_notification ALTER COLUMN id SET DEFAULT nextval('tasker.river_notification_id_seq'::regclass);
 
 --
+-- Name: dead_letters dead_letters_pkey; Type: CONSTRAINT; Schema: tasker; Owner: -
+--
+
+ALTER TABLE ONLY tasker.dead_letters
+    ADD CONSTRAINT dead_letters_pkey PRIMARY KEY (dead_letter_id);
+
+--
 -- Name: dispatches dispatches_pkey; Type: CONSTRAINT; Schema: tasker; Owner: -
 --
 
@@ -2911,6 +3176,18 @@ ALTER TABLE ONLY tasker.workers
     ADD CONSTRAINT workers_pkey PRIMARY KEY (worker_id);
 
 --
+-- Name: dead_letters_of_task; Type: INDEX; Schema: tasker; Owner: -
+--
+
+CREATE INDEX dead_letters_of_task ON tasker.dead_letters USING btree (task_id, dead_letter_id);
+
+--
+-- Name: dead_letters_open; Type: INDEX; Schema: tasker; Owner: -
+--
+
+CREATE UNIQUE INDEX dead_letters_open ON tasker.dead_letters USING btree (task_id) WHERE (resolved_at IS NULL);
+
+--
 -- Name: dispatches_of_task; Type: INDEX; Schema: tasker; Owner: -
 --
 
@@ -3011,6 +3288,12 @@ CREATE INDEX tasks_correlation ON tasker.tasks USING btree (correlation_id) WHER
 --
 
 CREATE INDEX tasks_deadline ON tasker.tasks USING btree (deadline) WHERE ((deadline IS NOT NULL) AND (state = ANY (ARRAY['pending'::text, 'in_progress'::text])));
+
+--
+-- Name: tasks_failed; Type: INDEX; Schema: tasker; Owner: -
+--
+
+CREATE INDEX tasks_failed ON tasker.tasks USING btree (finished_at) WHERE (state = 'error'::text);
 
 --
 -- Name: tasks_idempotency; Type: INDEX; Schema: tasker; Owner: -

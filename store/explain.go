@@ -62,6 +62,8 @@ type Explanation struct {
 	PausedAt *time.Time
 	Owned    bool // a worker's loop runs it
 	Steps    []Readiness
+
+	DeadLetter *DeadLetter // nil: it is not listed as one at the moment
 }
 
 // Explain reads why a task is where it is, all of it at one moment.
@@ -88,7 +90,17 @@ func (s *Store) Explain(ctx context.Context, id int64) (*Explanation, error) {
 		if err != nil {
 			return err
 		}
-		e.Steps, err = pgx.CollectRows(rows, pgx.RowToStructByPos[Readiness])
+		if e.Steps, err = pgx.CollectRows(rows, pgx.RowToStructByPos[Readiness]); err != nil {
+			return err
+		}
+		rows, err = tx.Query(ctx, `SELECT `+deadLetterColumns+` FROM tasker.dead_letter_list WHERE task_id = $1 AND resolved_at IS NULL`, id)
+		if err != nil {
+			return err
+		}
+		listed, err := pgx.CollectRows(rows, pgx.RowToAddrOfStructByPos[DeadLetter])
+		if len(listed) > 0 {
+			e.DeadLetter = listed[0] // a task has one open entry at most
+		}
 		return err
 	})
 	if err != nil {

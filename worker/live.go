@@ -9,6 +9,7 @@ import (
 
 	"github.com/taskerhq/tasker/handler"
 	"github.com/taskerhq/tasker/orchestrator"
+	"github.com/taskerhq/tasker/store"
 )
 
 // Live is what may change while a worker runs. Each value that is received from
@@ -41,8 +42,11 @@ type Live struct {
 	SilentProcess  time.Duration // silence after which a Sidekiq process is dead; default 10 s
 	UnstartedFor   time.Duration // then a look into Redis is due; default 5 s
 	SweepEvery     time.Duration // what should never be; default 30 s
+	StaleEvery     time.Duration // tasks that stand still or have failed; default 1 min
 	RestartEvery   time.Duration // tries of a worker that was declared dead to start anew; default 1 s
 	ReconnectAfter time.Duration // when the connection that listens broke; default 500 ms
+
+	Stale store.Staleness // defaults 1 h, 30 min, 30 min, 24 h, 0
 }
 
 // WithDefaults has the default in place of each zero.
@@ -60,6 +64,11 @@ func (l Live) WithDefaults() Live {
 	l.SilentProcess = cmp.Or(l.SilentProcess, 10*time.Second)
 	l.UnstartedFor = cmp.Or(l.UnstartedFor, 5*time.Second)
 	l.SweepEvery = cmp.Or(l.SweepEvery, 30*time.Second)
+	l.StaleEvery = cmp.Or(l.StaleEvery, time.Minute)
+	l.Stale.Pending = cmp.Or(l.Stale.Pending, time.Hour)
+	l.Stale.InProgress = cmp.Or(l.Stale.InProgress, 30*time.Minute)
+	l.Stale.Waiting = cmp.Or(l.Stale.Waiting, 30*time.Minute)
+	l.Stale.Running = cmp.Or(l.Stale.Running, 24*time.Hour)
 	l.RestartEvery = cmp.Or(l.RestartEvery, time.Second)
 	l.ReconnectAfter = cmp.Or(l.ReconnectAfter, 500*time.Millisecond)
 	return l

@@ -249,6 +249,9 @@ func (w *worker) session(ctx context.Context) (err error) {
 	services.Go(func() {
 		everyLive(background, w.live, func(l *Live) time.Duration { return l.SweepEvery }, log, func(ctx context.Context) error { return w.sweep(ctx, log) })
 	})
+	services.Go(func() {
+		everyLive(background, w.live, func(l *Live) time.Duration { return l.StaleEvery }, log, func(ctx context.Context) error { return w.findStale(ctx, log) })
+	})
 	services.Go(func() { w.follow(background, o, log) })
 	defer func() {
 		end()
@@ -404,6 +407,18 @@ func (w *worker) sweep(ctx context.Context, log *slog.Logger) error {
 	found, err := w.store.Sweep(ctx)
 	if found > 0 {
 		log.Error("tasks were found that nothing would have brought back; they go on. Please report this", "tasks", found)
+	}
+	return err
+}
+
+// findStale lists tasks that stand still, and tasks that failed.
+func (w *worker) findStale(ctx context.Context, log *slog.Logger) error {
+	l := w.live.now()
+	ctx, cancel := context.WithTimeout(ctx, l.RepairTimeout)
+	defer cancel()
+	found, err := w.store.FindStale(ctx, l.Stale)
+	if found > 0 {
+		log.Warn("tasks have failed, or nothing has happened to them for long; see: tasker dead-letter list", "tasks", found)
 	}
 	return err
 }

@@ -43,6 +43,7 @@ type explained struct {
 	Until       *time.Time        `json:"until"` // when something happens by itself, where that is known
 	Commands    []move            `json:"commands"`
 	Steps       []store.Readiness `json:"steps"`
+	DeadLetter  *store.DeadLetter `json:"dead_letter"` // its open entry
 }
 
 // move is a command that would move the task, and what it would do.
@@ -63,7 +64,7 @@ var tellingOrder = []store.Reason{
 
 func explain(e *store.Explanation, now time.Time) *explained {
 	by := map[store.Reason][]*store.Readiness{}
-	x := &explained{TaskSummary: e.Task, Commands: []move{}, Steps: e.Steps}
+	x := &explained{TaskSummary: e.Task, Commands: []move{}, Steps: e.Steps, DeadLetter: e.DeadLetter}
 	var cancelled []*store.Readiness
 	for i := range e.Steps {
 		s := &e.Steps[i]
@@ -81,6 +82,9 @@ func explain(e *store.Explanation, now time.Time) *explained {
 	x.Commands = append(x.Commands, moves(e, by)...)
 
 	sentences := []string{opening(e, now)}
+	if d := e.DeadLetter; d != nil {
+		sentences = append(sentences, fmt.Sprintf("It is a dead letter (%s) since %s.", d.Reason, d.FoundAt.Local().Format("2006-01-02 15:04:05")))
+	}
 	if !e.Task.State.Finished() || e.Task.State == tasker.TaskError {
 		for _, reason := range tellingOrder {
 			if steps := by[reason]; len(steps) > 0 {
@@ -212,6 +216,9 @@ func moves(e *store.Explanation, by map[store.Reason][]*store.Readiness) []move 
 	}
 	if e.Task.State == tasker.TaskError {
 		add("closes the task: its work was done by other means", "tasker task resolve %d", task)
+	}
+	if e.DeadLetter != nil {
+		add("takes it off the list of dead letters, and leaves it as it is", "tasker dead-letter acknowledge %d", task)
 	}
 	add("stops it for good", "tasker task cancel %d", task)
 	return list
