@@ -281,8 +281,9 @@ DECLARE
     n int;
 BEGIN
     WITH moved AS (
-        SELECT d.dead_letter_id, d.task_id, d.since, t.state, t.paused_at
-        FROM tasker.dead_letters d LEFT JOIN tasker.tasks t USING (task_id)
+        SELECT d.dead_letter_id, d.task_id, d.since, t.state
+        FROM tasker.dead_letters d
+        LEFT JOIN LATERAL (SELECT u.state, u.finished_at FROM tasker.tasks u WHERE u.task_id = d.task_id OFFSET 0) t ON true
         WHERE d.resolved_at IS NULL AND CASE d.reason
             WHEN 'failed' THEN t.state IS DISTINCT FROM 'error' OR t.finished_at > d.since
             ELSE NOT EXISTS (SELECT FROM tasker.quiet_tasks q WHERE q.task_id = d.task_id AND q.since <= d.since) END
@@ -468,7 +469,7 @@ CREATE FUNCTION tasker.fence_class() RETURNS integer
 -- Name: find_stale_tasks(interval, interval, interval, interval, interval, integer); Type: FUNCTION; Schema: tasker; Owner: -
 --
 
-CREATE FUNCTION tasker.find_stale_tasks(pending interval DEFAULT '01:00:00'::interval, in_progress interval DEFAULT '00:30:00'::interval, waiting interval DEFAULT '00:30:00'::interval, running interval DEFAULT '24:00:00'::interval, failed interval DEFAULT '00:00:00'::interval, most integer DEFAULT 1000) RETURNS integer
+CREATE FUNCTION tasker.find_stale_tasks(pending interval DEFAULT '01:00:00'::interval, in_progress interval DEFAULT '00:30:00'::interval, waiting interval DEFAULT '00:30:00'::interval, running interval DEFAULT '24:00:00'::interval, failed interval DEFAULT '00:00:00'::interval, most integer DEFAULT 200, OUT found_tasks integer, OUT closed_entries integer) RETURNS record
     LANGUAGE plpgsql
     SET enable_seqscan TO 'off'
     SET enable_mergejoin TO 'off'
@@ -477,27 +478,28 @@ CREATE FUNCTION tasker.find_stale_tasks(pending interval DEFAULT '01:00:00'::int
     AS $$
 DECLARE
     shortest interval := least(pending, in_progress, waiting, running);
-    n int;
 BEGIN
+    found_tasks := 0;
+    closed_entries := 0;
     IF NOT pg_try_advisory_xact_lock(tasker.fence_class(), -1) THEN
-        RETURN 0;
+        RETURN;
     END IF;
-    PERFORM tasker.close_dead_letters(most); -- first: a task may have one open entry
+    closed_entries := tasker.close_dead_letters(most); -- first: a task may have one open entry
     WITH candidates AS (
         (SELECT q.task_id, q.reason, q.since
          FROM tasker.quiet_tasks q
-         WHERE q.task_since < now() - shortest AND NOT q.watched
+         WHERE q.created_at < now() - shortest AND q.task_since < now() - shortest AND NOT q.watched
            AND q.since < now() - CASE q.reason WHEN 'stale_pending' THEN pending WHEN 'stale_running' THEN running
                                                WHEN 'stale_waiting' THEN waiting ELSE in_progress END
            AND NOT EXISTS (SELECT FROM tasker.dead_letters d WHERE d.task_id = q.task_id
-                           AND (d.resolved_at IS NULL OR d.resolution = 'acknowledged' AND d.since >= q.since))
+                           AND (d.resolved_at IS NULL OR d.resolution = 'acknowledged' AND d.since >= q.since) OFFSET 0)
          ORDER BY q.since LIMIT most)
         UNION ALL
         (SELECT t.task_id, 'failed', t.finished_at
          FROM tasker.tasks t
          WHERE t.state = 'error' AND t.finished_at <= now() - failed
            AND NOT EXISTS (SELECT FROM tasker.dead_letters d WHERE d.task_id = t.task_id
-                           AND (d.resolved_at IS NULL OR d.resolution = 'acknowledged' AND d.since >= t.finished_at))
+                           AND (d.resolved_at IS NULL OR d.resolution = 'acknowledged' AND d.since >= t.finished_at) OFFSET 0)
          ORDER BY t.finished_at LIMIT most)
     ), listed AS (
         INSERT INTO tasker.dead_letters (task_id, reason, since, detail)
@@ -513,8 +515,7 @@ BEGIN
     SELECT l.task_id, CASE l.reason WHEN 'failed' THEN 'task.dead_lettered' ELSE 'task.stale' END,
            jsonb_build_object('dead_letter_id', l.dead_letter_id, 'reason', l.reason, 'since', l.since, 'detail', l.detail)
     FROM listed l ORDER BY l.dead_letter_id;
-    GET DIAGNOSTICS n = ROW_COUNT;
-    RETURN n;
+    GET DIAGNOSTICS found_tasks = ROW_COUNT;
 END $$;
 
 --
@@ -2467,6 +2468,7 @@ CREATE VIEW tasker.quiet_tasks AS
             ELSE NULL::timestamp with time zone
         END) AS since,
     s.watched,
+    t.created_at,
     q.since AS task_since
    FROM ((tasker.tasks t
      CROSS JOIN LATERAL ( SELECT GREATEST(t.created_at, t.started_at, t.run_at, ( SELECT l.created_at
@@ -2485,17 +2487,28 @@ CREATE VIEW tasker.quiet_tasks AS
             min(p.retry_at) FILTER (WHERE (p.state = 'waiting_for_retry'::text)) AS retry_at,
             COALESCE(bool_or((p.state = 'enqueued'::text)), false) AS enqueued,
             COALESCE(bool_or(r.runs), false) AS running,
-            COALESCE(bool_or(((r.runs AND (COALESCE(d.deadline, d.beat_by) IS NOT NULL)) OR (r.runs AND (d.step_id IS NULL) AND (COALESCE(x.timeout_seconds, x.heartbeat_seconds) IS NOT NULL)) OR ((p.state = 'enqueued'::text) AND (d.start_by IS NOT NULL)))), false) AS watched
-           FROM ((((tasker.steps p
-             JOIN tasker.template_steps x ON (((x.template_id = t.template_id) AND (x."position" = p."position"))))
-             LEFT JOIN tasker.dispatches d ON (((d.step_id = p.step_id) AND (d.failure IS NULL))))
-             LEFT JOIN tasker.processes o ON ((o.process_id = d.process_id)))
+            COALESCE(bool_or(((r.runs AND COALESCE(d.timed, x.timed)) OR ((p.state = 'enqueued'::text) AND (d.start_by IS NOT NULL)))), false) AS watched
+           FROM (((tasker.steps p
+             CROSS JOIN LATERAL ( SELECT u.handler,
+                    (COALESCE(u.timeout_seconds, u.heartbeat_seconds) IS NOT NULL) AS timed
+                   FROM tasker.template_steps u
+                  WHERE ((u.template_id = t.template_id) AND (u."position" = p."position"))
+                 OFFSET 0) x)
+             LEFT JOIN LATERAL ( SELECT u.step_id,
+                    u.process_id,
+                    u.start_by,
+                    (COALESCE(u.deadline, u.beat_by) IS NOT NULL) AS timed
+                   FROM tasker.dispatches u
+                  WHERE ((u.step_id = p.step_id) AND (u.failure IS NULL))
+                 OFFSET 0) d ON (true))
              CROSS JOIN LATERAL ( SELECT ((p.state = 'in_progress'::text) AND
                         CASE
                             WHEN (x.handler IS NOT NULL) THEN (EXISTS ( SELECT
                                FROM tasker.workers w
                               WHERE ((w.worker_id = t.owner) AND (w.state = 'alive'::text))))
-                            WHEN (d.process_id IS NOT NULL) THEN ((o.stopped_at IS NULL) AND (GREATEST(o.last_seen_at, pg_postmaster_start_time()) > (now() - '00:00:10'::interval)))
+                            WHEN (d.process_id IS NOT NULL) THEN (EXISTS ( SELECT
+                               FROM tasker.processes o
+                              WHERE ((o.process_id = d.process_id) AND (o.stopped_at IS NULL) AND (GREATEST(o.last_seen_at, pg_postmaster_start_time()) > (now() - '00:00:10'::interval)))))
                             ELSE (d.step_id IS NOT NULL)
                         END) AS runs) r)
           WHERE ((p.task_id = t.task_id) AND (q.since IS NOT NULL))) s)

@@ -19,16 +19,27 @@ type Staleness struct {
 	Failed     time.Duration // in error; 0: listed at once
 }
 
+// staleBatch is how many dead letters a transaction lists or closes: after a mass
+// failure what is done stays done, should there be no time for the rest.
+const staleBatch = 200
+
 // FindStale lists tasks that stand still or have failed, and closes the entries
 // of those that have moved. It returns how many it found; none when another
 // worker looks at the same time.
-func (s *Store) FindStale(ctx context.Context, after Staleness) (found int, err error) {
-	err = s.pool.QueryRow(ctx, `SELECT tasker.find_stale_tasks(pending => $1, in_progress => $2, waiting => $3, running => $4, failed => $5)`,
-		after.Pending, after.InProgress, after.Waiting, after.Running, after.Failed).Scan(&found)
-	if err != nil {
-		return 0, fmt.Errorf("find stale tasks: %w", err)
+func (s *Store) FindStale(ctx context.Context, after Staleness) (total int, err error) {
+	for {
+		var found, closed int
+		err := s.pool.QueryRow(ctx, `SELECT found_tasks, closed_entries FROM tasker.find_stale_tasks(
+				pending => $1, in_progress => $2, waiting => $3, running => $4, failed => $5, most => $6)`,
+			after.Pending, after.InProgress, after.Waiting, after.Running, after.Failed, staleBatch).Scan(&found, &closed)
+		if err != nil {
+			return total, fmt.Errorf("find stale tasks: %w", err)
+		}
+		total += found
+		if found < staleBatch && closed < staleBatch {
+			return total, nil
+		}
 	}
-	return found, nil
 }
 
 // DeadLetterReason is why a task is a dead letter.

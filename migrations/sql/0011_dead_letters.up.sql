@@ -49,6 +49,10 @@ CREATE INDEX tasks_failed ON tasker.tasks (finished_at) WHERE state = 'error';
 -- that nothing did: a task that is looked at again and again, because no worker
 -- has its handler, leaves nothing else. So only the last hundred are looked at;
 -- where none of them counts, the timestamps of the task and its steps do.
+--
+-- OFFSET 0: by index, one by one, however small the tables were when this was
+-- planned. What is dear comes last: steps are read of those tasks whose
+-- task_since passes the reader's filter.
 CREATE VIEW tasker.quiet_tasks AS
 SELECT t.task_id,
        CASE WHEN t.state = 'pending' THEN 'stale_pending'
@@ -57,7 +61,8 @@ SELECT t.task_id,
             ELSE 'stale_in_progress' END AS reason,
        greatest(q.since, s.moved_at, CASE WHEN NOT s.running AND NOT s.enqueued THEN s.retry_at END) AS since,
        s.watched,
-       q.since AS task_since -- known before its steps are read: filter by it first
+       t.created_at,
+       q.since AS task_since -- the same without its steps; never later than since
 FROM tasker.tasks t
 CROSS JOIN LATERAL (
     SELECT greatest(t.created_at, t.started_at, t.run_at, (
@@ -72,18 +77,21 @@ CROSS JOIN LATERAL (
            min(p.retry_at) FILTER (WHERE p.state = 'waiting_for_retry') AS retry_at, -- the others may wait for their turn
            coalesce(bool_or(p.state = 'enqueued'), false) AS enqueued,
            coalesce(bool_or(r.runs), false) AS running,
-           coalesce(bool_or(r.runs AND coalesce(d.deadline, d.beat_by) IS NOT NULL
-                            OR r.runs AND d.step_id IS NULL AND coalesce(x.timeout_seconds, x.heartbeat_seconds) IS NOT NULL
-                            OR p.state = 'enqueued' AND d.start_by IS NOT NULL), false) AS watched
+           coalesce(bool_or(r.runs AND coalesce(d.timed, x.timed) OR p.state = 'enqueued' AND d.start_by IS NOT NULL), false) AS watched
     FROM tasker.steps p
-    JOIN tasker.template_steps x ON x.template_id = t.template_id AND x.position = p.position
-    LEFT JOIN tasker.dispatches d ON d.step_id = p.step_id AND d.failure IS NULL
-    LEFT JOIN tasker.processes o ON o.process_id = d.process_id
+    CROSS JOIN LATERAL (
+        SELECT u.handler, coalesce(u.timeout_seconds, u.heartbeat_seconds) IS NOT NULL AS timed
+        FROM tasker.template_steps u WHERE u.template_id = t.template_id AND u.position = p.position OFFSET 0) x
+    LEFT JOIN LATERAL (
+        SELECT u.step_id, u.process_id, u.start_by, coalesce(u.deadline, u.beat_by) IS NOT NULL AS timed
+        FROM tasker.dispatches u WHERE u.step_id = p.step_id AND u.failure IS NULL OFFSET 0) d ON true
     -- Whether somebody who is alive runs it: its loop, or a process; of one that
     -- no process answers for nobody can tell.
     CROSS JOIN LATERAL (SELECT p.state = 'in_progress' AND CASE
         WHEN x.handler IS NOT NULL THEN EXISTS (SELECT FROM tasker.workers w WHERE w.worker_id = t.owner AND w.state = 'alive')
-        WHEN d.process_id IS NOT NULL THEN o.stopped_at IS NULL AND greatest(o.last_seen_at, pg_postmaster_start_time()) > now() - interval '10 seconds'
+        WHEN d.process_id IS NOT NULL THEN EXISTS (
+            SELECT FROM tasker.processes o WHERE o.process_id = d.process_id AND o.stopped_at IS NULL
+            AND greatest(o.last_seen_at, pg_postmaster_start_time()) > now() - interval '10 seconds')
         ELSE d.step_id IS NOT NULL END AS runs) r
     WHERE p.task_id = t.task_id AND q.since IS NOT NULL) s
 WHERE t.state IN ('pending', 'in_progress') AND t.paused_at IS NULL;
@@ -109,8 +117,9 @@ DECLARE
     n int;
 BEGIN
     WITH moved AS (
-        SELECT d.dead_letter_id, d.task_id, d.since, t.state, t.paused_at
-        FROM tasker.dead_letters d LEFT JOIN tasker.tasks t USING (task_id)
+        SELECT d.dead_letter_id, d.task_id, d.since, t.state
+        FROM tasker.dead_letters d
+        LEFT JOIN LATERAL (SELECT u.state, u.finished_at FROM tasker.tasks u WHERE u.task_id = d.task_id OFFSET 0) t ON true
         WHERE d.resolved_at IS NULL AND CASE d.reason
             WHEN 'failed' THEN t.state IS DISTINCT FROM 'error' OR t.finished_at > d.since
             ELSE NOT EXISTS (SELECT FROM tasker.quiet_tasks q WHERE q.task_id = d.task_id AND q.since <= d.since) END
@@ -144,16 +153,16 @@ END $$;
 
 -- Lists tasks to which nothing has happened for longer than the interval of
 -- their condition, and tasks that have been in error for longer than failed;
--- closes the entries of those that have moved. Returns how many it found, most
--- at a time, those first that have waited longest. One worker at a time.
+-- closes the entries of those that have moved; most of each at a time, those
+-- first that have waited longest. One worker at a time.
 --
 -- It costs what open and failed tasks cost, not what there are finished: it reads
--- an open task's row, of those old enough its last events, and of those quiet
--- for long enough its steps.
+-- an open task's row, of those old enough the last event, and of those quiet for
+-- long enough the steps.
 CREATE FUNCTION tasker.find_stale_tasks(
     pending interval DEFAULT '60 minutes', in_progress interval DEFAULT '30 minutes', waiting interval DEFAULT '30 minutes',
-    running interval DEFAULT '24 hours', failed interval DEFAULT '0', most int DEFAULT 1000)
-RETURNS int
+    running interval DEFAULT '24 hours', failed interval DEFAULT '0', most int DEFAULT 200,
+    OUT found_tasks int, OUT closed_entries int)
 LANGUAGE plpgsql
 -- Plans must not depend on tables being small when first planned. step_readiness
 -- can't do without a scan of workers, which then seems dear enough to compile.
@@ -161,27 +170,28 @@ SET enable_seqscan = off SET enable_mergejoin = off SET jit = off SET lock_timeo
 AS $$
 DECLARE
     shortest interval := least(pending, in_progress, waiting, running);
-    n int;
 BEGIN
+    found_tasks := 0;
+    closed_entries := 0;
     IF NOT pg_try_advisory_xact_lock(tasker.fence_class(), -1) THEN
-        RETURN 0;
+        RETURN;
     END IF;
-    PERFORM tasker.close_dead_letters(most); -- first: a task may have one open entry
+    closed_entries := tasker.close_dead_letters(most); -- first: a task may have one open entry
     WITH candidates AS (
         (SELECT q.task_id, q.reason, q.since
          FROM tasker.quiet_tasks q
-         WHERE q.task_since < now() - shortest AND NOT q.watched
+         WHERE q.created_at < now() - shortest AND q.task_since < now() - shortest AND NOT q.watched
            AND q.since < now() - CASE q.reason WHEN 'stale_pending' THEN pending WHEN 'stale_running' THEN running
                                                WHEN 'stale_waiting' THEN waiting ELSE in_progress END
            AND NOT EXISTS (SELECT FROM tasker.dead_letters d WHERE d.task_id = q.task_id
-                           AND (d.resolved_at IS NULL OR d.resolution = 'acknowledged' AND d.since >= q.since))
+                           AND (d.resolved_at IS NULL OR d.resolution = 'acknowledged' AND d.since >= q.since) OFFSET 0)
          ORDER BY q.since LIMIT most)
         UNION ALL
         (SELECT t.task_id, 'failed', t.finished_at
          FROM tasker.tasks t
          WHERE t.state = 'error' AND t.finished_at <= now() - failed
            AND NOT EXISTS (SELECT FROM tasker.dead_letters d WHERE d.task_id = t.task_id
-                           AND (d.resolved_at IS NULL OR d.resolution = 'acknowledged' AND d.since >= t.finished_at))
+                           AND (d.resolved_at IS NULL OR d.resolution = 'acknowledged' AND d.since >= t.finished_at) OFFSET 0)
          ORDER BY t.finished_at LIMIT most)
     ), listed AS (
         INSERT INTO tasker.dead_letters (task_id, reason, since, detail)
@@ -197,8 +207,7 @@ BEGIN
     SELECT l.task_id, CASE l.reason WHEN 'failed' THEN 'task.dead_lettered' ELSE 'task.stale' END,
            jsonb_build_object('dead_letter_id', l.dead_letter_id, 'reason', l.reason, 'since', l.since, 'detail', l.detail)
     FROM listed l ORDER BY l.dead_letter_id;
-    GET DIAGNOSTICS n = ROW_COUNT;
-    RETURN n;
+    GET DIAGNOSTICS found_tasks = ROW_COUNT;
 END $$;
 
 -- Takes a task off the list without doing anything to it: somebody knows. It is
