@@ -98,15 +98,18 @@ WHERE t.state IN ('pending', 'in_progress') AND t.paused_at IS NULL;
 COMMENT ON VIEW tasker.quiet_tasks IS 'Open tasks, and since when nothing has happened to them; paused ones are left out';
 
 -- What holds a task, in a sentence: the step that tells most, in the words of
--- step_readiness, and how many others are held for the same reason.
+-- step_readiness, and how many others are held for the same reason. What nobody
+-- but people can mend comes first, what only follows from other steps last, and
+-- reasons that are named in neither list between them.
 CREATE FUNCTION tasker.held_by(task bigint) RETURNS text
 LANGUAGE sql STABLE AS $$
     SELECT format('%s: %s', r.name, r.explanation) || CASE WHEN r.likewise > 1 THEN format(' (and %s more likewise)', r.likewise - 1) ELSE '' END
     FROM (SELECT s.name, s.explanation, s.position, count(*) OVER (PARTITION BY s.reason) AS likewise,
-                 array_position(ARRAY['no_process_alive', 'no_handler_alive', 'no_worker_alive', 'running', 'enqueued', 'ready', 'at_limit', 'backoff',
-                                      'attempts_exhausted', 'failed', 'fail_fast', 'dependencies', 'blocked'], s.reason) AS telling
-          FROM tasker.step_readiness s WHERE s.task_id = task) r
-    WHERE r.telling IS NOT NULL ORDER BY r.telling, r.position LIMIT 1
+                 coalesce(array_position(ARRAY['no_process_alive', 'no_handler_alive', 'no_worker_alive', 'running', 'enqueued', 'ready'], s.reason),
+                          array_position(ARRAY['at_limit', 'backoff', 'attempts_exhausted', 'failed', 'fail_fast', 'dependencies', 'blocked'], s.reason) + 100,
+                          50) AS telling
+          FROM tasker.step_readiness s WHERE s.task_id = task AND s.reason NOT IN ('finished', 'task_finished', 'task_cancelled')) r
+    ORDER BY r.telling, r.position LIMIT 1
 $$;
 
 -- Closes entries whose task is not where it was found any more. Whose doing that
@@ -117,9 +120,9 @@ DECLARE
     n int;
 BEGIN
     WITH moved AS (
-        SELECT d.dead_letter_id, d.task_id, d.since, t.state
+        SELECT d.dead_letter_id, d.task_id, d.since, t.state, t.paused_at
         FROM tasker.dead_letters d
-        LEFT JOIN LATERAL (SELECT u.state, u.finished_at FROM tasker.tasks u WHERE u.task_id = d.task_id OFFSET 0) t ON true
+        LEFT JOIN LATERAL (SELECT u.state, u.finished_at, u.paused_at FROM tasker.tasks u WHERE u.task_id = d.task_id OFFSET 0) t ON true
         WHERE d.resolved_at IS NULL AND CASE d.reason
             WHEN 'failed' THEN t.state IS DISTINCT FROM 'error' OR t.finished_at > d.since
             ELSE NOT EXISTS (SELECT FROM tasker.quiet_tasks q WHERE q.task_id = d.task_id AND q.since <= d.since) END
@@ -132,6 +135,7 @@ BEGIN
         resolved_by = v.who,
         note        = CASE WHEN v.name IS NOT NULL THEN v.why
                            WHEN moved.state IS NULL THEN 'the task was deleted'
+                           WHEN moved.paused_at IS NOT NULL THEN 'the task was paused'
                            WHEN moved.state = 'in_progress' THEN 'the task went on by itself'
                            ELSE format('the task is %s', replace(moved.state, '_', ' ')) END
     FROM moved LEFT JOIN LATERAL (
