@@ -44,6 +44,7 @@ var Groups = []struct{ Name, About string }{
 	{"database", "How Postgres is reached"},
 	{"redis", "How Sidekiq's Redis is reached"},
 	{"worker", "What one worker takes on, how it stops, and how it watches over the others"},
+	{"dead_letters", "When a task counts as one that stands still"},
 	{"orchestrator", "How a loop treats its task"},
 	{"writer", "How the writes of many loops become few transactions"},
 	{"river", "The job queue that wakes tasks"},

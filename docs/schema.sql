@@ -2489,7 +2489,10 @@ CREATE VIEW tasker.quiet_tasks AS
             min(p.retry_at) FILTER (WHERE (p.state = 'waiting_for_retry'::text)) AS retry_at,
             COALESCE(bool_or((p.state = 'enqueued'::text)), false) AS enqueued,
             COALESCE(bool_or(r.runs), false) AS running,
-            COALESCE(bool_or(((r.runs AND COALESCE(d.timed, x.timed)) OR ((p.state = 'enqueued'::text) AND (d.start_by IS NOT NULL)))), false) AS watched
+            COALESCE(bool_or(((r.runs AND COALESCE(d.timed, x.timed)) OR ((p.state = 'enqueued'::text) AND (d.start_by IS NOT NULL)) OR (EXISTS ( SELECT
+                   FROM (tasker.gate_waiters l
+                     JOIN tasker.gates g USING (gate_id))
+                  WHERE ((l.step_id = p.step_id) AND (g.paused_at IS NOT NULL)))))), false) AS watched
            FROM (((tasker.steps p
              CROSS JOIN LATERAL ( SELECT u.handler,
                     (COALESCE(u.timeout_seconds, u.heartbeat_seconds) IS NOT NULL) AS timed

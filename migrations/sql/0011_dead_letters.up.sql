@@ -77,7 +77,10 @@ CROSS JOIN LATERAL (
            min(p.retry_at) FILTER (WHERE p.state = 'waiting_for_retry') AS retry_at, -- the others may wait for their turn
            coalesce(bool_or(p.state = 'enqueued'), false) AS enqueued,
            coalesce(bool_or(r.runs), false) AS running,
-           coalesce(bool_or(r.runs AND coalesce(d.timed, x.timed) OR p.state = 'enqueued' AND d.start_by IS NOT NULL), false) AS watched
+           coalesce(bool_or(r.runs AND coalesce(d.timed, x.timed) OR p.state = 'enqueued' AND d.start_by IS NOT NULL
+                            -- what an operator has paused stands still, and it is known why
+                            OR EXISTS (SELECT FROM tasker.gate_waiters l JOIN tasker.gates g USING (gate_id)
+                                       WHERE l.step_id = p.step_id AND g.paused_at IS NOT NULL)), false) AS watched
     FROM tasker.steps p
     CROSS JOIN LATERAL (
         SELECT u.handler, coalesce(u.timeout_seconds, u.heartbeat_seconds) IS NOT NULL AS timed
