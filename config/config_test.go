@@ -1,6 +1,7 @@
 package config
 
 import (
+	"errors"
 	"flag"
 	"fmt"
 	"io/fs"
@@ -91,6 +92,11 @@ func from(yaml string, env, flags map[string]string) Sources {
 	}
 }
 
+func inFile(err error) bool {
+	var problems Errors
+	return errors.As(err, &problems) && problems.InFile()
+}
+
 func TestAFlagGoesOverTheEnvironmentOverTheFileOverTheDefault(t *testing.T) {
 	type words = map[string]string
 	for name, c := range map[string]struct {
@@ -168,7 +174,7 @@ func TestWhatIsWrongHasItsPlaceAndItsMend(t *testing.T) {
 			t.Errorf("%s\n got: %v\nwant: %s", yaml, err, want)
 			continue
 		}
-		if problems, ok := err.(Errors); !ok || !problems.InFile() {
+		if !inFile(err) {
 			t.Errorf("%s: the file is at fault: %v", yaml, err)
 		}
 	}
@@ -179,15 +185,15 @@ func TestTheFileTheEnvironmentAndFlagsAreJudgedTogether(t *testing.T) {
 	const wrong = `--max-tasks: worker.max_tasks must be a whole number from 1 to 10000, not "many"` +
 		"\nTASKER_WORKER_LEASE: worker.lease must be a time from 1s to 1h, such as 4s; 7 has no unit: write 7s or 7ms"
 	_, err := Load(from("", env, flags))
-	if err == nil || err.Error() != wrong || err.(Errors).InFile() {
+	if err == nil || err.Error() != wrong || inFile(err) {
 		t.Errorf("got: %v", err)
 	}
 	_, err = Load(from("x:", env, flags))
-	if err == nil || !strings.HasSuffix(err.Error(), wrong) || !err.(Errors).InFile() {
+	if err == nil || !strings.HasSuffix(err.Error(), wrong) || !inFile(err) {
 		t.Errorf("with a bad file: %v", err)
 	}
 	_, err = Load(Sources{File: "nope.yaml", Getenv: func(string) string { return "" }})
-	if err == nil || !strings.HasPrefix(err.Error(), "--config: the settings can't be read: open nope.yaml: ") || err.(Errors).InFile() {
+	if err == nil || !strings.HasPrefix(err.Error(), "--config: the settings can't be read: open nope.yaml: ") || inFile(err) {
 		t.Errorf("a file that was asked for and isn't there: %v", err)
 	}
 	_, err = Load(from("", map[string]string{FileVariable: "nope.yaml"}, nil))
@@ -266,8 +272,8 @@ func FuzzParse(f *testing.F) {
 	f.Fuzz(func(t *testing.T, text string) {
 		values, err := parse("f.yaml", []byte(text))
 		if err != nil {
-			problems, ok := err.(Errors)
-			if !ok || len(problems) == 0 {
+			var problems Errors
+			if !errors.As(err, &problems) || len(problems) == 0 {
 				t.Fatalf("an error of another kind: %v", err)
 			}
 			for _, p := range problems {
@@ -336,6 +342,7 @@ templates, jobs in one Redis command.
 				allowed = s.Least + " … " + s.Most
 			case Choice:
 				allowed = strings.Join(s.Choices, ", ")
+			default:
 			}
 			if s.Flag != "" {
 				from += ", `--" + s.Flag + "`"

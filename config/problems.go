@@ -15,8 +15,8 @@ type Problem struct {
 // String is PLACE: MESSAGE.
 func (p Problem) String() string { return p.Place + ": " + p.Message }
 
-// Errors lists everything that is wrong: first the file, in its order, then
-// the environment, then flags.
+// Errors lists everything that is wrong: the file in its order, then the
+// environment and flags in the order of the settings.
 type Errors []Problem
 
 // Error has a line per problem.

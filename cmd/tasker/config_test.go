@@ -64,6 +64,7 @@ func TestEverySettingReachesTheWorker(t *testing.T) {
 			}
 		case config.Choice: // log.level and log.format belong to the program; TestSettingsOfTheLog
 			continue
+		default:
 		}
 		changed := workerOf(t, map[string]string{s.Key: value})
 		if reflect.DeepEqual(changed, plain) {
