@@ -268,14 +268,15 @@ func (b *bundle) worker(args ...string) *child {
 	return c
 }
 
-// sidekiq starts a real Sidekiq with the handlers of testdata/ruby.
-func (b *bundle) sidekiq() *child {
+// sidekiq starts a real Sidekiq with the handlers of testdata/ruby. Later
+// arguments go before those here.
+func (b *bundle) sidekiq(args ...string) *child {
 	b.Helper()
 	bridge, err := filepath.Abs("../ruby_bridge/lib")
 	if err != nil {
 		b.Fatal(err)
 	}
-	cmd := exec.Command("sidekiq", "-r", "./boot.rb", "-q", "default", "-c", "5", "-t", "5")
+	cmd := exec.Command("sidekiq", append([]string{"-r", "./boot.rb", "-q", "default", "-c", "5", "-t", "5"}, args...)...)
 	cmd.Dir = "testdata/ruby"
 	cmd.Env = append(os.Environ(), "RUBYLIB="+bridge, "REDIS_URL="+b.redisURL, "TASKER_DATABASE_URL="+b.url)
 	c := b.spawn(cmd)

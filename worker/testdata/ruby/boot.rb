@@ -61,15 +61,36 @@ class Return < TaskerCore::BaseStepHandler
   end
 end
 
-# Folds the values of its dependencies into one number; fails as often as it is
-# told first. The final value of a DAG of these tells its order and data flow.
+# Folds the values of its dependencies into one number; before that it fails as
+# often as it is told, or takes longer in its first attempt than it may. The
+# final value of a DAG of these tells its order and data flow.
 class Mix < TaskerCore::BaseStepHandler
   MODULUS = 1_000_000_007
 
   def process(_task, sequence, step)
+    if step.attempts_used == 1 && step.config["overruns"].to_s != ""
+      Overrun.wait(step)
+      return { "value" => -1 }
+    end
     raise TaskerCore::RetryableError, "not yet" if step.attempts_used <= step.config["failures"].to_i
 
     sum = step.depends_on.sum { |name| sequence.find_step_by_name(name).results.fetch("value") }
     { "value" => ((sum * 31) + step.config.fetch("salt")) % MODULUS }
+  end
+end
+
+# Waits until an attempt is not the current one any more.
+module Overrun
+  CONNECTION = PG.connect(ENV.fetch("TASKER_DATABASE_URL"))
+  LOCK = Mutex.new
+
+  def self.wait(step)
+    sleep 0.05 while current?(step)
+  end
+
+  def self.current?(step)
+    LOCK.synchronize do
+      CONNECTION.exec_params("SELECT attempts = $2 AND state = 'in_progress' FROM tasker.steps WHERE step_id = $1", [step.step_id, step.attempt]).getvalue(0, 0) == "t"
+    end
   end
 end
