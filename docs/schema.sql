@@ -1060,6 +1060,18 @@ BEGIN
 END $$;
 
 --
+-- Name: refuse_time(); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.refuse_time() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    RAISE EXCEPTION '% of a task is a time in the years 1 to 9999, not %', TG_ARGV[0], to_jsonb(NEW) ->> TG_ARGV[0]
+    USING ERRCODE = 'TK003', HINT = format('leave %s out for a task that has none; pause a task that shall not start', TG_ARGV[0]);
+END $$;
+
+--
 -- Name: refuse_transition(); Type: FUNCTION; Schema: tasker; Owner: -
 --
 
@@ -3372,6 +3384,18 @@ CREATE TRIGGER leave_gates AFTER UPDATE ON tasker.steps FOR EACH ROW WHEN ((old.
 --
 
 CREATE TRIGGER prepare_task BEFORE INSERT ON tasker.tasks FOR EACH ROW EXECUTE FUNCTION tasker.prepare_task();
+
+--
+-- Name: tasks refuse_deadline; Type: TRIGGER; Schema: tasker; Owner: -
+--
+
+CREATE TRIGGER refuse_deadline BEFORE INSERT ON tasker.tasks FOR EACH ROW WHEN (((new.deadline < '0001-01-02 00:00:00+00'::timestamp with time zone) OR (new.deadline > '9999-12-30 00:00:00+00'::timestamp with time zone))) EXECUTE FUNCTION tasker.refuse_time('deadline');
+
+--
+-- Name: tasks refuse_run_at; Type: TRIGGER; Schema: tasker; Owner: -
+--
+
+CREATE TRIGGER refuse_run_at BEFORE INSERT ON tasker.tasks FOR EACH ROW WHEN (((new.run_at < '0001-01-02 00:00:00+00'::timestamp with time zone) OR (new.run_at > '9999-12-30 00:00:00+00'::timestamp with time zone))) EXECUTE FUNCTION tasker.refuse_time('run_at');
 
 --
 -- Name: steps refuse_transition; Type: TRIGGER; Schema: tasker; Owner: -

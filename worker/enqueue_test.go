@@ -109,6 +109,11 @@ func TestBadInsertsAreRefusedWithAMessageThatSaysWhatToMend(t *testing.T) {
 		{"NUL in context", `INSERT INTO tasker.tasks (namespace, name, context) VALUES ('test', 'one', '{"a": "\u0000"}')`, "unsupported Unicode escape sequence"},
 		{"context too large", `INSERT INTO tasker.tasks (namespace, name, context) VALUES ('test', 'one', jsonb_build_object('a', repeat('x', 1100000)))`, "the context of a task may have 1 MiB"},
 		{"priority out of range", `INSERT INTO tasker.tasks (namespace, name, priority) VALUES ('test', 'one', 9)`, "the priority of a task is a number from 1, which goes first, to 4, not 9"},
+		{"run_at at the end of time", `INSERT INTO tasker.tasks (namespace, name, run_at) VALUES ('test', 'one', 'infinity')`, "run_at of a task is a time in the years 1 to 9999, not infinity"},
+		{"run_at before all time", `SELECT tasker.enqueue_task('test', 'one', run_at => '-infinity')`, "run_at of a task is a time in the years 1 to 9999, not -infinity"},
+		{"run_at before the common era", `INSERT INTO tasker.tasks (namespace, name, run_at) VALUES ('test', 'one', '4000-01-01 BC')`, "run_at of a task is a time in the years 1 to 9999"},
+		{"run_at in ten thousand years", `INSERT INTO tasker.tasks (namespace, name, run_at) VALUES ('test', 'one', '12000-01-01')`, "run_at of a task is a time in the years 1 to 9999"},
+		{"deadline before all time", `INSERT INTO tasker.tasks (namespace, name, deadline) VALUES ('test', 'one', '-infinity')`, "deadline of a task is a time in the years 1 to 9999, not -infinity"},
 		{"on_duplicate unknown", `SELECT tasker.enqueue_task('test', 'one', on_duplicate => 'replace')`, "on_duplicate must be return_existing or refuse, not replace"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
