@@ -56,8 +56,9 @@ func (b *bundle) checkHistory() {
 		SELECT step_id FROM tasker.events WHERE name = 'step.completed' GROUP BY step_id HAVING count(*) > 1) twice`)
 	b.want("0", `SELECT count(*)::text FROM tasker.steps s WHERE state = 'complete' AND NOT EXISTS (
 		SELECT FROM tasker.events e WHERE e.step_id = s.step_id AND e.name = 'step.completed' AND e.attempt = s.attempts)`)
-	b.want("0", `SELECT count(*)::text FROM tasker.steps s WHERE attempts <> (
-		SELECT count(DISTINCT attempt) FROM tasker.events e WHERE e.step_id = s.step_id AND e.name IN ('step.handle', 'step.execution_requested'))`)
+	b.want("0", `SELECT count(*)::text FROM tasker.steps s LEFT JOIN (
+		SELECT step_id, count(DISTINCT attempt) AS n FROM tasker.events WHERE name IN ('step.handle', 'step.execution_requested') GROUP BY step_id) e USING (step_id)
+		WHERE s.attempts <> coalesce(e.n, 0)`)
 	b.want("0", `SELECT count(*)::text FROM tasker.steps s JOIN tasker.tasks t USING (task_id)
 		JOIN tasker.template_steps ts ON ts.template_id = t.template_id AND ts.position = s.position
 		WHERE s.attempts - s.losses > ts.attempt_limit`)
