@@ -581,6 +581,14 @@ CREATE FUNCTION tasker.gate_tokens(g tasker.gates) RETURNS double precision
 $$;
 
 --
+-- Name: has_defaults(jsonb); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.has_defaults(schema jsonb) RETURNS boolean
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$ SELECT coalesce(schema::text LIKE '%"default": %', false) $$;
+
+--
 -- Name: heartbeat(bigint, integer, jsonb); Type: FUNCTION; Schema: tasker; Owner: -
 --
 
@@ -907,6 +915,9 @@ BEGIN
     IF NEW.idempotency_key IS NULL AND template.idempotency = 'context' THEN
         NEW.idempotency_key := tasker.context_key(NEW.context);
     END IF;
+    IF template.context_defaults THEN -- after the key: that is of the document as it came
+        NEW.context := tasker.with_defaults(template.context_schema, NEW.context);
+    END IF;
     IF template.used_at IS NULL THEN
         -- Freezes the template. Waits for a registration that is replacing it.
         UPDATE tasker.task_templates t SET used_at = now() WHERE t.template_id = template.template_id AND t.used_at IS NULL;
@@ -1195,6 +1206,28 @@ BEGIN
 END $$;
 
 --
+-- Name: replace_context(bigint, jsonb); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.replace_context(task bigint, new_context jsonb) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    IF new_context IS NULL THEN
+        RETURN;
+    END IF;
+    IF jsonb_typeof(new_context) <> 'object' THEN
+        RAISE EXCEPTION 'the context of a task must be a JSON object, not %', jsonb_typeof(new_context) USING ERRCODE = 'TK003';
+    END IF;
+    IF pg_column_size(new_context) > 1048576 THEN
+        RAISE EXCEPTION 'the context of a task may have 1 MiB, this one has % bytes', pg_column_size(new_context) USING ERRCODE = 'TK003';
+    END IF;
+    UPDATE tasker.tasks u
+    SET context = CASE WHEN m.context_defaults THEN tasker.with_defaults(m.context_schema, new_context) ELSE new_context END
+    FROM tasker.task_templates m WHERE u.task_id = task AND m.template_id = u.template_id;
+END $$;
+
+--
 -- Name: report_results(jsonb); Type: FUNCTION; Schema: tasker; Owner: -
 --
 
@@ -1421,10 +1454,10 @@ BEGIN
 END $$;
 
 --
--- Name: retry_step(bigint, text, text); Type: FUNCTION; Schema: tasker; Owner: -
+-- Name: retry_step(bigint, text, text, jsonb); Type: FUNCTION; Schema: tasker; Owner: -
 --
 
-CREATE FUNCTION tasker.retry_step(step bigint, who text DEFAULT NULL::text, why text DEFAULT NULL::text) RETURNS void
+CREATE FUNCTION tasker.retry_step(step bigint, who text DEFAULT NULL::text, why text DEFAULT NULL::text, new_context jsonb DEFAULT NULL::jsonb) RETURNS void
     LANGUAGE plpgsql
     AS $$
 DECLARE
@@ -1433,13 +1466,15 @@ DECLARE
 BEGIN
     IF t.state IN ('complete', 'cancelled', 'resolved_manually') THEN
         RAISE EXCEPTION 'step % (%) belongs to task %, which is %', step, s.name, s.task_id, t.state USING ERRCODE = 'TK008';
-    ELSIF s.state = 'error' THEN
+    ELSIF s.state NOT IN ('error', 'waiting_for_retry') THEN
+        RAISE EXCEPTION 'step % (%) is %: only one in error, or waiting for its retry, can be retried', step, s.name, s.state USING ERRCODE = 'TK008';
+    END IF;
+    PERFORM tasker.replace_context(s.task_id, new_context);
+    IF s.state = 'error' THEN
         PERFORM tasker.reset_steps(s.task_id, ARRAY[step], who, why);
-    ELSIF s.state = 'waiting_for_retry' THEN
+    ELSE
         UPDATE tasker.steps u SET retry_at = clock_timestamp() WHERE u.step_id = step;
         PERFORM tasker.record_verb(s.task_id, step, 'step.run_now', who, why);
-    ELSE
-        RAISE EXCEPTION 'step % (%) is %: only one in error, or waiting for its retry, can be retried', step, s.name, s.state USING ERRCODE = 'TK008';
     END IF;
     PERFORM tasker.reopen_task(s.task_id, who, why);
 END $$;
@@ -1458,15 +1493,7 @@ BEGIN
     IF t.state <> 'error' THEN
         RAISE EXCEPTION 'task % is %: only a task in error can be retried', task, t.state USING ERRCODE = 'TK008';
     END IF;
-    IF new_context IS NOT NULL THEN
-        IF jsonb_typeof(new_context) <> 'object' THEN
-            RAISE EXCEPTION 'the context of a task must be a JSON object, not %', jsonb_typeof(new_context) USING ERRCODE = 'TK003';
-        END IF;
-        IF pg_column_size(new_context) > 1048576 THEN
-            RAISE EXCEPTION 'the context of a task may have 1 MiB, this one has % bytes', pg_column_size(new_context) USING ERRCODE = 'TK003';
-        END IF;
-        UPDATE tasker.tasks u SET context = new_context WHERE u.task_id = task;
-    END IF;
+    PERFORM tasker.replace_context(task, new_context);
     n := tasker.reset_steps(task, ARRAY(SELECT s.step_id FROM tasker.steps s WHERE s.task_id = task AND s.state = 'error' ORDER BY s.step_id FOR UPDATE), who, why);
     IF n = 0 AND t.error ->> 'code' IS DISTINCT FROM 'task_deadline' THEN
         RAISE EXCEPTION 'task % has no step in error: it failed because steps were cancelled; resolve the task, or cancel it', task USING ERRCODE = 'TK008';
@@ -2057,6 +2084,29 @@ CREATE FUNCTION tasker.task_may_become(was text, becomes text) RETURNS boolean
         in_progress>complete,in_progress>error,in_progress>cancelled,
         error>in_progress,error>resolved_manually,error>cancelled}'::text[])
 $$;
+
+--
+-- Name: with_defaults(jsonb, jsonb); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.with_defaults(schema jsonb, value jsonb) RETURNS jsonb
+    LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+    AS $$
+DECLARE
+    part record;
+BEGIN
+    IF jsonb_typeof(value) IS DISTINCT FROM 'object' OR jsonb_typeof(schema -> 'properties') IS DISTINCT FROM 'object' THEN
+        RETURN value;
+    END IF;
+    FOR part IN SELECT p.key AS name, p.value AS rule FROM jsonb_each(schema -> 'properties') p LOOP
+        IF value ? part.name THEN
+            value := jsonb_set(value, ARRAY[part.name], tasker.with_defaults(part.rule, value -> part.name));
+        ELSIF part.rule ? 'default' THEN
+            value := value || jsonb_build_object(part.name, part.rule -> 'default');
+        END IF;
+    END LOOP;
+    RETURN value;
+END $$;
 
 --
 -- Name: write_batch(bigint, bigint[], integer[], text[], text[], boolean[], double precision[], bigint[], bigint[], text[], integer[], text[], integer[], integer[], text[], text[], double precision[], text[], bigint[], bigint[], double precision[], bigint[], integer[], bigint); Type: FUNCTION; Schema: tasker; Owner: -
@@ -2700,6 +2750,7 @@ CREATE TABLE tasker.task_templates (
     context_schema jsonb GENERATED ALWAYS AS (NULLIF((definition -> 'schema'::text), 'null'::jsonb)) STORED,
     deadline_seconds double precision,
     idempotency text,
+    context_defaults boolean GENERATED ALWAYS AS (tasker.has_defaults(NULLIF((definition -> 'schema'::text), 'null'::jsonb))) STORED,
     CONSTRAINT task_templates_idempotency_check CHECK ((idempotency = ANY (ARRAY['key'::text, 'context'::text]))),
     CONSTRAINT task_templates_max_parallel_steps_check CHECK ((max_parallel_steps > 0)),
     CONSTRAINT task_templates_version_check CHECK ((version ~ '^\d{1,9}\.\d{1,9}\.\d{1,9}$'::text))

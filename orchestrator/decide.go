@@ -99,7 +99,7 @@ func (l *loop) decideOutcomes(unit *store.Unit, now time.Time) {
 			l.results[i] = s.news.result
 		}
 		if d.Note != "" {
-			l.o.Logger.Warn("the wish of a failed attempt was changed", "note", d.Note, "task_id", l.id, "step", l.template.Steps[i].Name, "attempt", s.attempt)
+			l.log().Warn("the wish of a failed attempt was changed", "note", d.Note, "step", l.template.Steps[i].Name, "attempt", s.attempt)
 		}
 	}
 }

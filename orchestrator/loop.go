@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"runtime/debug"
 	"sync/atomic"
 	"time"
@@ -174,7 +175,7 @@ func (l *loop) recover(err error, unit *store.Unit) (again bool, _ error) {
 // it knows would mend. Better to try again later than to keep it.
 func (l *loop) giveUp(reason error) error {
 	later := l.o.tuning().GiveUpFor
-	l.o.Logger.Error("task is given up for a while", "task_id", l.id, "for", later.String(), "error", reason)
+	l.log().Error("task is given up for a while", "for", later.String(), "error", reason)
 	if l.task == nil {
 		return reason
 	}
@@ -240,13 +241,22 @@ func (l *loop) reload() error {
 	if err != nil {
 		return err
 	}
-	l.task.Epoch, l.paused = held.Epoch, held.Paused
+	l.task.Epoch, l.task.Context, l.paused = held.Epoch, held.Context, held.Paused
 	l.epoch.Store(int64(held.Epoch))
-	l.o.Logger.Debug("task read again", "task_id", l.id)
+	l.log().Debug("task read again")
 	clear(l.results)
 	l.see(held.Steps)
 	l.quiet = time.Now() // what was refused may be refused again: not at once
 	return nil
+}
+
+// log is the logger for lines about this task.
+func (l *loop) log() *slog.Logger {
+	log := l.o.Logger.With("task_id", l.id)
+	if l.task != nil && l.task.CorrelationID != "" {
+		log = log.With("correlation_id", l.task.CorrelationID)
+	}
+	return log
 }
 
 func (l *loop) write(unit *store.Unit) error {

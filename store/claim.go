@@ -130,9 +130,10 @@ func scanSteps(rows pgx.Rows, add func(task int64, step StepRow)) error {
 
 // Held is a task that a worker owns, read again.
 type Held struct {
-	Epoch  int // a new one when an operator has changed something
-	Paused bool
-	Steps  []StepRow
+	Epoch   int // a new one when an operator has changed something
+	Paused  bool
+	Context json.RawMessage
+	Steps   []StepRow
 }
 
 // Reread reads a task that the worker owns, after a write of its loop was
@@ -143,8 +144,9 @@ func (s *Store) Reread(ctx context.Context, worker, task int64) (*Held, error) {
 		batch pgx.Batch
 		held  Held
 	)
-	batch.Queue(`SELECT epoch, paused_at IS NOT NULL FROM tasker.tasks WHERE task_id = $1 AND owner = $2`, task, worker).
-		QueryRow(func(row pgx.Row) error { return row.Scan(&held.Epoch, &held.Paused) })
+	var document string
+	batch.Queue(`SELECT epoch, paused_at IS NOT NULL, context::text FROM tasker.tasks WHERE task_id = $1 AND owner = $2`, task, worker).
+		QueryRow(func(row pgx.Row) error { return row.Scan(&held.Epoch, &held.Paused, &document) })
 	batch.Queue(stepRows, []int64{task}).Query(func(rows pgx.Rows) error {
 		return scanSteps(rows, func(_ int64, step StepRow) { held.Steps = append(held.Steps, step) })
 	})
@@ -155,6 +157,7 @@ func (s *Store) Reread(ctx context.Context, worker, task int64) (*Held, error) {
 	case err != nil:
 		return nil, fmt.Errorf("read task %d again: %w", task, err)
 	}
+	held.Context = json.RawMessage(document)
 	return &held, nil
 }
 

@@ -52,9 +52,10 @@ func (s *Store) SetTaskPriority(ctx context.Context, task int64, priority int, b
 	return s.verb(ctx, "change priority of task", task, `SELECT tasker.set_task_priority($1, $2, $3, $4)`, task, priority, text(by.Name), text(by.Reason))
 }
 
-// RetryStep runs a failed step again, or one that waits for its retry at once.
-func (s *Store) RetryStep(ctx context.Context, step int64, by Operator) error {
-	return s.verb(ctx, "retry step", step, `SELECT tasker.retry_step($1, $2, $3)`, step, text(by.Name), text(by.Reason))
+// RetryStep runs a failed step again, or one that waits for its retry at once;
+// with a context, its task goes on with that one.
+func (s *Store) RetryStep(ctx context.Context, step int64, newContext json.RawMessage, by Operator) error {
+	return s.verb(ctx, "retry step", step, `SELECT tasker.retry_step($1, $2, $3, $4)`, step, text(by.Name), text(by.Reason), document(newContext))
 }
 
 // SkipStep settles a step without a result; steps behind it may start.

@@ -250,7 +250,7 @@ func TestWhatAnOperatorDidIsRecorded(t *testing.T) {
 	b.finish() // it fails again: another failure, another entry
 	b.closed(retried, "retried ada a test")
 	b.listed(retried, afterAnHour)
-	b.must(b.store.RetryStep(ctx, b.step(retried, "charge").StepID, store.Operator{Name: "bob", Reason: "once more"}))
+	b.must(b.store.RetryStep(ctx, b.step(retried, "charge").StepID, nil, store.Operator{Name: "bob", Reason: "once more"}))
 	b.finish()
 	b.closed(retried, "retried bob once more")
 	b.listed(retried, afterAnHour)

@@ -151,7 +151,7 @@ step_templates:
 		return b.step(task, "ruby").State == tasker.StepEnqueued && b.step(task, "waits").State == tasker.StepWaitingForRetry
 	})
 	b.must(b.store.SkipStep(t.Context(), b.step(task, "ruby").StepID, ada))
-	b.must(b.store.RetryStep(t.Context(), b.step(task, "waits").StepID, ada))
+	b.must(b.store.RetryStep(t.Context(), b.step(task, "waits").StepID, nil, ada))
 	b.until("what waited for them is done", func() bool {
 		return b.step(task, "after").State == tasker.StepComplete && b.step(task, "waits").State == tasker.StepComplete
 	})
@@ -264,7 +264,7 @@ func TestVerbsThatDoNotFitAreRefused(t *testing.T) {
 		{"run now", b.store.RunTaskNow(ctx, task, ada), "is complete: there is nothing to run"},
 		{"priority", b.store.SetTaskPriority(ctx, task, 1, ada), "is complete: its priority does not matter any more"},
 		{"priority 9", b.store.SetTaskPriority(ctx, task, 9, ada), "a priority is a number from 1, which goes first, to 4, not 9"},
-		{"retry step", b.store.RetryStep(ctx, step, ada), "(only) belongs to task 1, which is complete"},
+		{"retry step", b.store.RetryStep(ctx, step, nil, ada), "(only) belongs to task 1, which is complete"},
 		{"skip step", b.store.SkipStep(ctx, step, ada), "(only) belongs to task 1, which is complete"},
 		{"resolve step", b.store.ResolveStep(ctx, step, json.RawMessage(`1`), ada), "(only) belongs to task 1, which is complete"},
 		{"retry with a bad context", b.store.RetryTask(ctx, task, json.RawMessage(`[1]`), ada), "only a task in error"},

@@ -67,7 +67,7 @@ step_templates: [{name: only, handler: third, default_retry_limit: %d, retry: {b
 	for range 2 {
 		b.finish()
 		b.want("error", `SELECT state FROM tasker.tasks WHERE task_id = $1`, task)
-		b.must(b.store.RetryStep(t.Context(), b.step(task, "only").StepID, ada))
+		b.must(b.store.RetryStep(t.Context(), b.step(task, "only").StepID, nil, ada))
 	}
 	b.finish()
 	b.want("complete 3 6", `SELECT concat_ws(' ', state, attempts, result) FROM tasker.steps WHERE task_id = $1`, task)

@@ -20,19 +20,10 @@ type verb struct {
 }
 
 func (a *app) taskVerbs() []*cobra.Command {
-	var newContext string
-	retry := a.verbCommand("TASK", verb{"retry", "Run the failed steps of a task in error again; what has finished stays finished", "goes on",
-		func(ctx context.Context, s *store.Store, id int64, by store.Operator) error {
-			var doc json.RawMessage
-			if newContext != "" {
-				var err error
-				if doc, err = a.readContext(newContext); err != nil {
-					return err
-				}
-			}
-			return s.RetryTask(ctx, id, doc, by)
-		}})
-	retry.Flags().StringVar(&newContext, "context", "", "go on with this context: a JSON object, @FILE, or - for standard input")
+	retry := a.retryCommand("TASK", verb{"retry", "Run the failed steps of a task in error again; what has finished stays finished", "goes on",
+		nil}, func(ctx context.Context, s *store.Store, id int64, newContext json.RawMessage, by store.Operator) error {
+		return s.RetryTask(ctx, id, newContext, by)
+	})
 
 	priority := a.verbCommand("TASK", verb{"priority", "Change the priority of an open task", "has its new priority", nil})
 	priority.Use, priority.Args = "priority TASK 1|2|3|4", argsExactly(2)
@@ -83,15 +74,33 @@ func (a *app) stepCommand() *cobra.Command {
 		}})
 	resolve.Flags().StringVar(&result, "result", "null", "the result, as JSON")
 	c.AddCommand(
-		a.verbCommand("STEP", verb{"retry", "Run a step in error again, or one that waits for its retry at once", "runs again",
-			func(ctx context.Context, s *store.Store, id int64, by store.Operator) error {
-				return s.RetryStep(ctx, id, by)
-			}}),
+		a.retryCommand("STEP", verb{"retry", "Run a step in error again, or one that waits for its retry at once", "runs again", nil},
+			func(ctx context.Context, s *store.Store, id int64, newContext json.RawMessage, by store.Operator) error {
+				return s.RetryStep(ctx, id, newContext, by)
+			}),
 		a.verbCommand("STEP", verb{"skip", "Settle a step without a result; steps behind it may start", "is skipped",
 			func(ctx context.Context, s *store.Store, id int64, by store.Operator) error {
 				return s.SkipStep(ctx, id, by)
 			}}),
 		resolve)
+	return c
+}
+
+// retryCommand is a verb that may bring another context for the task.
+func (a *app) retryCommand(object string, v verb, do func(context.Context, *store.Store, int64, json.RawMessage, store.Operator) error) *cobra.Command {
+	var newContext string
+	v.do = func(ctx context.Context, s *store.Store, id int64, by store.Operator) error {
+		var doc json.RawMessage
+		if newContext != "" {
+			var err error
+			if doc, err = a.readContext(newContext); err != nil {
+				return err
+			}
+		}
+		return do(ctx, s, id, doc, by)
+	}
+	c := a.verbCommand(object, v)
+	c.Flags().StringVar(&newContext, "context", "", "the task goes on with this context: a JSON object, @FILE, or - for standard input")
 	return c
 }
 
