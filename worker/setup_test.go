@@ -38,6 +38,7 @@ type bundle struct {
 	pool          *pgxpool.Pool
 	store         *store.Store
 	handlers      *handler.Registry
+	sidekiqEnv    []string // added to the environment of Sidekiq processes
 }
 
 func setup(t *testing.T) *bundle {
@@ -279,6 +280,7 @@ func (b *bundle) sidekiq(args ...string) *child {
 	cmd := exec.Command("sidekiq", append([]string{"-r", "./boot.rb", "-q", "default", "-c", "5", "-t", "5"}, args...)...)
 	cmd.Dir = "testdata/ruby"
 	cmd.Env = append(os.Environ(), "RUBYLIB="+bridge, "REDIS_URL="+b.redisURL, "TASKER_DATABASE_URL="+b.url)
+	cmd.Env = append(cmd.Env, b.sidekiqEnv...)
 	c := b.spawn(cmd)
 	b.until("sidekiq runs", func() bool {
 		return b.number(`SELECT count(*) FROM tasker.processes WHERE identity LIKE '%' || $1::text || '%'`, fmt.Sprint(cmd.Process.Pid)) > 0

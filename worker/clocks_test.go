@@ -1,0 +1,130 @@
+package worker_test
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/taskerhq/tasker"
+	"github.com/taskerhq/tasker/devstack"
+	"github.com/taskerhq/tasker/handler"
+	"github.com/taskerhq/tasker/migrations"
+	"github.com/taskerhq/tasker/store"
+	"github.com/taskerhq/tasker/testenv"
+)
+
+// shifted is the environment of a process whose clock is off.
+func shifted(t *testing.T, by time.Duration) []string {
+	t.Helper()
+	// faketime itself would be a process more; what it sets is enough.
+	preload, err := exec.CommandContext(t.Context(), "faketime", "-f", "+0", "sh", "-c", `printf %s "$LD_PRELOAD"`).Output()
+	if err != nil {
+		t.Skipf("a clock can't be set wrong here (%v); apt-get install faketime", err)
+	}
+	// Clocks that count from the start of the machine are right everywhere.
+	return []string{"LD_PRELOAD=" + string(preload), fmt.Sprintf("FAKETIME=%+d", int(by.Seconds())), "DONT_FAKE_MONOTONIC=1", "FAKETIME_DONT_FAKE_MONOTONIC=1"}
+}
+
+// setupWithClocks is setup with a Postgres of its own and with clocks that are
+// off by so much, compared with that of this process, the worker's. (A Go
+// program can't be given a wrong clock. Everything else can.)
+func setupWithClocks(t *testing.T, postgres, sidekiq time.Duration) *bundle {
+	t.Helper()
+	t.Parallel()
+	sidekiqEnv, postgresEnv := shifted(t, sidekiq), shifted(t, postgres)
+	real, err := devstack.FindPostgres()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir, cleanup, err := devstack.WorkDir("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(cleanup)
+	bin := filepath.Join(dir, "bin")
+	b := &bundle{T: t, redisURL: testenv.Redis(t), handlers: handler.NewRegistry(), sidekiqEnv: sidekiqEnv}
+	b.must(os.Mkdir(bin, 0o755))
+	b.must(os.Symlink(filepath.Join(real, "initdb"), filepath.Join(bin, "initdb")))
+	script := fmt.Sprintf("#!/bin/sh\nexec env '%s' %s/postgres \"$@\"\n", strings.Join(postgresEnv, "' '"), real)
+	b.must(os.WriteFile(filepath.Join(bin, "postgres"), []byte(script), 0o755))
+	server, err := devstack.StartPostgres(t.Context(), devstack.PostgresOptions{Dir: filepath.Join(dir, "postgres"), BinDir: bin})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = server.Kill() }) // the test is over
+	b.must(server.CreateDatabase(t.Context(), "clocks"))
+	b.url = server.URL("clocks")
+	b.pool = testenv.Pool(t, b.url)
+	b.store = store.New(b.pool)
+	b.must(migrations.Up(t.Context(), b.pool))
+	var off float64
+	b.must(b.pool.QueryRow(t.Context(), `SELECT extract(epoch FROM clock_timestamp() - $1::timestamptz)::float`, time.Now()).Scan(&off))
+	if off-postgres.Seconds() > 60 || postgres.Seconds()-off > 60 {
+		t.Fatalf("Postgres' clock is off by %.0f s, and not by %s", off, postgres)
+	}
+	return b
+}
+
+// The worker, Sidekiq and Postgres have three opinions of the time, hours apart.
+// Delays, timeouts, leases and later starts are as long as ever: the time that
+// counts is Postgres', and what the others measure are spans.
+func TestClocksAreHoursApart(t *testing.T) {
+	t.Parallel()
+	for name, off := range map[string]struct{ postgres, sidekiq time.Duration }{
+		"PostgresAheadSidekiqBehind": {time.Hour + time.Minute, -time.Hour - time.Minute},
+		"PostgresBehindSidekiqAhead": {-time.Hour - time.Minute, time.Hour + time.Minute},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := setupWithClocks(t, off.postgres, off.sidekiq)
+			b.register(`
+name: clocks
+namespace_name: test
+retry: {backoff: fixed, base_seconds: 0.1, jitter: 0}
+step_templates:
+  - {name: go, handler: tasker.fail, handler_config: {times: 1}, timeout_seconds: 30}
+  - {name: ruby, handler_class: Fail, handler_config: {times: 1}, timeout_seconds: 30}
+  - {name: works, handler_class: Work, handler_config: {seconds: 0.5}, timeout_seconds: 30}
+  - {name: later, handler: tasker.fail, handler_config: {times: 1, retry_after: 3}}
+  - {name: overruns, handler_class: Mix, handler_config: {salt: 1, overruns: deaf}, timeout_seconds: 2}
+  - {name: end, handler_class: Echo, depends_on_steps: [go, ruby, works, later, overruns]}`)
+			b.register(`
+name: long
+namespace_name: test
+step_templates: [{name: only, handler: tasker.sleep, handler_config: {seconds: 2}}]`)
+			b.register(oneGoStep)
+			began := b.text(`SELECT clock_timestamp()::text`)
+			first := b.worker("--lease", "1s")
+			long := b.enqueue("long", `{}`)
+			b.until("the long step runs", func() bool { return b.step(long, "only").State == tasker.StepInProgress })
+			first.kill(b)
+			b.worker("--lease", "1s")
+			b.sidekiq()
+			b.enqueueMany("clocks", `{}`, 4)
+			b.exec(`INSERT INTO tasker.tasks (namespace, name, run_at) VALUES ('test', 'one', now() + interval '2 s')`)
+			b.finish()
+
+			b.want("complete 6", `SELECT string_agg(concat_ws(' ', state, n), ', ') FROM (SELECT state, count(*) AS n FROM tasker.tasks GROUP BY state) x`)
+			// One worker died, and one only; no process did.
+			b.want("dead, alive", `SELECT string_agg(state, ', ' ORDER BY worker_id) FROM tasker.workers`)
+			b.want("2 1", `SELECT concat_ws(' ', attempts, losses) FROM tasker.steps WHERE task_id = $1`, long)
+			b.want("go 2 0, ruby 2 0, works 1 0, later 2 0, overruns 2 0, end 1 0", `SELECT string_agg(line, ', ' ORDER BY position) FROM (
+				SELECT DISTINCT position, concat_ws(' ', s.name, attempts, losses) AS line FROM tasker.steps s JOIN tasker.tasks t USING (task_id)
+				WHERE t.name = 'clocks') x`)
+			b.want("4", `SELECT count(*)::text FROM tasker.events WHERE data ->> 'code' = 'attempt_timeout'`)
+			b.want("0", `SELECT count(*)::text FROM tasker.events r JOIN tasker.events n ON n.step_id = r.step_id AND n.attempt = r.attempt + 1
+				WHERE r.name = 'step.retry_requested' AND n.created_at < r.created_at + make_interval(secs => (r.data ->> 'retry_in_seconds')::float)`)
+			b.want("true", `SELECT (started_at >= run_at)::text FROM tasker.tasks WHERE run_at IS NOT NULL`)
+			// Whatever was written down was so by one clock.
+			b.want("0", `SELECT count(*)::text FROM (
+				SELECT created_at AS at FROM tasker.events UNION ALL SELECT started_at FROM tasker.steps UNION ALL SELECT finished_at FROM tasker.steps
+				UNION ALL SELECT created_at FROM tasker.tasks UNION ALL SELECT started_at FROM tasker.tasks UNION ALL SELECT finished_at FROM tasker.tasks
+				UNION ALL SELECT last_seen_at FROM tasker.workers WHERE state = 'alive' UNION ALL SELECT last_seen_at FROM tasker.processes) written
+				WHERE at NOT BETWEEN $1::text::timestamptz AND clock_timestamp()`, began)
+			b.checkHistory()
+		})
+	}
+}
