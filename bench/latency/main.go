@@ -1,6 +1,9 @@
 // Command latency measures an idle system: how long one task of one step takes
 // from the commit of its INSERT to the commit that makes it complete, once with
 // a Go handler in the worker and once with a Ruby handler in a real Sidekiq.
+// And how late a retry is: from the time that it was due, counted from the
+// commit of its decision, to the commit of its start. It fails when half of
+// them are more than 50 ms late.
 //
 // Both times are Postgres's own (track_commit_timestamp), so neither polling
 // nor the clock of this program is in the figures. fsync and synchronous_commit
@@ -34,7 +37,31 @@ const templates = `
 		'[{"position": 0, "name": "only", "handler": "tasker.echo", "attempt_limit": 3}]');
 	SELECT tasker.register_template('bench', 'ruby', '1.0.0', '', '{"namespace_name": "bench", "name": "ruby", "version": "1.0.0", "max_parallel_steps": 10,
 		"step_templates": [{"name": "only", "handler_class": "Noop", "default_retryable": true, "default_retry_limit": 3}]}', 'ruby', 10,
-		'[{"position": 0, "name": "only", "handler_class": "Noop", "attempt_limit": 3}]')`
+		'[{"position": 0, "name": "only", "handler_class": "Noop", "attempt_limit": 3}]');
+	SELECT tasker.register_template('bench', 'retry', '1.0.0', '', '{"namespace_name": "bench", "name": "retry", "version": "1.0.0", "max_parallel_steps": 10,
+		"step_templates": [{"name": "only", "handler": "tasker.fail", "handler_config": {"times": 1, "retry_after": 0.1}, "default_retryable": true, "default_retry_limit": 3,
+			"retry": {"backoff": "fixed", "base_seconds": 1, "cap_seconds": 1, "retry_after_cap_seconds": 1}}]}', 'retry', 10,
+		'[{"position": 0, "name": "only", "handler": "tasker.fail", "handler_config": {"times": 1, "retry_after": 0.1}, "attempt_limit": 3}]')`
+
+// kinds are the templates, and what is measured of each.
+var kinds = []struct{ name, of string }{
+	{"go", sinceInsert},
+	{"ruby", sinceInsert},
+	{"retry", sinceDue},
+}
+
+const (
+	sinceInsert = `SELECT CASE WHEN state = 'complete' THEN
+			extract(epoch FROM pg_xact_commit_timestamp(xmin) - pg_xact_commit_timestamp($2::text::xid8::xid)) END::float8
+		FROM tasker.tasks WHERE task_id = $1`
+	sinceDue = `SELECT CASE WHEN t.state = 'complete' AND $2 <> '' THEN
+			extract(epoch FROM pg_xact_commit_timestamp(started.xmin) - pg_xact_commit_timestamp(decided.xmin)) - (decided.data ->> 'retry_in_seconds')::float8 END::float8
+		FROM tasker.tasks t
+		LEFT JOIN tasker.events decided ON decided.task_id = t.task_id AND decided.name = 'step.retry_requested'
+		LEFT JOIN tasker.events started ON started.task_id = t.task_id AND started.name = 'step.handle' AND started.attempt = 2
+		WHERE t.task_id = $1`
+	tooLate = 50 * time.Millisecond
+)
 
 func main() {
 	n := flag.Int("n", 300, "tasks per series")
@@ -95,33 +122,36 @@ func measure(ctx context.Context, n int, pause time.Duration) (err error) {
 			err = errors.Join(err, cmd.Wait())
 		}()
 	}
-	for _, name := range []string{"go", "ruby"} {
+	for _, kind := range kinds {
 		for range 20 { // until the plans are cached and Sidekiq is up
-			if _, err := once(ctx, pool, name); err != nil {
+			if _, err := once(ctx, pool, kind.name, kind.of); err != nil {
 				return err
 			}
 		}
 	}
-	// Alternately, so that a noisy minute falls on both.
+	// Alternately, so that a noisy minute falls on all.
 	series := map[string][]time.Duration{}
 	for range n {
-		for _, name := range []string{"go", "ruby"} {
+		for _, kind := range kinds {
 			time.Sleep(pause)
-			d, err := once(ctx, pool, name)
+			d, err := once(ctx, pool, kind.name, kind.of)
 			if err != nil {
 				return err
 			}
-			series[name] = append(series[name], d)
+			series[kind.name] = append(series[kind.name], d)
 		}
 	}
 	fmt.Printf("%-6s %6s %9s %9s %9s %9s\n", "step", "tasks", "min", "median", "p95", "max")
-	for _, name := range []string{"go", "ruby"} {
-		s := series[name]
+	for _, kind := range kinds {
+		s := series[kind.name]
 		slices.Sort(s)
 		at := func(q float64) time.Duration {
 			return s[min(int(q*float64(len(s))), len(s)-1)].Round(10 * time.Microsecond)
 		}
-		fmt.Printf("%-6s %6d %9s %9s %9s %9s\n", name, len(s), at(0), at(0.5), at(0.95), at(1))
+		fmt.Printf("%-6s %6d %9s %9s %9s %9s\n", kind.name, len(s), at(0), at(0.5), at(0.95), at(1))
+	}
+	if late := series["retry"][n/2]; late > tooLate {
+		return fmt.Errorf("half of the retries were more than %s late", late)
 	}
 	return nil
 }
@@ -153,8 +183,8 @@ func prepare(ctx context.Context, postgres *devstack.Postgres) (*pgxpool.Pool, e
 	return pool, err
 }
 
-// once runs one task and returns the time between the two commits.
-func once(ctx context.Context, pool *pgxpool.Pool, name string) (time.Duration, error) {
+// once runs one task and returns what the query says of it.
+func once(ctx context.Context, pool *pgxpool.Pool, name, query string) (time.Duration, error) {
 	var task int64
 	var inserted string
 	if err := pool.QueryRow(ctx, `INSERT INTO tasker.tasks (namespace, name) VALUES ('bench', $1) RETURNING task_id, pg_current_xact_id()::text`,
@@ -163,9 +193,7 @@ func once(ctx context.Context, pool *pgxpool.Pool, name string) (time.Duration, 
 	}
 	for {
 		var took *float64
-		err := pool.QueryRow(ctx, `SELECT CASE WHEN state = 'complete' THEN
-				extract(epoch FROM pg_xact_commit_timestamp(xmin) - pg_xact_commit_timestamp($2::text::xid8::xid)) END::float8
-			FROM tasker.tasks WHERE task_id = $1`, task, inserted).Scan(&took)
+		err := pool.QueryRow(ctx, query, task, inserted).Scan(&took)
 		if err != nil {
 			return 0, err
 		}
