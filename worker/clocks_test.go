@@ -36,7 +36,7 @@ func setupWithClocks(t *testing.T, postgres, sidekiq time.Duration) *bundle {
 	t.Helper()
 	t.Parallel()
 	sidekiqEnv, postgresEnv := shifted(t, sidekiq), shifted(t, postgres)
-	real, err := devstack.FindPostgres()
+	programs, err := devstack.FindPostgres()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -48,8 +48,8 @@ func setupWithClocks(t *testing.T, postgres, sidekiq time.Duration) *bundle {
 	bin := filepath.Join(dir, "bin")
 	b := &bundle{T: t, redisURL: testenv.Redis(t), handlers: handler.NewRegistry(), sidekiqEnv: sidekiqEnv}
 	b.must(os.Mkdir(bin, 0o755))
-	b.must(os.Symlink(filepath.Join(real, "initdb"), filepath.Join(bin, "initdb")))
-	script := fmt.Sprintf("#!/bin/sh\nexec env '%s' %s/postgres \"$@\"\n", strings.Join(postgresEnv, "' '"), real)
+	b.must(os.Symlink(filepath.Join(programs, "initdb"), filepath.Join(bin, "initdb")))
+	script := fmt.Sprintf("#!/bin/sh\nexec env '%s' %s/postgres \"$@\"\n", strings.Join(postgresEnv, "' '"), programs)
 	b.must(os.WriteFile(filepath.Join(bin, "postgres"), []byte(script), 0o755))
 	server, err := devstack.StartPostgres(t.Context(), devstack.PostgresOptions{Dir: filepath.Join(dir, "postgres"), BinDir: bin})
 	if err != nil {

@@ -126,9 +126,9 @@ func TestEveryTransitionIsReachedThroughAPublicDoor(t *testing.T) {
 		name, sql string
 		comesTo   string // the task, and its step
 	}{
-		{"skip the step", `SELECT tasker.skip_step($2, 'ada') FROM (SELECT $1::bigint) task`, "complete skipped"},
-		{"resolve the step", `SELECT tasker.resolve_step($2, '7', 'ada') FROM (SELECT $1::bigint) task`, "complete resolved_manually"},
-		{"cancel the task", `SELECT tasker.cancel_task($1, 'ada') FROM (SELECT $2::bigint) step`, "cancelled cancelled"},
+		{"skip the step", `SELECT tasker.skip_step($2, 'ada') FROM (SELECT $1::bigint) task`, "complete, skipped"},
+		{"resolve the step", `SELECT tasker.resolve_step($2, '7', 'ada') FROM (SELECT $1::bigint) task`, "complete, resolved_manually"},
+		{"cancel the task", `SELECT tasker.cancel_task($1, 'ada') FROM (SELECT $2::bigint) step`, "cancelled, cancelled"},
 	}
 	for _, state := range slices.Sorted(maps.Keys(bringTo)) {
 		for _, verb := range verbs {
@@ -140,9 +140,9 @@ func TestEveryTransitionIsReachedThroughAPublicDoor(t *testing.T) {
 			b.finish()
 			want := verb.comesTo
 			if state == tasker.StepError {
-				want = strings.Replace(want, "cancelled cancelled", "cancelled error", 1) // what has failed has failed
+				want = strings.Replace(want, "cancelled, cancelled", "cancelled, error", 1) // what has failed has failed
 			}
-			if got := b.text(`SELECT concat_ws(' ', t.state, s.state) FROM tasker.tasks t JOIN tasker.steps s USING (task_id) WHERE task_id = $1`, task); got != want {
+			if got := b.text(`SELECT concat_ws(', ', t.state, s.state) FROM tasker.tasks t JOIN tasker.steps s USING (task_id) WHERE task_id = $1`, task); got != want {
 				t.Errorf("%s, which was %s: task and step came to %q, want %q", verb.name, state, got, want)
 			}
 		}

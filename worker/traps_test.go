@@ -197,7 +197,7 @@ step_templates:
 	b.must(b.store.ResumeTask(t.Context(), task, ada))
 	b.finish()
 	b.want("blocked_by_failures", status)
-	b.want("error error complete complete pending", `SELECT t.state || ' ' || string_agg(s.state, ' ' ORDER BY position)
+	b.want("error: error,complete,complete,pending", `SELECT t.state || ': ' || string_agg(s.state, ',' ORDER BY position)
 		FROM tasker.tasks t JOIN tasker.steps s USING (task_id) GROUP BY t.state`)
 }
 
@@ -380,7 +380,7 @@ step_templates:
 	task := b.enqueue("doubled", `{}`)
 	b.finish()
 	b.want("first", `SELECT string_agg(depends_on_name, ', ') FROM tasker.step_dependencies WHERE task_id = $1`, task)
-	b.want("complete complete", `SELECT string_agg(state, ' ') FROM tasker.steps`)
+	b.want("complete,complete", `SELECT string_agg(state, ',') FROM tasker.steps`)
 	_, err = b.pool.Exec(t.Context(), `INSERT INTO tasker.steps (task_id, position, name) SELECT task_id, position, name FROM tasker.steps`)
 	if err == nil || !strings.Contains(err.Error(), "23505") {
 		t.Errorf("a task's steps a second time: got %v", err)
