@@ -2058,6 +2058,9 @@ BEGIN
           EXCEPT
           SELECT (j.args ->> 'task_id')::bigint FROM tasker.river_job j
           WHERE j.kind = 'task_execution' AND j.state IN ('available', 'running', 'scheduled', 'retryable', 'pending')
+            -- One that runs for so long without an owner of its task was fetched by
+            -- a client whose connection broke before the answer came: it never ran.
+            AND (j.state <> 'running' OR j.attempted_at > now() - interval '30 seconds')
           LIMIT 10000) t;
     IF found_tasks IS NOT NULL THEN
         PERFORM tasker.schedule_runs(array_agg(t.task_id), array_agg(greatest(0, coalesce(extract(epoch FROM t.run_at - clock_timestamp()), 0))::double precision))

@@ -80,7 +80,7 @@ func (l *loop) decideOutcomes(unit *store.Unit, now time.Time) {
 		d := finalizer.DecideAttempt(&l.template.Steps[i], finalizer.Attempt{
 			Number: s.attempt, Losses: s.losses, Forgiven: s.forgiven, Outcome: s.news.kind, Failure: s.news.failure,
 			MaxLosses: l.o.tuning().MaxLosses,
-		}, now, draw())
+		}, l.o.databaseTime(now), draw())
 		w := store.StepWrite{
 			Step: s.id, Was: l.progress.State(i), WasAttempt: s.attempt,
 			State: d.State, Attempt: s.attempt, Losses: d.Losses, RetryIn: d.Delay, Result: s.news.result,

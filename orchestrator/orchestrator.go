@@ -31,6 +31,7 @@ import (
 	"math/rand/v2"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/taskerhq/tasker"
 	"github.com/taskerhq/tasker/dag"
@@ -64,6 +65,7 @@ type Config struct {
 type Orchestrator struct {
 	Config
 	tuned   atomic.Pointer[Tuning]
+	ahead   atomic.Int64 // by how much the database's clock is before ours, in nanoseconds
 	writer  *store.Writer
 	claimer *store.Claimer
 	keeper  *store.Keeper
@@ -190,6 +192,15 @@ func (o *Orchestrator) Cause() error { return context.Cause(o.ctx) }
 func (o *Orchestrator) Close() {
 	o.abandon(context.Canceled)
 	o.finished.Wait()
+}
+
+// SetClock says what time it is in the database, whose clock is the one that
+// counts where a date comes from elsewhere.
+func (o *Orchestrator) SetClock(now time.Time) { o.ahead.Store(int64(time.Until(now))) }
+
+// databaseTime is the given time of this process by the database's clock.
+func (o *Orchestrator) databaseTime(at time.Time) time.Time {
+	return at.Add(time.Duration(o.ahead.Load()))
 }
 
 // Held is how many tasks this worker runs at the moment.

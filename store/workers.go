@@ -30,20 +30,21 @@ func (s *Store) RegisterWorker(ctx context.Context, name, client string, lease t
 }
 
 // Beat says that the worker is alive. silent is how long it had not said so
-// before. ErrWorkerDead: it has been declared dead meanwhile.
-func (s *Store) Beat(ctx context.Context, worker int64) (silent time.Duration, err error) {
+// before, now the database's time. ErrWorkerDead: it has been declared dead
+// meanwhile.
+func (s *Store) Beat(ctx context.Context, worker int64) (silent time.Duration, now time.Time, err error) {
 	var seconds float64
 	err = s.pool.QueryRow(ctx, `UPDATE tasker.workers w SET last_seen_at = clock_timestamp()
 		FROM (SELECT last_seen_at FROM tasker.workers WHERE worker_id = $1) before
 		WHERE w.worker_id = $1 AND w.state = 'alive'
-		RETURNING extract(epoch FROM w.last_seen_at - before.last_seen_at)::float8`, worker).Scan(&seconds)
+		RETURNING extract(epoch FROM w.last_seen_at - before.last_seen_at)::float8, w.last_seen_at`, worker).Scan(&seconds, &now)
 	if err = translate(err); errors.Is(err, ErrNotFound) {
-		return 0, ErrWorkerDead
+		return 0, now, ErrWorkerDead
 	}
 	if err != nil {
-		return 0, fmt.Errorf("beat: %w", err)
+		return 0, now, fmt.Errorf("beat: %w", err)
 	}
-	return time.Duration(seconds * float64(time.Second)), nil
+	return time.Duration(seconds * float64(time.Second)), now, nil
 }
 
 // ReapWorker declares one worker dead that has not beaten for the length of its

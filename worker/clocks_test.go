@@ -80,6 +80,7 @@ func TestClocksAreHoursApart(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			b := setupWithClocks(t, off.postgres, off.sidekiq)
+			date := b.text(`SELECT to_char((clock_timestamp() + interval '8 s') AT TIME ZONE 'UTC', 'Dy, DD Mon YYYY HH24:MI:SS "GMT"')`)
 			b.register(`
 name: clocks
 namespace_name: test
@@ -89,8 +90,9 @@ step_templates:
   - {name: ruby, handler_class: Fail, handler_config: {times: 1}, timeout_seconds: 30}
   - {name: works, handler_class: Work, handler_config: {seconds: 0.5}, timeout_seconds: 30}
   - {name: later, handler: tasker.fail, handler_config: {times: 1, retry_after: 3}}
+  - {name: dated, handler_class: Fail, handler_config: {times: 1, retry_after: "` + date + `"}}
   - {name: overruns, handler_class: Mix, handler_config: {salt: 1, overruns: deaf}, timeout_seconds: 2}
-  - {name: end, handler_class: Echo, depends_on_steps: [go, ruby, works, later, overruns]}`)
+  - {name: end, handler_class: Echo, depends_on_steps: [go, ruby, works, later, dated, overruns]}`)
 			b.register(`
 name: long
 namespace_name: test
@@ -111,10 +113,13 @@ step_templates: [{name: only, handler: tasker.sleep, handler_config: {seconds: 2
 			// One worker died, and one only; no process did.
 			b.want("dead, alive", `SELECT string_agg(state, ', ' ORDER BY worker_id) FROM tasker.workers`)
 			b.want("2 1", `SELECT concat_ws(' ', attempts, losses) FROM tasker.steps WHERE task_id = $1`, long)
-			b.want("go 2 0, ruby 2 0, works 1 0, later 2 0, overruns 2 0, end 1 0", `SELECT string_agg(line, ', ' ORDER BY position) FROM (
+			b.want("go 2 0, ruby 2 0, works 1 0, later 2 0, dated 2 0, overruns 2 0, end 1 0", `SELECT string_agg(line, ', ' ORDER BY position) FROM (
 				SELECT DISTINCT position, concat_ws(' ', s.name, attempts, losses) AS line FROM tasker.steps s JOIN tasker.tasks t USING (task_id)
 				WHERE t.name = 'clocks') x`)
 			b.want("4", `SELECT count(*)::text FROM tasker.events WHERE data ->> 'code' = 'attempt_timeout'`)
+			// A date is a time by the database's clock, not by the worker's.
+			b.want("4", `SELECT count(*)::text FROM tasker.events e JOIN tasker.steps s USING (step_id)
+				WHERE s.name = 'dated' AND e.name = 'step.retry_requested' AND (e.data ->> 'retry_in_seconds')::float BETWEEN 0 AND 10`)
 			b.want("0", `SELECT count(*)::text FROM tasker.events r JOIN tasker.events n ON n.step_id = r.step_id AND n.attempt = r.attempt + 1
 				WHERE r.name = 'step.retry_requested' AND n.created_at < r.created_at + make_interval(secs => (r.data ->> 'retry_in_seconds')::float)`)
 			b.want("true", `SELECT (started_at >= run_at)::text FROM tasker.tasks WHERE run_at IS NOT NULL`)

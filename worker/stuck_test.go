@@ -92,6 +92,26 @@ func TestAForgottenTaskIsFoundAndBroughtBack(t *testing.T) {
 	b.want("1", `SELECT count(*)::text FROM tasker.tasks WHERE state = 'pending'`)
 }
 
+// A client whose connection breaks after it has fetched a job, and before it hears
+// so, never runs that job: it stays running in a client that is alive.
+func TestATaskWhoseJobWasLostOnItsWayIsFound(t *testing.T) {
+	b := setup(t)
+	b.register(oneGoStep)
+	b.start()
+	b.exec(`INSERT INTO tasker.tasks (namespace, name, run_at) VALUES ('test', 'one', now() + interval '1 hour')`)
+	b.exec(`UPDATE tasker.river_job SET state = 'running', attempt = 1, attempted_at = now(), attempted_by = ARRAY[(SELECT client_id FROM tasker.workers)]`)
+	b.exec(`UPDATE tasker.tasks SET run_at = NULL`)
+	if found, err := b.store.Sweep(t.Context()); err != nil || found != 0 {
+		t.Fatalf("the sweep found %d tasks (%v) whose job may still begin", found, err)
+	}
+	b.exec(`UPDATE tasker.river_job SET attempted_at = now() - interval '31 seconds'`)
+	if _, err := b.store.Sweep(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	b.finish()
+	b.want("complete", `SELECT state FROM tasker.tasks`)
+}
+
 // An app may report inside its own transaction and keep that open. Nobody else
 // may wait for it: not other tasks, not heartbeats, not the search for the dead.
 func TestAnOpenReportHoldsUpNobodyElse(t *testing.T) {
@@ -154,17 +174,17 @@ func TestABeatSaysHowLongTheWorkerWasSilent(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.exec(`UPDATE tasker.workers SET last_seen_at = clock_timestamp() - interval '7 s'`)
-	silent, err := b.store.Beat(t.Context(), id)
+	silent, _, err := b.store.Beat(t.Context(), id)
 	if err != nil || silent < 7*time.Second || silent > 7*time.Second+patience {
 		t.Errorf("silent for %s, %v", silent, err)
 	}
-	if silent, err := b.store.Beat(t.Context(), id); err != nil || silent > patience {
+	if silent, _, err := b.store.Beat(t.Context(), id); err != nil || silent > patience {
 		t.Errorf("the next beat: silent for %s, %v", silent, err)
 	}
 	if err := b.store.StopWorker(t.Context(), id); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := b.store.Beat(t.Context(), id); !errors.Is(err, store.ErrWorkerDead) {
+	if _, _, err := b.store.Beat(t.Context(), id); !errors.Is(err, store.ErrWorkerDead) {
 		t.Errorf("a stopped worker's beat: %v", err)
 	}
 }

@@ -318,10 +318,13 @@ func (w *worker) beat(ctx context.Context, id int64, o *orchestrator.Orchestrato
 	every(ctx, w.Lease/4, log, func(ctx context.Context) error {
 		ctx, cancel := context.WithTimeout(ctx, w.Lease)
 		defer cancel()
-		silent, err := w.pulse.Beat(ctx, id)
+		silent, now, err := w.pulse.Beat(ctx, id)
 		if errors.Is(err, store.ErrWorkerDead) {
 			o.Abandon(err)
 			return nil
+		}
+		if err == nil {
+			o.SetClock(now)
 		}
 		if silent > w.Lease/2 {
 			judges = time.Now().Add(w.Lease)

@@ -458,7 +458,8 @@ BEGIN
     RETURN denied;
 END $$;
 
--- As in 0003; who stands in line at a gate is not forgotten.
+-- As in 0003; who stands in line at a gate is not forgotten, and whose job was
+-- lost on its way to a worker is.
 CREATE OR REPLACE FUNCTION tasker.sweep() RETURNS int
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -493,6 +494,9 @@ BEGIN
           EXCEPT
           SELECT (j.args ->> 'task_id')::bigint FROM tasker.river_job j
           WHERE j.kind = 'task_execution' AND j.state IN ('available', 'running', 'scheduled', 'retryable', 'pending')
+            -- One that runs for so long without an owner of its task was fetched by
+            -- a client whose connection broke before the answer came: it never ran.
+            AND (j.state <> 'running' OR j.attempted_at > now() - interval '30 seconds')
           LIMIT 10000) t;
     IF found_tasks IS NOT NULL THEN
         PERFORM tasker.schedule_runs(array_agg(t.task_id), array_agg(greatest(0, coalesce(extract(epoch FROM t.run_at - clock_timestamp()), 0))::double precision))

@@ -5,7 +5,9 @@ RSpec.describe TaskerCore::Heartbeat do
 
   # Runs a step whose handler is the block.
   def run(**settings, &process)
-    stub_const("Orders::Import", Class.new(TaskerCore::BaseStepHandler) { define_method(:process, &process) })
+    handler = Class.new(TaskerCore::BaseStepHandler)
+    handler.define_method(:process, process)
+    stub_const("Orders::Import", handler)
     dispatch("Orders::Import", **settings).tap do |step|
       perform(step)
     rescue StandardError => e

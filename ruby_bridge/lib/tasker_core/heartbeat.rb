@@ -48,7 +48,8 @@ module TaskerCore
     # A heart that can't reach Postgres for a moment stops no handler: if it
     # lasts, the engine takes the attempt back.
     def send_now
-      waiting, @waiting = @waiting, nil
+      waiting = @waiting
+      @waiting = nil
       @sent_at = now
       @current = @protocol.heartbeat(@step_id, @attempt, waiting)
     rescue DatabaseError => e
