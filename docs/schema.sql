@@ -2844,7 +2844,9 @@ CREATE VIEW tasker.step_readiness AS
         CASE
             WHEN (s.state = 'waiting_for_retry'::text) THEN (GREATEST(EXTRACT(epoch FROM (s.retry_at - now())), (0)::numeric))::double precision
             ELSE NULL::double precision
-        END AS seconds_until_retry
+        END AS seconds_until_retry,
+    gate.scope AS gate_scope,
+    gate.name AS gate_name
    FROM (((((((tasker.tasks t
      JOIN tasker.task_templates m USING (template_id))
      CROSS JOIN ( SELECT ( SELECT count(*) AS count

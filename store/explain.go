@@ -26,6 +26,8 @@ type Readiness struct {
 	Limit        int              `json:"attempt_limit"`
 	RetryAt      *time.Time       `json:"retry_at"`
 	RetryIn      *float64         `json:"seconds_until_retry"`
+	GateScope    *string          `json:"gate_scope"` // of gate_paused and limited: what holds it
+	GateName     *string          `json:"gate_name"`
 }
 
 // Reason is a word of tasker.step_readiness.
@@ -85,7 +87,7 @@ func (s *Store) Explain(ctx context.Context, id int64) (*Explanation, error) {
 			return err
 		}
 		rows, err = tx.Query(ctx, `SELECT step_id, name, state, ready, reason, explanation, dependencies_total, dependencies_satisfied,
-			waiting_on, attempts, attempts_used, attempt_limit, retry_at, seconds_until_retry
+			waiting_on, attempts, attempts_used, attempt_limit, retry_at, seconds_until_retry, gate_scope, gate_name
 			FROM tasker.step_readiness WHERE task_id = $1 ORDER BY position`, id)
 		if err != nil {
 			return err

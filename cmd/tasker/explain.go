@@ -195,8 +195,8 @@ func moves(e *store.Explanation, by map[store.Reason][]*store.Readiness) []move 
 	if len(by[store.ReasonPaused]) > 0 {
 		add("ends the pause", "tasker task resume %d", task)
 	}
-	if len(by[store.ReasonGatePaused]) > 0 {
-		add("shows what is paused; tasker gate resume ends it", "tasker gate list")
+	if s := first(store.ReasonGatePaused); s != nil && s.GateScope != nil && s.GateName != nil {
+		add("ends the pause that holds "+s.Name, "tasker gate resume %s %s", *s.GateScope, *s.GateName)
 	}
 	if s := first(store.ReasonLimited); s != nil {
 		add("shows the limit that "+s.Name+" stands in line at; tasker gate limit changes it", "tasker gate list")

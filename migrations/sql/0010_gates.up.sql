@@ -635,7 +635,8 @@ SELECT t.task_id, s.step_id, s.position, s.name, s.state,
        d.waiting_on,
        s.attempts, s.attempts_used, s.attempt_limit,
        CASE WHEN s.state = 'waiting_for_retry' THEN s.retry_at END AS retry_at,
-       CASE WHEN s.state = 'waiting_for_retry' THEN greatest(extract(epoch FROM s.retry_at - now()), 0)::double precision END AS seconds_until_retry
+       CASE WHEN s.state = 'waiting_for_retry' THEN greatest(extract(epoch FROM s.retry_at - now()), 0)::double precision END AS seconds_until_retry,
+       gate.scope AS gate_scope, gate.name AS gate_name
 FROM tasker.tasks t
 JOIN tasker.task_templates m USING (template_id)
 -- Who is alive. OFFSET 0 keeps each of these subqueries whole, so that it is
