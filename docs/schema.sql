@@ -422,7 +422,10 @@ BEGIN
         BEGIN
             fault := jsonb_build_object('class', 'task_deadline', 'code', 'task_deadline',
                 'message', format('the deadline of the task passed (%s after it was enqueued)', date_trunc('milliseconds', t.deadline - t.created_at)));
-            PERFORM FROM tasker.steps s WHERE s.task_id = t.task_id AND s.state IN ('enqueued', 'in_progress') ORDER BY s.step_id FOR NO KEY UPDATE;
+            -- Also those that have not begun: a claim that is under way holds its steps,
+            -- and is seen below, or waits for them, and sees that the task has ended.
+            PERFORM FROM tasker.steps s WHERE s.task_id = t.task_id AND s.state IN ('pending', 'waiting_for_retry', 'enqueued', 'in_progress')
+            ORDER BY s.step_id FOR NO KEY UPDATE;
             WITH failed AS (
                 UPDATE tasker.steps s SET state = 'error', error = fault || jsonb_build_object('attempt', s.attempts), finished_at = clock_timestamp()
                 WHERE s.task_id = t.task_id AND s.state IN ('enqueued', 'in_progress')
@@ -2192,6 +2195,17 @@ BEGIN
             WHERE w.step_id <> ALL (denied)
               AND NOT EXISTS (SELECT FROM tasker.steps s WHERE s.step_id = w.step_id AND s.state = w.state AND s.attempts = w.attempt);
             RAISE EXCEPTION 'a step is not in the state that its loop saw' USING ERRCODE = 'TK005', DETAIL = coalesce(faults, '');
+        END IF;
+
+        -- Looked at again now that the steps are held: a deadline that passed
+        -- meanwhile has left steps alone that had not begun.
+        IF gates_seen IS NOT NULL THEN
+            SELECT string_agg(l.task_id::text, ',') INTO faults FROM unnest(task_ids, task_epochs, task_states, task_release) AS l(task_id, epoch, state, release)
+            WHERE l.state IS NULL AND NOT l.release
+              AND NOT EXISTS (SELECT FROM tasker.tasks t WHERE t.task_id = l.task_id AND t.owner = worker AND t.epoch = l.epoch);
+            IF faults IS NOT NULL THEN
+                RAISE EXCEPTION 'a loop has lost its task' USING ERRCODE = 'TK005', DETAIL = faults;
+            END IF;
         END IF;
 
         INSERT INTO tasker.dispatches AS d (step_id, task_id, attempt, queue, awaited_by, start_by)

@@ -382,7 +382,10 @@ BEGIN
         BEGIN
             fault := jsonb_build_object('class', 'task_deadline', 'code', 'task_deadline',
                 'message', format('the deadline of the task passed (%s after it was enqueued)', date_trunc('milliseconds', t.deadline - t.created_at)));
-            PERFORM FROM tasker.steps s WHERE s.task_id = t.task_id AND s.state IN ('enqueued', 'in_progress') ORDER BY s.step_id FOR NO KEY UPDATE;
+            -- Also those that have not begun: a claim that is under way holds its steps,
+            -- and is seen below, or waits for them, and sees that the task has ended.
+            PERFORM FROM tasker.steps s WHERE s.task_id = t.task_id AND s.state IN ('pending', 'waiting_for_retry', 'enqueued', 'in_progress')
+            ORDER BY s.step_id FOR NO KEY UPDATE;
             WITH failed AS (
                 UPDATE tasker.steps s SET state = 'error', error = fault || jsonb_build_object('attempt', s.attempts), finished_at = clock_timestamp()
                 WHERE s.task_id = t.task_id AND s.state IN ('enqueued', 'in_progress')
