@@ -2,6 +2,7 @@ package worker_test
 
 import (
 	"context"
+	"sync"
 	"testing"
 	"time"
 
@@ -36,4 +37,62 @@ func TestADeadlineThatPassesDuringAClaimLeavesNoAttemptBehind(t *testing.T) {
 	b.until("the task has ended", func() bool { return b.text(`SELECT state FROM tasker.tasks WHERE task_id = $1`, task) != "in_progress" })
 	stop()
 	b.want("0", `SELECT count(*)::text FROM tasker.steps WHERE task_id = $1 AND state IN ('enqueued', 'in_progress')`, task)
+}
+
+// An attempt that gives a sign of life while overdue ones are being collected
+// may have timed out; it is not lost, as its process lives.
+func TestAHeartbeatInTheNickOfTimeLosesNoAttempt(t *testing.T) {
+	b := setup(t)
+	b.register(`{name: ruby, namespace_name: test, step_templates: [{name: only, handler_class: Echo, heartbeat_seconds: 0.003, default_retry_limit: 1}]}`)
+	b.start(func(c *worker.Config) { c.ClockEvery = time.Hour })
+	tasks := b.enqueueMany("ruby", `{}`, 40)
+	process := b.number(`SELECT tasker.register_process('test')`)
+	var beating sync.WaitGroup
+	over := make(chan struct{})
+	for i := range 4 {
+		var mine []int64
+		for _, task := range tasks[i*10 : i*10+10] {
+			mine = append(mine, b.dispatched(task, 1))
+		}
+		beating.Go(func() {
+			for _, s := range mine {
+				b.exec(`SELECT tasker.start_attempt($1, 1, $2)`, s, process)
+			}
+			for {
+				select {
+				case <-over:
+					return
+				default:
+					b.exec(`SELECT count(tasker.heartbeat(s, 1)) FROM unnest($1::bigint[]) s`, mine)
+				}
+			}
+		})
+	}
+	for end := time.Now().Add(2 * time.Second); time.Now().Before(end); {
+		b.exec(`SELECT tasker.reap_attempts(interval '1 hour')`)
+	}
+	close(over)
+	beating.Wait()
+	b.want("0", `SELECT count(*)::text FROM tasker.steps WHERE losses > 0 OR error ->> 'code' = 'attempt_lost'`)
+}
+
+// A row that somebody's transaction holds keeps the progress of no other back.
+func TestProgressOfOthersIsKeptWhileOneRowIsHeld(t *testing.T) {
+	b := setup(t)
+	g := newGate(b, "gate")
+	b.register(`{name: one, namespace_name: test, step_templates: [{name: only, handler: gate}]}`)
+	b.start()
+	tasks := b.enqueueMany("one", `{}`, 2)
+	<-g.running
+	<-g.running
+	held, free := b.step(tasks[0], "only").StepID, b.step(tasks[1], "only").StepID
+	tx, err := b.pool.Begin(t.Context())
+	b.must(err)
+	_, err = tx.Exec(t.Context(), `SELECT FROM tasker.steps WHERE step_id = $1 FOR UPDATE`, held)
+	b.must(err)
+	b.exec(`SELECT tasker.record_progress((SELECT worker_id FROM tasker.workers), $1, '{1,1}', '{1,2}')`, []int64{held, free})
+	b.must(tx.Rollback(t.Context()))
+	b.want("none 2", `SELECT string_agg(coalesce(progress::text, 'none'), ' ' ORDER BY task_id) FROM tasker.steps`)
+	close(g.release)
+	b.finish()
 }

@@ -316,9 +316,10 @@ CREATE FUNCTION tasker.record_progress(worker bigint, step_ids bigint[], numbers
 LANGUAGE plpgsql SET lock_timeout = '100ms' AS $$
 BEGIN
     PERFORM tasker.assert_worker(worker);
-    PERFORM FROM tasker.steps s WHERE s.step_id = ANY (step_ids) ORDER BY s.step_id FOR NO KEY UPDATE;
     UPDATE tasker.steps s SET progress = p.doc::jsonb
     FROM unnest(step_ids, numbers, docs) AS p(step_id, number, doc)
+    JOIN (SELECT l.step_id FROM tasker.steps l WHERE l.step_id = ANY (step_ids) ORDER BY l.step_id
+          FOR NO KEY UPDATE SKIP LOCKED) free USING (step_id) -- one that somebody's transaction holds keeps back no other
     WHERE s.step_id = p.step_id AND s.attempts = p.number AND s.state = 'in_progress';
 END $$;
 
@@ -354,7 +355,13 @@ BEGIN
         UNION ALL SELECT 'heartbeat_timeout', d.beat_by, format('no heartbeat within %s', d.heartbeat)
         UNION ALL SELECT 'attempt_timeout', d.deadline, format('no result within %s', date_trunc('milliseconds', d.deadline - d.started_at))
         ORDER BY 2 LIMIT 1) up
-    WHERE d.step_id = ANY (overdue) AND d.failure IS NULL;
+    LEFT JOIN tasker.processes p USING (process_id)
+    -- Once more: a heartbeat or a start may have come in between, or another attempt.
+    WHERE d.step_id = ANY (overdue) AND d.failure IS NULL
+      AND (least(d.deadline, d.beat_by, d.start_by) < clock_timestamp()
+           OR d.started_at IS NOT NULL AND d.process_id IS NOT NULL
+              AND (p.process_id IS NULL OR p.stopped_at IS NOT NULL
+                   OR greatest(p.last_seen_at, pg_postmaster_start_time()) < clock_timestamp() - silence));
     IF reports IS NULL THEN
         RETURN 0;
     END IF;
