@@ -51,45 +51,57 @@ END $$;
 
 CREATE FUNCTION tasker.admit_waiters() RETURNS double precision
     LANGUAGE plpgsql
-    SET lock_timeout TO '100ms'
+    SET lock_timeout TO '20ms'
     AS $$
 DECLARE
     g     tasker.gates;
+    gate  int;
+    out   bigint;
+    kept  bigint;
     room  bigint;
     ids   bigint[];
     woken bigint[] := '{}';
     owned record;
     again double precision;
 BEGIN
-    FOR g IN SELECT * FROM tasker.gates l
-             WHERE EXISTS (SELECT FROM tasker.gate_waiters w WHERE w.gate_id = l.gate_id) ORDER BY l.gate_id FOR NO KEY UPDATE
+    FOR gate IN SELECT l.gate_id FROM tasker.gates l
+                WHERE EXISTS (SELECT FROM tasker.gate_waiters w WHERE w.gate_id = l.gate_id) ORDER BY l.gate_id
     LOOP
+        BEGIN
+            SELECT * INTO g FROM tasker.gates l WHERE l.gate_id = gate FOR NO KEY UPDATE;
+        EXCEPTION WHEN lock_not_available THEN
+            again := least(again, 0.05);
+            CONTINUE;
+        END;
         again := least(again, 1);
         CONTINUE WHEN g.paused_at IS NOT NULL;
-        UPDATE tasker.gate_waiters w SET admitted_until = NULL
+        UPDATE tasker.gate_waiters w SET admitted_until = NULL, missed = w.missed + 1,
+            rank = CASE WHEN w.missed = 0 THEN w.rank ELSE
+                greatest(clock_timestamp(), (SELECT max(o.rank) FROM tasker.gate_waiters o WHERE o.gate_id = g.gate_id AND o.admitted_until IS NULL) + interval '1 microsecond') END
         FROM (SELECT o.step_id FROM tasker.gate_waiters o WHERE o.gate_id = g.gate_id AND o.admitted_until < clock_timestamp() FOR UPDATE SKIP LOCKED) late
         WHERE w.step_id = late.step_id;
         LOOP
-            room := least(
-                g.max_attempts - (SELECT count(*) FROM tasker.gate_slots o WHERE o.gate_id = g.gate_id),
-                floor(tasker.gate_tokens(g))::bigint, 1000)
-                - (SELECT count(*) FROM tasker.gate_waiters w WHERE w.gate_id = g.gate_id AND w.admitted_until IS NOT NULL);
+            SELECT count(*) INTO out FROM tasker.gate_slots o WHERE o.gate_id = g.gate_id;
+            SELECT count(*) INTO kept FROM tasker.gate_waiters w WHERE w.gate_id = g.gate_id AND w.admitted_until IS NOT NULL;
+            room := least(g.max_attempts - out, floor(tasker.gate_tokens(g))::bigint, 1000) - kept;
             EXIT WHEN room <= 0;
             SELECT array_agg(f.step_id) INTO ids FROM (
                 SELECT w.step_id FROM tasker.gate_waiters w WHERE w.gate_id = g.gate_id AND w.admitted_until IS NULL
                 ORDER BY w.rank, w.step_id LIMIT room FOR UPDATE SKIP LOCKED) f;
             EXIT WHEN ids IS NULL;
-            -- Those that wait no more: cancelled, skipped, their task has ended or is paused.
-            DELETE FROM tasker.gate_waiters w USING tasker.steps s JOIN tasker.tasks t USING (task_id)
-            WHERE w.step_id = ANY (ids) AND s.step_id = w.step_id
-              AND (s.state NOT IN ('pending', 'waiting_for_retry') OR t.state NOT IN ('pending', 'in_progress') OR t.paused_at IS NOT NULL);
+            -- Those that wait no more: cancelled, skipped, their task has ended, is paused or was deleted.
+            DELETE FROM tasker.gate_waiters w WHERE w.step_id = ANY (ids) AND NOT EXISTS (
+                SELECT FROM tasker.steps s JOIN tasker.tasks t USING (task_id) WHERE s.step_id = w.step_id
+                  AND s.state IN ('pending', 'waiting_for_retry') AND t.state IN ('pending', 'in_progress') AND t.paused_at IS NULL);
             WITH admitted AS (
                 UPDATE tasker.gate_waiters w SET admitted_until = clock_timestamp() + interval '5 seconds' WHERE w.step_id = ANY (ids) RETURNING w.task_id
             )
             SELECT woken || coalesce(array_agg(DISTINCT a.task_id), '{}') INTO woken FROM admitted a;
         END LOOP;
-        IF g.per_second IS NOT NULL THEN
-            again := least(again, greatest(0.001, (1 - tasker.gate_tokens(g)) / g.per_second));
+        -- When the next token comes that is not spoken for; where no place is free,
+        -- the end of an attempt comes first.
+        IF room <= 0 AND g.per_second IS NOT NULL AND (g.max_attempts > out + kept) IS NOT FALSE THEN
+            again := least(again, greatest(0.001, (1 + kept - tasker.gate_tokens(g)) / g.per_second));
         END IF;
     END LOOP;
 
@@ -766,7 +778,16 @@ DECLARE
     room   bigint;
     kept   bigint;
 BEGIN
-    PERFORM FROM tasker.gates l WHERE l.gate_id = ANY ($2) ORDER BY l.gate_id FOR NO KEY UPDATE;
+    BEGIN
+        PERFORM FROM tasker.gates l WHERE l.gate_id = ANY ($2) ORDER BY l.gate_id FOR NO KEY UPDATE;
+    EXCEPTION WHEN lock_not_available THEN
+        -- Somebody changes a gate in a transaction that stays open. Whose claims
+        -- have to wait is said, so that the rest is not tried one by one, and each
+        -- in vain for as long.
+        RAISE EXCEPTION 'somebody changes a gate' USING ERRCODE = 'lock_not_available', DETAIL = (
+            SELECT string_agg(DISTINCT s.task_id::text, ',') FROM unnest($1, $2) AS a(step_id, gate_id) JOIN tasker.steps s USING (step_id)
+            WHERE a.gate_id NOT IN (SELECT l.gate_id FROM tasker.gates l WHERE l.gate_id = ANY ($2) ORDER BY l.gate_id FOR NO KEY UPDATE SKIP LOCKED));
+    END;
     FOR g IN SELECT * FROM tasker.gates l WHERE l.gate_id = ANY ($2) ORDER BY l.gate_id LOOP
         room := CASE WHEN g.paused_at IS NOT NULL THEN 0 ELSE least(
             g.max_attempts - (SELECT count(*) FROM tasker.gate_slots o WHERE o.gate_id = g.gate_id),
@@ -786,7 +807,7 @@ BEGIN
             INSERT INTO tasker.gate_waiters AS w (step_id, gate_id, task_id, rank)
             SELECT s.step_id, g.gate_id, s.task_id, tasker.gate_rank(clock_timestamp(), t.priority)
             FROM tasker.steps s JOIN tasker.tasks t USING (task_id) WHERE s.step_id = ANY (stopped) ORDER BY s.step_id
-            ON CONFLICT (step_id) DO UPDATE SET gate_id = EXCLUDED.gate_id, admitted_until = NULL; -- it keeps its rank
+            ON CONFLICT (step_id) DO UPDATE SET gate_id = EXCLUDED.gate_id, admitted_until = NULL, missed = 0; -- it keeps its rank
             denied := denied || stopped;
         END IF;
     END LOOP;
@@ -1442,7 +1463,8 @@ BEGIN
         RAISE EXCEPTION '% % is not paused', $1, $2 USING ERRCODE = 'TK008';
     END IF;
     INSERT INTO tasker.events (name, data) VALUES ('gate.resumed', jsonb_strip_nulls(jsonb_build_object('scope', $1, 'name', $2, 'by', $3, 'reason', $4)));
-    PERFORM tasker.admit_waiters();
+    -- Workers admit whom it lets pass: doing so here would hold the gates until
+    -- the caller's transaction ends.
 END $_$;
 
 --
@@ -1868,10 +1890,10 @@ DECLARE
 BEGIN
     IF $3 < 1 OR $3 > 1000000 THEN
         RAISE EXCEPTION 'a limit on attempts is a number from 1 to 1000000, not %', $3 USING ERRCODE = 'TK003', HINT = 'to stop all of them, pause';
-    ELSIF $4 <= 0 OR $4 > 1000000 OR $4 = 'NaN' THEN
-        RAISE EXCEPTION 'a rate is a number of attempts per second above 0, up to 1000000, not %', $4 USING ERRCODE = 'TK003', HINT = 'to stop all of them, pause';
-    ELSIF $5 < 1 OR $5 = 'NaN' OR $5 IS NOT NULL AND $4 IS NULL THEN
-        RAISE EXCEPTION 'a burst is a number of attempts from 1, and goes with a rate' USING ERRCODE = 'TK003';
+    ELSIF $4 < 1e-6 OR $4 > 1000000 OR $4 = 'NaN' THEN -- beyond, the arithmetic of the line overflows
+        RAISE EXCEPTION 'a rate is a number of attempts per second from 0.000001 to 1000000, not %', $4 USING ERRCODE = 'TK003', HINT = 'to stop all of them, pause';
+    ELSIF $5 < 1 OR $5 > 1000000 OR $5 = 'NaN' OR $5 IS NOT NULL AND $4 IS NULL THEN
+        RAISE EXCEPTION 'a burst is a number of attempts from 1 to 1000000, and goes with a rate' USING ERRCODE = 'TK003';
     END IF;
     PERFORM tasker.check_gate($1, $2);
     INSERT INTO tasker.gates AS g (scope, name, max_attempts, per_second, burst, tokens, changed_by, reason)
@@ -2448,7 +2470,8 @@ CREATE TABLE tasker.gate_waiters (
     task_id bigint NOT NULL,
     since timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
     rank timestamp with time zone NOT NULL,
-    admitted_until timestamp with time zone
+    admitted_until timestamp with time zone,
+    missed integer DEFAULT 0 NOT NULL
 )
 WITH (autovacuum_vacuum_scale_factor='0.02', autovacuum_vacuum_cost_delay='0');
 

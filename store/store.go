@@ -108,7 +108,7 @@ func translate(err error) error {
 	case codeStale:
 		return &staleError{message: pg.Message, tasks: pg.Detail}
 	case codeLocked:
-		return &staleError{message: pg.Message, also: ErrBusy}
+		return &staleError{message: pg.Message, tasks: pg.Detail, also: ErrBusy}
 	case codeGatesChanged:
 		return &staleError{message: pg.Message, tasks: pg.Detail, also: ErrGatesChanged}
 	case codeWorkerDead:

@@ -253,9 +253,9 @@ func TestLimitsThatMakeNoSenseAreRefused(t *testing.T) {
 		`tasker.pause('template', 'ruby')`:                          "no registered template has the template ruby; there are: test/ruby",
 		`tasker.pause('host', 'a')`:                                 "there are limits and pauses of a template, handler, queue or key, not of a host",
 		`tasker.set_limit('handler', 'Echo', 0)`:                    "a limit on attempts is a number from 1 to 1000000, not 0",
-		`tasker.set_limit('handler', 'Echo', per_second => 0)`:      "a rate is a number of attempts per second above 0, up to 1000000, not 0",
-		`tasker.set_limit('handler', 'Echo', per_second => 'NaN')`:  "a rate is a number of attempts per second above 0, up to 1000000, not NaN",
-		`tasker.set_limit('handler', 'Echo', burst => 3)`:           "a burst is a number of attempts from 1, and goes with a rate",
+		`tasker.set_limit('handler', 'Echo', per_second => 0)`:      "a rate is a number of attempts per second from 0.000001 to 1000000, not 0",
+		`tasker.set_limit('handler', 'Echo', per_second => 'NaN')`:  "a rate is a number of attempts per second from 0.000001 to 1000000, not NaN",
+		`tasker.set_limit('handler', 'Echo', burst => 3)`:           "a burst is a number of attempts from 1 to 1000000, and goes with a rate",
 		`tasker.resume('handler', 'Echo')`:                          "handler Echo is not paused",
 		`tasker.set_limit('handler', 'Echo', per_second => 1e-400)`: "out of range",
 	} {
