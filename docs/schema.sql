@@ -433,7 +433,8 @@ BEGIN
     LOOP
         BEGIN
             fault := jsonb_build_object('class', 'task_deadline', 'code', 'task_deadline',
-                'message', format('the deadline of the task passed (%s after it was enqueued)', date_trunc('milliseconds', t.deadline - t.created_at)));
+                'message', 'the deadline of the task passed' ||
+                    CASE WHEN isfinite(t.deadline) THEN format(' (%s after it was enqueued)', date_trunc('milliseconds', t.deadline - t.created_at)) ELSE '' END);
             -- Also those that have not begun: a claim that is under way holds its steps,
             -- and is seen below, or waits for them, and sees that the task has ended.
             PERFORM FROM tasker.steps s WHERE s.task_id = t.task_id AND s.state IN ('pending', 'waiting_for_retry', 'enqueued', 'in_progress')
@@ -762,6 +763,14 @@ CREATE FUNCTION tasker.notify_river() RETURNS void
     AS $$
     SELECT pg_notify('tasker.river_insert', '{"queue": "default"}')
 $$;
+
+--
+-- Name: open_gates(); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.open_gates() RETURNS void
+    LANGUAGE sql
+    AS $$ SELECT count(pg_notify('tasker.worker_' || w.worker_id, 'g')) FROM tasker.workers w WHERE w.state = 'alive' $$;
 
 --
 -- Name: pass_gates(bigint[], integer[]); Type: FUNCTION; Schema: tasker; Owner: -
@@ -1465,6 +1474,7 @@ BEGIN
     INSERT INTO tasker.events (name, data) VALUES ('gate.resumed', jsonb_strip_nulls(jsonb_build_object('scope', $1, 'name', $2, 'by', $3, 'reason', $4)));
     -- Workers admit whom it lets pass: doing so here would hold the gates until
     -- the caller's transaction ends.
+    PERFORM tasker.open_gates();
 END $_$;
 
 --
@@ -1903,6 +1913,7 @@ BEGIN
         version = g.version + 1, changed_at = clock_timestamp(), changed_by = $6, reason = $7;
     INSERT INTO tasker.events (name, data) VALUES ('gate.limited', jsonb_strip_nulls(jsonb_build_object(
         'scope', $1, 'name', $2, 'max_attempts', $3, 'per_second', $4, 'burst', b, 'by', $6, 'reason', $7)));
+    PERFORM tasker.open_gates();
 END $_$;
 
 --

@@ -112,7 +112,7 @@ func (l *loop) start(i int) {
 		ctx, cancel = context.WithCancel(l.o.handlers)
 	}
 	heart := &heart{o: l.o, step: s.id, attempt: s.attempt}
-	heart.beaten.Store(time.Now().UnixNano())
+	heart.beaten.Store(int64(time.Since(begin)))
 	attempt.Beat = func(progress json.RawMessage) error { return heart.beat(ctx, progress) }
 	l.running[i] = &running{s.attempt, cancel, until, spec.Heartbeat.Duration(), heart}
 	go func() {

@@ -2,7 +2,6 @@ package orchestrator
 
 import (
 	"errors"
-	"fmt"
 	"slices"
 	"time"
 
@@ -56,6 +55,12 @@ func gatesOf(known *store.KnownGates, t *tasker.Template, s *tasker.StepTemplate
 // openGates says that a place may have got free, or that somebody has come into
 // the line. It does not block.
 func (o *Orchestrator) openGates() {
+	if o.gates.Load().Version > 0 {
+		o.wakeGatekeeper()
+	}
+}
+
+func (o *Orchestrator) wakeGatekeeper() {
 	select {
 	case o.gatekeeping <- struct{}{}:
 	default:
@@ -69,9 +74,6 @@ func (o *Orchestrator) keepGates() {
 	for again := time.After(0); ; {
 		select {
 		case <-o.gatekeeping:
-			if o.gates.Load().Version == 0 {
-				continue
-			}
 		case <-again:
 		case <-o.ctx.Done():
 			return
@@ -112,8 +114,14 @@ func (o *Orchestrator) admit() (again time.Duration, idle bool, err error) {
 }
 
 // Admitted takes note that a gate lets steps of a task pass that this worker
-// holds.
-func (o *Orchestrator) Admitted(task int64) { o.deliver(task, letter{admitted: true}) }
+// holds; 0: that a gate was changed.
+func (o *Orchestrator) Admitted(task int64) {
+	if task == 0 {
+		o.wakeGatekeeper()
+		return
+	}
+	o.deliver(task, letter{admitted: true})
+}
 
 // deny takes note of claims that were denied: the steps are as they were before,
 // and stand in line.
@@ -154,8 +162,11 @@ func (l *loop) notInLine(candidates []int, known *store.KnownGates) []int {
 	if l.inLine == 0 {
 		return candidates
 	}
-	before := map[string]int{}
-	gates := func(i int) string { return fmt.Sprint(gatesOf(known, l.template.Template, &l.template.Steps[i])) }
+	before := map[[4]int32]int{}
+	gates := func(i int) (list [4]int32) {
+		copy(list[:], gatesOf(known, l.template.Template, &l.template.Steps[i]))
+		return list
+	}
 	for _, i := range candidates {
 		if l.steps[i].inLine {
 			before[gates(i)]++

@@ -11,13 +11,16 @@ import (
 	"github.com/taskerhq/tasker/store"
 )
 
+// begin is where this process counts heartbeats from.
+var begin = time.Now()
+
 // heart is the heartbeat of an attempt of a Go step. Its handler beats, from
 // any goroutine; its loop looks when it did last.
 type heart struct {
 	o       *Orchestrator
 	step    int64
 	attempt int
-	beaten  atomic.Int64 // when, in Unix nanoseconds of this process
+	beaten  atomic.Int64 // when, in nanoseconds since begin: a clock that is set does not touch it
 
 	mu       sync.Mutex
 	progress json.RawMessage // the last one; nil: none
@@ -31,7 +34,7 @@ func (h *heart) beat(ctx context.Context, progress json.RawMessage) error {
 		return err
 	}
 	now := time.Now()
-	h.beaten.Store(now.UnixNano())
+	h.beaten.Store(int64(now.Sub(begin)))
 	if progress == nil {
 		return nil
 	}
@@ -83,5 +86,5 @@ func (r *running) due() time.Time {
 	if r.heartbeat == 0 {
 		return time.Time{}
 	}
-	return time.Unix(0, r.heart.beaten.Load()).Add(r.heartbeat)
+	return begin.Add(time.Duration(r.heart.beaten.Load())).Add(r.heartbeat)
 }

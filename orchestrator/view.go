@@ -89,7 +89,7 @@ func (l *loop) read(now time.Time) {
 			if e.progress != nil {
 				s.progress = e.progress
 			}
-			if s.attempt != e.attempt || l.progress.State(e.position) != tasker.StepInProgress {
+			if s.attempt != e.attempt || l.progress.State(e.position) != tasker.StepInProgress || s.news != nil {
 				continue // given up meanwhile
 			}
 			l.fresh = append(l.fresh, e.position)

@@ -124,7 +124,7 @@ func (s *Store) TakeUnstarted(ctx context.Context, age time.Duration, limit int)
 
 // Listen calls rung with the steps whose reports were committed, and changed
 // with a task that an operator has changed, and admitted with one that has steps
-// which a gate lets pass now, until ctx ends or the connection
+// which a gate lets pass now (0: a gate was changed), until ctx ends or the connection
 // breaks. ready is called once it listens: what was committed before has to be
 // looked up.
 func (s *Store) Listen(ctx context.Context, worker int64, ready func(), rung func(steps []int64), changed, admitted func(task int64)) error {
@@ -149,6 +149,9 @@ func (s *Store) Listen(ctx context.Context, worker int64, ready func(), rung fun
 			continue
 		}
 		if tasks, ok := strings.CutPrefix(n.Payload, "g"); ok {
+			if tasks == "" {
+				admitted(0)
+			}
 			for _, id := range ids(tasks) {
 				admitted(id)
 			}

@@ -388,7 +388,8 @@ BEGIN
     LOOP
         BEGIN
             fault := jsonb_build_object('class', 'task_deadline', 'code', 'task_deadline',
-                'message', format('the deadline of the task passed (%s after it was enqueued)', date_trunc('milliseconds', t.deadline - t.created_at)));
+                'message', 'the deadline of the task passed' ||
+                    CASE WHEN isfinite(t.deadline) THEN format(' (%s after it was enqueued)', date_trunc('milliseconds', t.deadline - t.created_at)) ELSE '' END);
             -- Also those that have not begun: a claim that is under way holds its steps,
             -- and is seen below, or waits for them, and sees that the task has ended.
             PERFORM FROM tasker.steps s WHERE s.task_id = t.task_id AND s.state IN ('pending', 'waiting_for_retry', 'enqueued', 'in_progress')

@@ -2,7 +2,7 @@ DROP VIEW tasker.step_readiness;
 DROP TRIGGER leave_gates ON tasker.steps;
 DROP FUNCTION tasker.write_batch(bigint, bigint[], int[], text[], text[], boolean[], double precision[],
     bigint[], bigint[], text[], int[], text[], int[], int[], text[], text[], double precision[], text[], bigint[], bigint[], double precision[], bigint[], int[], bigint);
-DROP FUNCTION tasker.age_jobs(interval, int), tasker.resume(text, text, text, text), tasker.pause(text, text, text, text),
+DROP FUNCTION tasker.age_jobs(interval, int), tasker.resume(text, text, text, text), tasker.open_gates(), tasker.pause(text, text, text, text),
     tasker.set_limit(text, text, int, double precision, double precision, text, text), tasker.check_gate(text, text),
     tasker.admit_waiters(), tasker.leave_gates(), tasker.pass_gates(bigint[], int[]), tasker.gate_tokens(tasker.gates),
     tasker.gate_is_for(text, text, text, text, text, text, text, text);

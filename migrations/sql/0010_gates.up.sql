@@ -257,6 +257,7 @@ BEGIN
         version = g.version + 1, changed_at = clock_timestamp(), changed_by = $6, reason = $7;
     INSERT INTO tasker.events (name, data) VALUES ('gate.limited', jsonb_strip_nulls(jsonb_build_object(
         'scope', $1, 'name', $2, 'max_attempts', $3, 'per_second', $4, 'burst', b, 'by', $6, 'reason', $7)));
+    PERFORM tasker.open_gates();
 END $$;
 
 -- Lets nothing start behind a gate, from the moment this commits; attempts that
@@ -275,6 +276,10 @@ BEGIN
     END IF;
 END $$;
 
+-- Has every worker look at the lines when this transaction commits.
+CREATE FUNCTION tasker.open_gates() RETURNS void
+LANGUAGE sql AS $$ SELECT count(pg_notify('tasker.worker_' || w.worker_id, 'g')) FROM tasker.workers w WHERE w.state = 'alive' $$;
+
 CREATE FUNCTION tasker.resume(scope text, name text, who text DEFAULT NULL, why text DEFAULT NULL) RETURNS void
 LANGUAGE plpgsql AS $$
 #variable_conflict use_column
@@ -287,6 +292,7 @@ BEGIN
     INSERT INTO tasker.events (name, data) VALUES ('gate.resumed', jsonb_strip_nulls(jsonb_build_object('scope', $1, 'name', $2, 'by', $3, 'reason', $4)));
     -- Workers admit whom it lets pass: doing so here would hold the gates until
     -- the caller's transaction ends.
+    PERFORM tasker.open_gates();
 END $$;
 
 -- Refuses a gate that no step stands behind: a limit on a misspelt name would
