@@ -2240,10 +2240,13 @@ BEGIN
         -- Looked at again now that the steps are held: a deadline that passed
         -- meanwhile has left steps alone that had not begun.
         IF gates_seen IS NOT NULL THEN
-            SELECT string_agg(l.task_id::text, ',') INTO faults FROM unnest(task_ids, task_epochs, task_states, task_release) AS l(task_id, epoch, state, release)
-            WHERE l.state IS NULL AND NOT l.release
-              AND NOT EXISTS (SELECT FROM tasker.tasks t WHERE t.task_id = l.task_id AND t.owner = worker AND t.epoch = l.epoch);
-            IF faults IS NOT NULL THEN
+            SELECT count(*) - count(t.epoch) INTO n
+            FROM unnest(task_ids, task_epochs, task_states, task_release) AS l(task_id, epoch, state, release)
+            CROSS JOIN LATERAL (SELECT (SELECT u.epoch FROM tasker.tasks u WHERE u.task_id = l.task_id AND u.epoch = l.epoch)) AS t(epoch) -- by its key, one by one
+            WHERE l.state IS NULL AND NOT l.release;
+            IF n > 0 THEN
+                SELECT string_agg(l.task_id::text, ',') INTO faults FROM unnest(task_ids, task_epochs, task_states, task_release) AS l(task_id, epoch, state, release)
+                WHERE l.state IS NULL AND NOT l.release AND NOT EXISTS (SELECT FROM tasker.tasks t WHERE t.task_id = l.task_id AND t.epoch = l.epoch);
                 RAISE EXCEPTION 'a loop has lost its task' USING ERRCODE = 'TK005', DETAIL = faults;
             END IF;
         END IF;
