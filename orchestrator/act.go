@@ -111,10 +111,9 @@ func (l *loop) start(i int) {
 	} else {
 		ctx, cancel = context.WithCancel(l.o.handlers)
 	}
-	heart := &heart{o: l.o, step: s.id, attempt: s.attempt}
-	heart.beaten.Store(int64(time.Since(begin)))
+	heart := &heart{o: l.o, step: s.id, attempt: s.attempt, beaten: time.Now()}
 	attempt.Beat = func(progress json.RawMessage) error { return heart.beat(ctx, progress) }
-	l.running[i] = &running{s.attempt, cancel, until, spec.Heartbeat.Duration(), heart}
+	l.running[i] = running{s.attempt, cancel, until, spec.Heartbeat.Duration(), heart}
 	go func() {
 		result, failure := l.o.Handlers.Run(ctx, spec.Handler, attempt)
 		if failure != nil {

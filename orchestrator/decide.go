@@ -183,11 +183,7 @@ func (l *loop) claims(unit *store.Unit, candidates []int, known *store.KnownGate
 		}
 		w.Gates = gatesOf(known, l.template.Template, spec)
 		unit.Steps = append(unit.Steps, w)
-		if w.Was == tasker.StepPending && spec.Handler != "" {
-			for _, d := range l.template.graph.Dependencies(i) {
-				l.uses[d]--
-			}
-		}
+		l.need(i, w.Was, -1)
 		s.attempt++
 		s.before = w.Was
 		s.out = w.State == tasker.StepEnqueued

@@ -133,14 +133,10 @@ func (l *loop) deny(act *action, denied []int64) {
 		s.attempt--
 		s.out, s.inLine = false, true
 		l.inLine++
-		if s.before == tasker.StepPending && l.template.Steps[i].Handler != "" {
-			for _, d := range l.template.graph.Dependencies(i) {
-				l.uses[d]++
-			}
-		}
-		act.starts = slices.DeleteFunc(act.starts, func(start int) bool { return start == i })
+		l.need(i, s.before, +1)
 	}
 	if len(denied) > 0 {
+		act.starts = slices.DeleteFunc(act.starts, func(i int) bool { return l.steps[i].inLine })
 		act.again = true // others may pass where these did not
 		l.o.openGates()  // a rate may have room in a moment
 	}

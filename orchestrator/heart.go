@@ -5,14 +5,10 @@ import (
 	"encoding/json"
 	"errors"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/taskerhq/tasker/store"
 )
-
-// begin is where this process counts heartbeats from.
-var begin = time.Now()
 
 // heart is the heartbeat of an attempt of a Go step. Its handler beats, from
 // any goroutine; its loop looks when it did last.
@@ -20,9 +16,9 @@ type heart struct {
 	o       *Orchestrator
 	step    int64
 	attempt int
-	beaten  atomic.Int64 // when, in nanoseconds since begin: a clock that is set does not touch it
 
 	mu       sync.Mutex
+	beaten   time.Time       // when it did last
 	progress json.RawMessage // the last one; nil: none
 	kept     bool            // it is in the database
 	keptAt   time.Time
@@ -34,13 +30,12 @@ func (h *heart) beat(ctx context.Context, progress json.RawMessage) error {
 		return err
 	}
 	now := time.Now()
-	h.beaten.Store(int64(now.Sub(begin)))
-	if progress == nil {
-		return nil
-	}
 	h.mu.Lock()
-	h.progress, h.kept = progress, false
-	due := now.Sub(h.keptAt) >= h.o.tuning().ProgressEvery
+	h.beaten = now
+	due := progress != nil && now.Sub(h.keptAt) >= h.o.tuning().ProgressEvery
+	if progress != nil {
+		h.progress, h.kept = progress, false
+	}
 	if due {
 		h.keptAt = now
 	}
@@ -82,9 +77,11 @@ func (h *heart) last() json.RawMessage {
 
 // due is when the attempt has failed unless its handler beats before. Zero: it
 // need not.
-func (r *running) due() time.Time {
+func (r running) due() time.Time {
 	if r.heartbeat == 0 {
 		return time.Time{}
 	}
-	return begin.Add(time.Duration(r.heart.beaten.Load())).Add(r.heartbeat)
+	r.heart.mu.Lock()
+	defer r.heart.mu.Unlock()
+	return r.heart.beaten.Add(r.heartbeat)
 }

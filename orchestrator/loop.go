@@ -35,7 +35,7 @@ type loop struct {
 	steps    []step
 	progress *dag.Progress
 	position map[int64]int // step id → position
-	running  map[int]*running
+	running  map[int]running
 	fresh    []int                   // positions with news
 	inLine   int                     // how many steps stand in line at a gate
 	results  map[int]json.RawMessage // of finished steps that pending Go steps need
@@ -82,7 +82,7 @@ type action struct {
 }
 
 func newLoop(o *Orchestrator, task int64) *loop {
-	return &loop{o: o, id: task, mail: newMailbox(), running: map[int]*running{}, results: map[int]json.RawMessage{}}
+	return &loop{o: o, id: task, mail: newMailbox(), running: map[int]running{}, results: map[int]json.RawMessage{}}
 }
 
 // runSafely turns a panic of the loop into an error. It is a bug in here; its
@@ -154,14 +154,13 @@ func (l *loop) claim() error {
 // recover deals with a write that was refused, and says whether the loop goes
 // on with a new view.
 func (l *loop) recover(err error, unit *store.Unit) (again bool, _ error) {
-	var refused *store.RefusedError
-	switch {
-	case errors.Is(err, store.ErrGatesChanged):
+	if errors.Is(err, store.ErrGatesChanged) { // and so an ErrStale
 		if err := l.o.refreshGates(); err != nil {
 			return false, err
 		}
-		err := l.reload()
-		return err == nil, err
+	}
+	var refused *store.RefusedError
+	switch {
 	case errors.Is(err, store.ErrStale), errors.As(err, &refused) && l.rejectResults(unit):
 		err := l.reload()
 		return err == nil, err

@@ -241,7 +241,7 @@ func (w *world) turn() {
 		if s.out {
 			continue // in Redis
 		}
-		l.running[i] = &running{attempt: s.attempt, cancel: func() {}, heart: &heart{}}
+		l.running[i] = running{attempt: s.attempt, cancel: func() {}, heart: &heart{}}
 		w.running = append(w.running, attempt{i, s.attempt})
 	}
 	if act.done {

@@ -38,13 +38,8 @@ func (l *loop) see(rows []store.StepRow) {
 		if same {
 			known = before[i].news
 		}
-		r, runs := l.running[i]
-		mine := runs && r.attempt == row.Attempts
-		if row.State == tasker.StepPending && l.template.Steps[i].Handler != "" {
-			for _, d := range l.template.graph.Dependencies(i) {
-				l.uses[d]++
-			}
-		}
+		mine := l.running[i].attempt == row.Attempts
+		l.need(i, row.State, +1)
 		switch {
 		case row.State == tasker.StepWaitingForRetry:
 			s.due = now.Add(row.RetryIn)
@@ -63,7 +58,7 @@ func (l *loop) see(rows []store.StepRow) {
 		default:
 			s.news = &outcome{kind: finalizer.Lost} // no dispatch knows of it, so nothing would ever report
 		}
-		if runs && !(mine && row.State == tasker.StepInProgress) {
+		if r, ok := l.running[i]; ok && !(mine && row.State == tasker.StepInProgress) {
 			r.cancel() // its result can't be accepted any more
 			delete(l.running, i)
 		}
@@ -74,6 +69,17 @@ func (l *loop) see(rows []store.StepRow) {
 	}
 	l.progress = dag.NewProgress(l.template.graph, states)
 	l.o.await(out)
+}
+
+// need counts what a pending Go step needs: the results of its dependencies. Called
+// with the state that it is in, or leaves.
+func (l *loop) need(i int, state tasker.StepState, by int32) {
+	if state != tasker.StepPending || l.template.Steps[i].Handler == "" {
+		return
+	}
+	for _, d := range l.template.graph.Dependencies(i) {
+		l.uses[d] += by
+	}
 }
 
 // read opens the mail.

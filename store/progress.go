@@ -26,7 +26,7 @@ type Keeper struct {
 // NewKeeper returns a keeper for the worker.
 func (s *Store) NewKeeper(ctx context.Context, worker int64) *Keeper {
 	k := &Keeper{store: s, worker: worker, ctx: ctx}
-	k.group = newGroup(1, 500, k.flush)
+	k.group = newGroup(1, s.Groups.WithDefaults().Batch, k.flush)
 	return k
 }
 

@@ -47,9 +47,6 @@ type StepWrite struct {
 	Gates      []int32        // of a claim: the gates that it has to pass
 }
 
-// claims reports whether the write starts an attempt.
-func (w *StepWrite) claims() bool { return w.State.Outstanding() }
-
 // Writer writes the units of all the loops of one worker in few transactions.
 //
 // A transaction is one call of tasker.write_batch with the units that have come
@@ -187,7 +184,7 @@ func encode(worker int64, units []*Unit) []any {
 			rows = append(rows, row{u.Task, &u.Steps[i]})
 			// The oldest that any of them knows: the gates may have been read anew
 			// while another loop was deciding.
-			if u.Steps[i].claims() && (seen == nil || u.Gates < *seen) {
+			if u.Steps[i].State.Outstanding() && (seen == nil || u.Gates < *seen) {
 				seen = &u.Gates
 			}
 		}
@@ -220,10 +217,14 @@ func deny(units []*Unit, denied []int64) {
 	if len(denied) == 0 {
 		return
 	}
+	was := make(map[int64]bool, len(denied))
+	for _, step := range denied {
+		was[step] = true
+	}
 	for _, u := range units {
 		for i := range u.Steps {
-			if slices.Contains(denied, u.Steps[i].Step) {
-				u.Denied = append(u.Denied, u.Steps[i].Step)
+			if step := u.Steps[i].Step; was[step] {
+				u.Denied = append(u.Denied, step)
 			}
 		}
 	}

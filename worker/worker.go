@@ -369,16 +369,14 @@ func (w *worker) readClocks(ctx context.Context, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	if _, err := w.store.AgeJobs(ctx, l.AgeAfter); err != nil {
-		return err
-	}
 	if tasks > 0 {
 		log.Warn("tasks have passed their deadline and are in error", "tasks", tasks)
 	}
 	if attempts > 0 {
 		log.Warn("attempts of Ruby steps were lost with their process, or took too long", "attempts", attempts)
 	}
-	return nil
+	_, err = w.store.AgeJobs(ctx, l.AgeAfter)
+	return err
 }
 
 // repair finds attempts whose job is in no queue though nobody has started it,

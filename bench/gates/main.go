@@ -149,6 +149,6 @@ func run(ctx context.Context, pool *pgxpool.Pool, s *store.Store, tasks int) (ti
 		if err != nil || len(open) == 0 {
 			return time.Since(begun), err
 		}
-		time.Sleep(2 * time.Millisecond)
+		time.Sleep(2 * time.Millisecond) // asking more often would be load of its own
 	}
 }

@@ -102,7 +102,7 @@ func (a *app) deadLetterShowCommand() *cobra.Command {
 				for i := range list {
 					d := &list[i]
 					fmt.Fprintf(a.stdout, "task %d  %s  %s  since %s, for %s\n  %s\n  %s\n", d.TaskID, templateOf(d), d.Reason,
-						d.Since.Local().Format("2006-01-02 15:04:05"), seconds(d.Age), d.Detail,
+						moment(d.Since), seconds(d.Age), d.Detail,
 						firstOf(resolutionOf(d), fmt.Sprintf("open; what would move it: tasker explain %d", d.TaskID)))
 				}
 				return nil

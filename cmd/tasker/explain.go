@@ -83,7 +83,7 @@ func explain(e *store.Explanation, now time.Time) *explained {
 
 	sentences := []string{opening(e, now)}
 	if d := e.DeadLetter; d != nil {
-		sentences = append(sentences, fmt.Sprintf("It is a dead letter (%s) since %s.", d.Reason, d.FoundAt.Local().Format("2006-01-02 15:04:05")))
+		sentences = append(sentences, fmt.Sprintf("It is a dead letter (%s) since %s.", d.Reason, moment(d.FoundAt)))
 	}
 	if !e.Task.State.Finished() || e.Task.State == tasker.TaskError {
 		for _, reason := range tellingOrder {
@@ -96,7 +96,7 @@ func explain(e *store.Explanation, now time.Time) *explained {
 		}
 	}
 	if x.Until != nil {
-		sentences = append(sentences, fmt.Sprintf("Nothing is expected before %s.", x.Until.Local().Format("2006-01-02 15:04:05")))
+		sentences = append(sentences, fmt.Sprintf("Nothing is expected before %s.", moment(*x.Until)))
 	}
 	x.Explanation = strings.Join(sentences, " ")
 	if len(by[store.ReasonRunning])+len(by[store.ReasonReady])+len(by[store.ReasonEnqueued]) > 0 && x.Until != nil {

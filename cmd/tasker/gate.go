@@ -122,7 +122,7 @@ func (a *app) listGates(ctx context.Context, s *store.Store, all bool) error {
 			state = "paused"
 		}
 		t.add(g.Scope, g.Name, orDash(g.MaxAttempts), strconv.Itoa(g.Out), orDash(g.PerSecond), state, strconv.Itoa(g.Waiting),
-			g.ChangedAt.Local().Format("2006-01-02 15:04:05"), orDash(g.ChangedBy), orDash(g.Reason))
+			moment(g.ChangedAt), orDash(g.ChangedBy), orDash(g.Reason))
 	}
 	t.print(a.stdout)
 	return nil

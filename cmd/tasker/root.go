@@ -175,6 +175,9 @@ func argsExactly(n int) cobra.PositionalArgs {
 	}
 }
 
+// moment is a time as people read it, by their own clock.
+func moment(t time.Time) string { return t.Local().Format("2006-01-02 15:04:05") }
+
 // round makes durations readable.
 func round(d time.Duration) time.Duration {
 	switch {

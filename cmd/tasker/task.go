@@ -158,7 +158,7 @@ func (a *app) taskListCommand() *cobra.Command {
 					x := &tasks[i]
 					t.add(strconv.FormatInt(x.TaskID, 10), x.Namespace+"/"+x.Name+"@"+x.Version, string(x.State), x.ExecutionStatus,
 						fmt.Sprintf("%d/%d", x.StepsSatisfied, x.StepsTotal), strconv.Itoa(x.Attempts),
-						x.CreatedAt.Local().Format("2006-01-02 15:04:05"), duration(x.CreatedAt, x.FinishedAt))
+						moment(x.CreatedAt), duration(x.CreatedAt, x.FinishedAt))
 				}
 				t.print(a.stdout)
 				return nil
