@@ -66,6 +66,33 @@ func TestUpAndDownAndUpAgain(t *testing.T) {
 	}
 }
 
+// Each migration leaves behind, when it is taken back, what was there before it:
+// also the functions and views that it had replaced.
+func TestEachMigrationTakesBackWhatItDid(t *testing.T) {
+	t.Parallel()
+	ctx, pool := t.Context(), testenv.Pool(t, testenv.EmptyDatabase(t))
+	up(t, pool)
+	all := migrations.All()
+	if _, err := migrations.Down(ctx, pool, len(all), false); err != nil {
+		t.Fatal(err) // only River's schema is left
+	}
+	before := make([]string, len(all))
+	for i, m := range all {
+		before[i] = schema(t, pool)
+		if _, err := pool.Exec(ctx, m.Up); err != nil {
+			t.Fatalf("%04d %s up: %v", m.Version, m.Name, err)
+		}
+	}
+	for i, m := range slices.Backward(all) {
+		if _, err := pool.Exec(ctx, m.Down); err != nil {
+			t.Fatalf("%04d %s down: %v", m.Version, m.Name, err)
+		}
+		if after := schema(t, pool); after != before[i] {
+			t.Errorf("%04d %s, taken back, leaves another schema than it found:\n%s", m.Version, m.Name, difference(before[i], after))
+		}
+	}
+}
+
 func TestTenMachinesMayMigrateAtOnce(t *testing.T) {
 	t.Parallel()
 	url := testenv.EmptyDatabase(t)

@@ -1,5 +1,5 @@
 DROP VIEW tasker.event_log;
-DROP FUNCTION tasker.expire_tasks(int), tasker.record_progress(bigint, bigint[], int[], text[]), tasker.heartbeat(bigint, int, jsonb),
+DROP FUNCTION tasker.retry_step(bigint, text, text, jsonb), tasker.expire_tasks(int), tasker.record_progress(bigint, bigint[], int[], text[]), tasker.heartbeat(bigint, int, jsonb),
     tasker.enqueue_task(text, text, jsonb, text, smallint, timestamptz, text, text, text, text[], text, text, text, text[], timestamptz, bigint);
 
 CREATE OR REPLACE FUNCTION tasker.register_template(
@@ -300,10 +300,30 @@ BEGIN
     PERFORM tasker.poke_task(task);
 END $$;
 
-DROP FUNCTION tasker.context_key(jsonb);
+CREATE OR REPLACE FUNCTION tasker.retry_step(step bigint, who text DEFAULT NULL, why text DEFAULT NULL) RETURNS void
+LANGUAGE plpgsql AS $$
+DECLARE
+    s tasker.steps := tasker.lock_step(step);
+    t tasker.tasks := tasker.lock_task(s.task_id);
+BEGIN
+    IF t.state IN ('complete', 'cancelled', 'resolved_manually') THEN
+        RAISE EXCEPTION 'step % (%) belongs to task %, which is %', step, s.name, s.task_id, t.state USING ERRCODE = 'TK008';
+    ELSIF s.state = 'error' THEN
+        PERFORM tasker.reset_steps(s.task_id, ARRAY[step], who, why);
+    ELSIF s.state = 'waiting_for_retry' THEN
+        UPDATE tasker.steps u SET retry_at = clock_timestamp() WHERE u.step_id = step;
+        PERFORM tasker.record_verb(s.task_id, step, 'step.run_now', who, why);
+    ELSE
+        RAISE EXCEPTION 'step % (%) is %: only one in error, or waiting for its retry, can be retried', step, s.name, s.state USING ERRCODE = 'TK008';
+    END IF;
+    PERFORM tasker.reopen_task(s.task_id, who, why);
+END $$;
+
+DROP FUNCTION tasker.replace_context(bigint, jsonb), tasker.context_key(jsonb);
 ALTER TABLE tasker.dispatches DROP COLUMN start_by, DROP COLUMN heartbeat, DROP COLUMN beat_by;
 ALTER TABLE tasker.steps DROP COLUMN progress;
 ALTER TABLE tasker.tasks DROP COLUMN deadline, DROP COLUMN parent_task_id;
 DROP INDEX tasker.tasks_correlation;
 ALTER TABLE tasker.template_steps DROP COLUMN schedule_to_start_seconds, DROP COLUMN heartbeat_seconds, DROP COLUMN limit_key;
-ALTER TABLE tasker.task_templates DROP COLUMN deadline_seconds, DROP COLUMN idempotency;
+ALTER TABLE tasker.task_templates DROP COLUMN deadline_seconds, DROP COLUMN idempotency, DROP COLUMN context_defaults;
+DROP FUNCTION tasker.has_defaults(jsonb), tasker.with_defaults(jsonb, jsonb);

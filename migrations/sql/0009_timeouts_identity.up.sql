@@ -1,4 +1,4 @@
--- tasker: how long things may take, and who a task is.
+-- tasker: how long things may take, who a task is, and what it is given.
 --
 -- An attempt has three clocks, all of them the database's: schedule_to_start
 -- (it lies in its queue), start_to_close (it runs) and the heartbeat (it says
@@ -39,6 +39,33 @@ CREATE FUNCTION tasker.context_key(context jsonb) RETURNS text
 LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
     SELECT 'context:' || encode(sha256(convert_to(context::text, 'UTF8')), 'hex')
 $$;
+
+-- A value with the defaults that its schema has for members that are missing,
+-- also within members that are there. Only properties are followed: what lies
+-- behind $ref, anyOf and the like may be there or not.
+CREATE FUNCTION tasker.with_defaults(schema jsonb, value jsonb) RETURNS jsonb
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE AS $$
+DECLARE
+    part record;
+BEGIN
+    IF jsonb_typeof(value) IS DISTINCT FROM 'object' OR jsonb_typeof(schema -> 'properties') IS DISTINCT FROM 'object' THEN
+        RETURN value;
+    END IF;
+    FOR part IN SELECT p.key AS name, p.value AS rule FROM jsonb_each(schema -> 'properties') p LOOP
+        IF value ? part.name THEN
+            value := jsonb_set(value, ARRAY[part.name], tasker.with_defaults(part.rule, value -> part.name));
+        ELSIF part.rule ? 'default' THEN
+            value := value || jsonb_build_object(part.name, part.rule -> 'default');
+        END IF;
+    END LOOP;
+    RETURN value;
+END $$;
+
+CREATE FUNCTION tasker.has_defaults(schema jsonb) RETURNS boolean
+LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$ SELECT coalesce(schema::text LIKE '%"default": %', false) $$;
+
+ALTER TABLE tasker.task_templates
+    ADD COLUMN context_defaults boolean GENERATED ALWAYS AS (tasker.has_defaults(nullif(definition -> 'schema', 'null'))) STORED;
 
 -- As in 0002, with the template's deadline and idempotency.
 CREATE OR REPLACE FUNCTION tasker.register_template(
@@ -89,7 +116,7 @@ BEGIN
     RETURN CASE WHEN inserted IS NULL THEN 'replaced' ELSE 'registered' END;
 END $$;
 
--- As in 0002, with the deadline and the key that the template asks for.
+-- As in 0002, with the deadline, the key and the defaults that the template asks for.
 CREATE OR REPLACE FUNCTION tasker.prepare_task() RETURNS trigger
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -141,6 +168,9 @@ BEGIN
     END IF;
     IF NEW.idempotency_key IS NULL AND template.idempotency = 'context' THEN
         NEW.idempotency_key := tasker.context_key(NEW.context);
+    END IF;
+    IF template.context_defaults THEN -- after the key: that is of the document as it came
+        NEW.context := tasker.with_defaults(template.context_schema, NEW.context);
     END IF;
     IF template.used_at IS NULL THEN
         -- Freezes the template. Waits for a registration that is replacing it.
@@ -268,7 +298,7 @@ BEGIN
     SELECT u.* INTO spec FROM tasker.template_steps u WHERE u.template_id = t.template_id AND u.position = s.position;
     -- An attempt that no process answers for has an hour, if nothing else is said.
     UPDATE tasker.dispatches d
-    SET process_id = $3, started_at = s.started_at,
+    SET process_id = $3, started_at = s.started_at, start_by = NULL,
         deadline = s.started_at + make_interval(secs => coalesce(spec.timeout_seconds, CASE WHEN $3 IS NULL AND spec.heartbeat_seconds IS NULL THEN 3600 END)),
         heartbeat = make_interval(secs => spec.heartbeat_seconds), beat_by = s.started_at + make_interval(secs => spec.heartbeat_seconds)
     WHERE d.step_id = $1;
@@ -419,6 +449,25 @@ BEGIN
     RETURN n;
 END $$;
 
+-- Has a task go on with another context, which check_new_context holds against
+-- the schema. Null: it keeps its own.
+CREATE FUNCTION tasker.replace_context(task bigint, new_context jsonb) RETURNS void
+LANGUAGE plpgsql AS $$
+BEGIN
+    IF new_context IS NULL THEN
+        RETURN;
+    END IF;
+    IF jsonb_typeof(new_context) <> 'object' THEN
+        RAISE EXCEPTION 'the context of a task must be a JSON object, not %', jsonb_typeof(new_context) USING ERRCODE = 'TK003';
+    END IF;
+    IF pg_column_size(new_context) > 1048576 THEN
+        RAISE EXCEPTION 'the context of a task may have 1 MiB, this one has % bytes', pg_column_size(new_context) USING ERRCODE = 'TK003';
+    END IF;
+    UPDATE tasker.tasks u
+    SET context = CASE WHEN m.context_defaults THEN tasker.with_defaults(m.context_schema, new_context) ELSE new_context END
+    FROM tasker.task_templates m WHERE u.task_id = task AND m.template_id = u.template_id;
+END $$;
+
 -- As in 0008; a task that its deadline ended may have no step in error.
 CREATE OR REPLACE FUNCTION tasker.retry_task(task bigint, who text DEFAULT NULL, why text DEFAULT NULL, new_context jsonb DEFAULT NULL) RETURNS int
 LANGUAGE plpgsql AS $$
@@ -429,21 +478,37 @@ BEGIN
     IF t.state <> 'error' THEN
         RAISE EXCEPTION 'task % is %: only a task in error can be retried', task, t.state USING ERRCODE = 'TK008';
     END IF;
-    IF new_context IS NOT NULL THEN
-        IF jsonb_typeof(new_context) <> 'object' THEN
-            RAISE EXCEPTION 'the context of a task must be a JSON object, not %', jsonb_typeof(new_context) USING ERRCODE = 'TK003';
-        END IF;
-        IF pg_column_size(new_context) > 1048576 THEN
-            RAISE EXCEPTION 'the context of a task may have 1 MiB, this one has % bytes', pg_column_size(new_context) USING ERRCODE = 'TK003';
-        END IF;
-        UPDATE tasker.tasks u SET context = new_context WHERE u.task_id = task;
-    END IF;
+    PERFORM tasker.replace_context(task, new_context);
     n := tasker.reset_steps(task, ARRAY(SELECT s.step_id FROM tasker.steps s WHERE s.task_id = task AND s.state = 'error' ORDER BY s.step_id FOR UPDATE), who, why);
     IF n = 0 AND t.error ->> 'code' IS DISTINCT FROM 'task_deadline' THEN
         RAISE EXCEPTION 'task % has no step in error: it failed because steps were cancelled; resolve the task, or cancel it', task USING ERRCODE = 'TK008';
     END IF;
     PERFORM tasker.reopen_task(task, who, why);
     RETURN n;
+END $$;
+
+-- As in 0008, with another context: it is the task's, so steps that start later
+-- have it too.
+DROP FUNCTION tasker.retry_step(bigint, text, text);
+CREATE FUNCTION tasker.retry_step(step bigint, who text DEFAULT NULL, why text DEFAULT NULL, new_context jsonb DEFAULT NULL) RETURNS void
+LANGUAGE plpgsql AS $$
+DECLARE
+    s tasker.steps := tasker.lock_step(step);
+    t tasker.tasks := tasker.lock_task(s.task_id);
+BEGIN
+    IF t.state IN ('complete', 'cancelled', 'resolved_manually') THEN
+        RAISE EXCEPTION 'step % (%) belongs to task %, which is %', step, s.name, s.task_id, t.state USING ERRCODE = 'TK008';
+    ELSIF s.state NOT IN ('error', 'waiting_for_retry') THEN
+        RAISE EXCEPTION 'step % (%) is %: only one in error, or waiting for its retry, can be retried', step, s.name, s.state USING ERRCODE = 'TK008';
+    END IF;
+    PERFORM tasker.replace_context(s.task_id, new_context);
+    IF s.state = 'error' THEN
+        PERFORM tasker.reset_steps(s.task_id, ARRAY[step], who, why);
+    ELSE
+        UPDATE tasker.steps u SET retry_at = clock_timestamp() WHERE u.step_id = step;
+        PERFORM tasker.record_verb(s.task_id, step, 'step.run_now', who, why);
+    END IF;
+    PERFORM tasker.reopen_task(s.task_id, who, why);
 END $$;
 
 -- As in 0008; a task whose deadline has passed gets its template's anew, or none.

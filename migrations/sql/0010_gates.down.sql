@@ -131,59 +131,6 @@ BEGIN
     END IF;
 END $$;
 
-CREATE OR REPLACE FUNCTION tasker.start_attempt(step_id bigint, attempt int, process_id bigint DEFAULT NULL) RETURNS jsonb
-LANGUAGE plpgsql AS $$
-#variable_conflict use_column
-DECLARE
-    s      tasker.steps;
-    t      tasker.tasks;
-    spec   tasker.template_steps;
-    deps   jsonb;
-    d_list jsonb;
-BEGIN
-    -- Locked first, looked at afterwards: a report that gives the attempt up
-    -- holds the same lock.
-    PERFORM FROM tasker.steps u WHERE u.step_id = $1 FOR NO KEY UPDATE;
-    UPDATE tasker.steps u SET state = 'in_progress', started_at = clock_timestamp()
-    WHERE u.step_id = $1 AND u.attempts = $2 AND u.state = 'enqueued'
-      AND NOT EXISTS (SELECT FROM tasker.dispatches d WHERE d.step_id = $1 AND d.failure IS NOT NULL)
-    RETURNING u.* INTO s;
-    IF NOT FOUND THEN
-        SELECT u.* INTO s FROM tasker.steps u WHERE u.step_id = $1;
-        RETURN jsonb_build_object('status', 'refused', 'reason', CASE
-            WHEN NOT FOUND THEN format('there is no step %s', $1)
-            WHEN s.attempts <> $2 THEN format('step %s (%s) is at attempt %s, not %s', $1, s.name, s.attempts, $2)
-            WHEN s.state = 'enqueued' THEN format('attempt %s of step %s (%s) has been reported', $2, $1, s.name)
-            ELSE format('attempt %s of step %s (%s) is %s', $2, $1, s.name, s.state) END);
-    END IF;
-
-    SELECT u.* INTO t FROM tasker.tasks u WHERE u.task_id = s.task_id;
-    SELECT u.* INTO spec FROM tasker.template_steps u WHERE u.template_id = t.template_id AND u.position = s.position;
-    -- An attempt that no process answers for has an hour, if nothing else is said.
-    UPDATE tasker.dispatches d
-    SET process_id = $3, started_at = s.started_at,
-        deadline = s.started_at + make_interval(secs => coalesce(spec.timeout_seconds, CASE WHEN $3 IS NULL AND spec.heartbeat_seconds IS NULL THEN 3600 END)),
-        heartbeat = make_interval(secs => spec.heartbeat_seconds), beat_by = s.started_at + make_interval(secs => spec.heartbeat_seconds)
-    WHERE d.step_id = $1;
-    INSERT INTO tasker.events (task_id, step_id, attempt, name) VALUES (s.task_id, $1, $2, 'step.handle');
-    SELECT coalesce(jsonb_object_agg(u.name, u.result), '{}'), coalesce(jsonb_agg(u.name ORDER BY u.position), '[]')
-    INTO deps, d_list
-    FROM tasker.steps u WHERE u.task_id = s.task_id AND u.position = ANY (spec.depends_on);
-
-    RETURN jsonb_build_object(
-        'status', 'started',
-        'task', jsonb_build_object(
-            'task_id', t.task_id, 'namespace', t.namespace, 'name', t.name, 'version', t.version,
-            'context', t.context, 'priority', t.priority, 'correlation_id', t.correlation_id, 'parent_task_id', t.parent_task_id, 'tags', t.tags,
-            'initiator', t.initiator, 'source_system', t.source_system, 'reason', t.reason,
-            'created_at', to_char(t.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')),
-        'step', jsonb_build_object(
-            'step_id', $1, 'name', s.name, 'attempt', $2, 'attempts_used', $2 - s.losses - s.forgiven, 'attempt_limit', spec.attempt_limit,
-            'handler_class', spec.handler_class, 'config', spec.handler_config, 'timeout_seconds', spec.timeout_seconds,
-            'heartbeat_seconds', spec.heartbeat_seconds, 'progress', s.progress, 'depends_on', d_list),
-        'dependencies', deps);
-END $$;
-
 CREATE OR REPLACE FUNCTION tasker.set_task_priority(task bigint, priority smallint, who text DEFAULT NULL, why text DEFAULT NULL) RETURNS void
 LANGUAGE plpgsql AS $$
 DECLARE
