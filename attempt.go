@@ -63,4 +63,6 @@ type Dispatch struct {
 	Handler       string // Ruby class, for people who look at the queue
 	Queue         string
 	CorrelationID string // of the task; empty: none
+
+	Alone bool // gets a Sidekiq job of its own: a clock runs that leaves it no time to wait for another
 }

@@ -48,6 +48,8 @@ type Redis struct {
 	RetryEvery  time.Duration
 	Batch       int
 	Backlog     int
+	Bundle      int
+	BundleTime  time.Duration
 }
 
 // Worker is what one worker takes on, and how it watches over the others.

@@ -98,6 +98,16 @@ var Settings = []Setting{
 		About: "Attempts kept in memory while Redis is away; further ones are found by the repair",
 		Why:   "About 20 MB; the repair is slower than memory, but loses nothing.",
 	},
+	{
+		Key: "redis.bundle", Kind: Whole, Default: "50", Least: "1", Most: "200", field: func(c *Config) any { return &c.Redis.Bundle },
+		About: "Attempts that ride in one Sidekiq job at most, when work has piled up; 1: never more than one",
+		Why:   "At 50 what Sidekiq spends on a job is no longer felt; the attempts of a job run one after the other.",
+	},
+	{
+		Key: "redis.bundle_time", Kind: Duration, Default: "50ms", Least: "1ms", Most: "10s", field: func(c *Config) any { return &c.Redis.BundleTime },
+		About: "How long the attempts of one job may be expected to take together",
+		Why:   "Long enough to carry five handlers of 10 ms, short enough that nobody notices waiting behind them.",
+	},
 
 	{
 		Key: "worker.max_tasks", Kind: Whole, Default: "500", Least: "1", Most: "10000", Flag: "max-tasks", field: func(c *Config) any { return &c.Worker.MaxTasks },

@@ -984,6 +984,19 @@ CREATE FUNCTION tasker.process_beat(process_id bigint) RETURNS boolean
 $_$;
 
 --
+-- Name: process_beat(bigint, jsonb); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.process_beat(process_id bigint, seconds jsonb) RETURNS boolean
+    LANGUAGE sql
+    AS $_$
+    WITH beat AS (
+        UPDATE tasker.processes p SET last_seen_at = clock_timestamp(), seconds = coalesce($2, '{}')
+        WHERE p.process_id = $1 AND p.stopped_at IS NULL RETURNING 1)
+    SELECT EXISTS (SELECT FROM beat)
+$_$;
+
+--
 -- Name: process_stopped(bigint); Type: FUNCTION; Schema: tasker; Owner: -
 --
 
@@ -1384,6 +1397,25 @@ BEGIN
     SELECT j.step_id, j.attempt, j.refusal IS NULL, j.refusal
     FROM judged j, rung ORDER BY j.ord;
 END $_$;
+
+--
+-- Name: reports_of(bigint[]); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.reports_of(step_ids bigint[]) RETURNS TABLE(task_id bigint, step_id bigint, state text, attempts integer, failure jsonb)
+    LANGUAGE plpgsql STABLE
+    SET enable_seqscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET jit TO 'off'
+    AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+    SELECT s.task_id, s.step_id, s.state, s.attempts, d.failure
+    FROM tasker.steps s LEFT JOIN tasker.dispatches d ON d.step_id = s.step_id
+    WHERE s.step_id = ANY (step_ids) ORDER BY s.step_id;
+END $$;
 
 --
 -- Name: rescue_jobs(text); Type: FUNCTION; Schema: tasker; Owner: -
@@ -1976,58 +2008,97 @@ CREATE FUNCTION tasker.skip_step(step bigint, who text DEFAULT NULL::text, why t
 --
 
 CREATE FUNCTION tasker.start_attempt(step_id bigint, attempt integer, process_id bigint DEFAULT NULL::bigint) RETURNS jsonb
-    LANGUAGE plpgsql
+    LANGUAGE sql
     AS $_$
-#variable_conflict use_column
-DECLARE
-    s      tasker.steps;
-    t      tasker.tasks;
-    spec   tasker.template_steps;
-    deps   jsonb;
-    d_list jsonb;
-BEGIN
-    -- Locked first, looked at afterwards: a report that gives the attempt up
-    -- holds the same lock.
-    PERFORM FROM tasker.steps u WHERE u.step_id = $1 FOR NO KEY UPDATE;
-    UPDATE tasker.steps u SET state = 'in_progress', started_at = clock_timestamp()
-    WHERE u.step_id = $1 AND u.attempts = $2 AND u.state = 'enqueued'
-      AND NOT EXISTS (SELECT FROM tasker.dispatches d WHERE d.step_id = $1 AND d.failure IS NOT NULL)
-    RETURNING u.* INTO s;
-    IF NOT FOUND THEN
-        SELECT u.* INTO s FROM tasker.steps u WHERE u.step_id = $1;
-        RETURN jsonb_build_object('status', 'refused', 'reason', CASE
-            WHEN NOT FOUND THEN format('there is no step %s', $1)
-            WHEN s.attempts <> $2 THEN format('step %s (%s) is at attempt %s, not %s', $1, s.name, s.attempts, $2)
-            WHEN s.state = 'enqueued' THEN format('attempt %s of step %s (%s) has been reported', $2, $1, s.name)
-            ELSE format('attempt %s of step %s (%s) is %s', $2, $1, s.name, s.state) END);
-    END IF;
-
-    SELECT u.* INTO t FROM tasker.tasks u WHERE u.task_id = s.task_id;
-    SELECT u.* INTO spec FROM tasker.template_steps u WHERE u.template_id = t.template_id AND u.position = s.position;
-    -- An attempt that no process answers for has an hour, if nothing else is said.
-    UPDATE tasker.dispatches d
-    SET process_id = $3, started_at = s.started_at, start_by = NULL,
-        deadline = s.started_at + make_interval(secs => coalesce(spec.timeout_seconds, CASE WHEN $3 IS NULL AND spec.heartbeat_seconds IS NULL THEN 3600 END)),
-        heartbeat = make_interval(secs => spec.heartbeat_seconds), beat_by = s.started_at + make_interval(secs => spec.heartbeat_seconds)
-    WHERE d.step_id = $1;
-    INSERT INTO tasker.events (task_id, step_id, attempt, name) VALUES (s.task_id, $1, $2, 'step.handle');
-    SELECT coalesce(jsonb_object_agg(u.name, u.result), '{}'), coalesce(jsonb_agg(u.name ORDER BY u.position), '[]')
-    INTO deps, d_list
-    FROM tasker.steps u WHERE u.task_id = s.task_id AND u.position = ANY (spec.depends_on);
-
-    RETURN jsonb_build_object(
+    SELECT CASE WHEN a.refusal IS NOT NULL THEN jsonb_build_object('status', 'refused', 'reason', a.refusal) ELSE jsonb_build_object(
         'status', 'started',
         'task', jsonb_build_object(
-            'task_id', t.task_id, 'namespace', t.namespace, 'name', t.name, 'version', t.version,
-            'context', t.context, 'priority', t.priority, 'correlation_id', t.correlation_id, 'parent_task_id', t.parent_task_id, 'tags', t.tags,
-            'initiator', t.initiator, 'source_system', t.source_system, 'reason', t.reason,
-            'created_at', to_char(t.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')),
+            'task_id', a.task_id, 'namespace', a.namespace, 'name', a.name, 'version', a.version,
+            'context', a.context, 'priority', a.priority, 'correlation_id', a.correlation_id, 'parent_task_id', a.parent_task_id, 'tags', a.tags,
+            'initiator', a.initiator, 'source_system', a.source_system, 'reason', a.reason,
+            'created_at', to_char(a.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')),
         'step', jsonb_build_object(
-            'step_id', $1, 'name', s.name, 'attempt', $2, 'attempts_used', $2 - s.losses - s.forgiven, 'attempt_limit', spec.attempt_limit,
-            'handler_class', spec.handler_class, 'config', spec.handler_config, 'timeout_seconds', spec.timeout_seconds,
-            'heartbeat_seconds', spec.heartbeat_seconds, 'progress', s.progress, 'depends_on', d_list),
-        'dependencies', deps);
+            'step_id', a.step_id, 'name', a.step_name, 'attempt', a.attempt, 'attempts_used', a.attempts_used, 'attempt_limit', a.attempt_limit,
+            'handler_class', a.handler_class, 'config', a.config, 'timeout_seconds', a.timeout_seconds, 'heartbeat_seconds', a.heartbeat_seconds,
+            'progress', a.progress, 'depends_on', coalesce((SELECT jsonb_agg(k) FROM json_object_keys(a.dependencies) k), '[]')),
+        'dependencies', coalesce(a.dependencies::jsonb, '{}')) END
+    FROM tasker.start_attempts(ARRAY[$1], ARRAY[$2], $3) a
+$_$;
+
+--
+-- Name: start_attempts(bigint[], integer[], bigint, bigint); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.start_attempts(step_ids bigint[], attempts integer[], process_id bigint DEFAULT NULL::bigint, call_id bigint DEFAULT NULL::bigint) RETURNS TABLE(step_id bigint, attempt integer, refusal text, task_id bigint, namespace text, name text, version text, context jsonb, priority smallint, correlation_id text, parent_task_id bigint, tags text[], initiator text, source_system text, reason text, created_at timestamp with time zone, step_name text, attempts_used integer, attempt_limit integer, handler_class text, config jsonb, timeout_seconds double precision, heartbeat_seconds double precision, progress jsonb, dependencies json)
+    LANGUAGE plpgsql
+    SET enable_seqscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET jit TO 'off'
+    AS $_$
+#variable_conflict use_column
+BEGIN
+    IF array_ndims(step_ids) > 1 OR cardinality(step_ids) IS DISTINCT FROM cardinality(attempts)
+       OR (SELECT count(DISTINCT u) FROM unnest(step_ids) u) IS DISTINCT FROM cardinality(step_ids) THEN
+        RAISE EXCEPTION 'start_attempts wants one attempt for each step, and each step once' USING ERRCODE = 'TK007';
+    END IF;
+
+    -- Locked first, looked at afterwards: a report that gives the attempt up
+    -- holds the same lock.
+    PERFORM FROM tasker.steps u WHERE u.step_id = ANY (step_ids) ORDER BY u.step_id FOR NO KEY UPDATE;
+
+    RETURN QUERY
+    WITH wanted AS MATERIALIZED (
+        SELECT w.step_id, w.attempt, w.ord FROM unnest(step_ids, attempts) WITH ORDINALITY AS w(step_id, attempt, ord)
+    ), begun AS (
+        UPDATE tasker.steps u SET state = 'in_progress', started_at = clock_timestamp()
+        FROM wanted w
+        WHERE u.step_id = w.step_id AND u.attempts = w.attempt AND u.state = 'enqueued'
+          AND (SELECT d.failure IS NULL FROM tasker.dispatches d WHERE d.step_id = w.step_id)
+        RETURNING u.step_id, u.task_id, u.position, u.started_at, w.attempt, w.ord
+    ), marked AS (
+        -- An attempt that no process answers for has an hour, if nothing else is said.
+        UPDATE tasker.dispatches d
+        SET process_id = $3, call_id = $4, started_at = b.started_at, start_by = NULL,
+            deadline = b.started_at + make_interval(secs => coalesce(spec.timeout_seconds, CASE WHEN $3 IS NULL AND spec.heartbeat_seconds IS NULL THEN 3600 END)),
+            heartbeat = make_interval(secs => spec.heartbeat_seconds), beat_by = b.started_at + make_interval(secs => spec.heartbeat_seconds)
+        FROM begun b JOIN tasker.tasks t ON t.task_id = b.task_id
+        JOIN tasker.template_steps spec ON spec.template_id = t.template_id AND spec.position = b.position
+        WHERE d.step_id = b.step_id
+    ), recorded AS (
+        INSERT INTO tasker.events (task_id, step_id, attempt, name)
+        SELECT b.task_id, b.step_id, b.attempt, 'step.handle' FROM begun b ORDER BY b.ord
+    ), judged AS (
+        SELECT w.step_id, w.attempt, w.ord, s.task_id, s.position, s.name AS step_name, s.progress, s.attempts - s.losses - s.forgiven AS used, CASE
+            WHEN b.step_id IS NOT NULL THEN NULL
+            WHEN s.step_id IS NULL THEN format('there is no step %s', w.step_id)
+            WHEN s.attempts <> w.attempt THEN format('step %s (%s) is at attempt %s, not %s', w.step_id, s.name, s.attempts, w.attempt)
+            -- Begun by this very call, whose answer was lost.
+            WHEN s.state = 'in_progress' AND EXISTS (SELECT FROM tasker.dispatches d WHERE d.step_id = w.step_id AND d.call_id = $4 AND d.failure IS NULL) THEN NULL
+            WHEN s.state = 'enqueued' THEN format('attempt %s of step %s (%s) has been reported', w.attempt, w.step_id, s.name)
+            ELSE format('attempt %s of step %s (%s) is %s', w.attempt, w.step_id, s.name, s.state) END AS refusal
+        FROM wanted w LEFT JOIN begun b ON b.step_id = w.step_id
+        LEFT JOIN tasker.steps s ON s.step_id = w.step_id
+    )
+    SELECT j.step_id, j.attempt, j.refusal,
+           t.task_id, t.namespace, t.name, t.version, t.context, t.priority, t.correlation_id, t.parent_task_id, t.tags,
+           t.initiator, t.source_system, t.reason, t.created_at,
+           j.step_name, j.used, spec.attempt_limit, spec.handler_class, spec.handler_config, spec.timeout_seconds::double precision,
+           spec.heartbeat_seconds::double precision, j.progress,
+           CASE WHEN cardinality(spec.depends_on) > 0 THEN (
+               SELECT json_object_agg(u.name, u.result ORDER BY u.position)
+               FROM tasker.steps u WHERE u.task_id = j.task_id AND u.position = ANY (spec.depends_on)) END
+    FROM judged j
+    LEFT JOIN tasker.tasks t ON t.task_id = j.task_id AND j.refusal IS NULL
+    LEFT JOIN tasker.template_steps spec ON spec.template_id = t.template_id AND spec.position = j.position
+    ORDER BY j.ord;
 END $_$;
+
+--
+-- Name: FUNCTION start_attempts(step_ids bigint[], attempts integer[], process_id bigint, call_id bigint); Type: COMMENT; Schema: tasker; Owner: -
+--
+
+COMMENT ON FUNCTION tasker.start_attempts(step_ids bigint[], attempts integer[], process_id bigint, call_id bigint) IS 'Starts attempts that the engine has dispatched, all that may start: one row for each, in the order of the question. With a call_id, the same call may be repeated';
 
 --
 -- Name: step_may_become(text, text); Type: FUNCTION; Schema: tasker; Owner: -
@@ -2046,6 +2117,26 @@ CREATE FUNCTION tasker.step_may_become(was text, becomes text) RETURNS boolean
         waiting_for_retry>cancelled,waiting_for_retry>skipped,waiting_for_retry>resolved_manually,
         error>pending,error>cancelled,error>skipped,error>resolved_manually}'::text[])
 $$;
+
+--
+-- Name: steps_of(bigint[]); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.steps_of(task_ids bigint[]) RETURNS TABLE(task_id bigint, step_id bigint, state text, attempts integer, losses integer, forgiven integer, retry_in double precision, dispatched boolean, progress jsonb, failure jsonb)
+    LANGUAGE plpgsql STABLE
+    SET enable_seqscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET jit TO 'off'
+    AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+    SELECT s.task_id, s.step_id, s.state, s.attempts, s.losses, s.forgiven,
+           coalesce(extract(epoch FROM s.retry_at - clock_timestamp()), 0)::double precision, d.step_id IS NOT NULL, s.progress, d.failure
+    FROM tasker.steps s LEFT JOIN tasker.dispatches d ON d.step_id = s.step_id
+    WHERE s.task_id = ANY (task_ids) ORDER BY s.task_id, s.position;
+END $$;
 
 --
 -- Name: stop_worker(bigint); Type: FUNCTION; Schema: tasker; Owner: -
@@ -2183,7 +2274,7 @@ BEGIN
     -- Only tasks that change are locked; of the others it is enough that the
     -- loop still owns them, as only this worker or its reaper can change that.
     SELECT count(*) INTO n FROM unnest(task_ids, task_epochs) AS l(task_id, epoch)
-    JOIN tasker.tasks t ON t.task_id = l.task_id AND t.owner = worker AND t.epoch = l.epoch;
+    JOIN tasker.tasks t ON t.task_id = l.task_id AND t.owner + 0 = worker AND t.epoch = l.epoch; -- by the task's key, not by its owner's
     IF n <> cardinality(task_ids) THEN
         SELECT string_agg(l.task_id::text, ',') INTO faults FROM unnest(task_ids, task_epochs) AS l(task_id, epoch)
         WHERE NOT EXISTS (SELECT FROM tasker.tasks t WHERE t.task_id = l.task_id AND t.owner = worker AND t.epoch = l.epoch);
@@ -2199,7 +2290,7 @@ BEGIN
             paused_at   = CASE WHEN l.state IS NOT NULL THEN NULL ELSE t.paused_at END
         FROM unnest(task_ids, task_epochs, task_states, task_errors, task_release)
              AS l(task_id, epoch, state, error, release)
-        WHERE t.task_id = l.task_id AND t.owner = worker AND t.epoch = l.epoch AND (l.state IS NOT NULL OR l.release);
+        WHERE t.task_id = l.task_id AND t.owner + 0 = worker AND t.epoch = l.epoch AND (l.state IS NOT NULL OR l.release);
         GET DIAGNOSTICS n = ROW_COUNT;
         IF n <> (SELECT count(*) FROM unnest(task_states, task_release) AS l(state, release) WHERE l.state IS NOT NULL OR l.release) THEN
             RAISE EXCEPTION 'a loop has lost its task' USING ERRCODE = 'TK005';
@@ -2397,9 +2488,16 @@ CREATE TABLE tasker.dispatches (
     failure jsonb,
     start_by timestamp with time zone,
     heartbeat interval,
-    beat_by timestamp with time zone
+    beat_by timestamp with time zone,
+    call_id bigint
 )
 WITH (fillfactor='70', autovacuum_vacuum_scale_factor='0.02', autovacuum_vacuum_cost_delay='0');
+
+--
+-- Name: COLUMN dispatches.call_id; Type: COMMENT; Schema: tasker; Owner: -
+--
+
+COMMENT ON COLUMN tasker.dispatches.call_id IS 'the call that started the attempt: asked again, it gets the same answer';
 
 --
 -- Name: events; Type: TABLE; Schema: tasker; Owner: -
@@ -2512,7 +2610,8 @@ CREATE TABLE tasker.processes (
     details jsonb DEFAULT '{}'::jsonb NOT NULL,
     started_at timestamp with time zone DEFAULT now() NOT NULL,
     last_seen_at timestamp with time zone DEFAULT now() NOT NULL,
-    stopped_at timestamp with time zone
+    stopped_at timestamp with time zone,
+    seconds jsonb
 )
 WITH (fillfactor='50');
 
@@ -2521,6 +2620,12 @@ WITH (fillfactor='50');
 --
 
 COMMENT ON TABLE tasker.processes IS 'Sidekiq and other processes that run attempts, and their heartbeats';
+
+--
+-- Name: COLUMN processes.seconds; Type: COMMENT; Schema: tasker; Owner: -
+--
+
+COMMENT ON COLUMN tasker.processes.seconds IS 'how long the handlers take that the process has run of late, by class, in seconds; NULL: it takes one attempt per Sidekiq job';
 
 --
 -- Name: processes_process_id_seq; Type: SEQUENCE; Schema: tasker; Owner: -

@@ -25,6 +25,7 @@ func (l *loop) act(act action) error {
 		}
 		dispatches = append(dispatches, tasker.Dispatch{
 			TaskID: l.id, StepID: s.id, Attempt: s.attempt, Handler: spec.HandlerClass, Queue: queueOf(spec), CorrelationID: l.task.CorrelationID,
+			Alone: hasty(spec.Timeout.Duration()) || hasty(spec.Heartbeat.Duration()),
 		})
 		out = append(out, s.id)
 	}
@@ -148,6 +149,10 @@ func (o *Orchestrator) misfit(spec *tasker.StepTemplate, result json.RawMessage)
 		Message: "the result does not fit the result_schema of its step: " + problem,
 	}
 }
+
+// hasty says that a clock of an attempt leaves no time to wait behind another in
+// one Sidekiq job, which may take a second before it is noticed.
+func hasty(clock time.Duration) bool { return clock > 0 && clock < 10*time.Second }
 
 func queueOf(s *tasker.StepTemplate) string {
 	if s.Queue == "" {

@@ -16,7 +16,9 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/taskerhq/tasker"
@@ -25,18 +27,21 @@ import (
 // JobClass is the Ruby class that runs attempts.
 const JobClass = "TaskerCore::StepJob"
 
-// argsVersion is the version of a job's arguments.
-const argsVersion = 1
+// Versions of a job's arguments: for one attempt, and for several.
+const (
+	argsVersion   = 1
+	bundleVersion = 2
+)
 
 // job is Sidekiq's format, the fields that all versions from 6.4 to 8 share.
 type job struct {
-	Class      string     `json:"class"`
-	Args       []argument `json:"args"`
-	Queue      string     `json:"queue"`
-	JID        string     `json:"jid"`
-	Retry      bool       `json:"retry"` // always sent: left out, Sidekiq would retry 25 times
-	CreatedAt  seconds    `json:"created_at"`
-	EnqueuedAt seconds    `json:"enqueued_at"`
+	Class      string  `json:"class"`
+	Args       [1]any  `json:"args"`
+	Queue      string  `json:"queue"`
+	JID        string  `json:"jid"`
+	Retry      bool    `json:"retry"` // always sent: left out, Sidekiq would retry 25 times
+	CreatedAt  seconds `json:"created_at"`
+	EnqueuedAt seconds `json:"enqueued_at"`
 }
 
 type argument struct {
@@ -49,6 +54,13 @@ type argument struct {
 	CorrelationID string `json:"correlation_id,omitempty"` // of the task, for log lines before the attempt has started
 }
 
+// bundle is the argument of a job that carries several attempts.
+type bundle struct {
+	Version  int        `json:"v"`
+	Attempts [][2]int64 `json:"attempts"` // step_id and attempt of each
+	Handlers []string   `json:"handlers"` // for people who look at the queue
+}
+
 // seconds is a time as seconds since 1970, always with a fraction: Sidekiq 8
 // takes a JSON integer for milliseconds.
 type seconds float64
@@ -58,20 +70,56 @@ func (s seconds) MarshalJSON() ([]byte, error) {
 }
 
 // JID is the job id of an attempt: the same attempt always has the same.
-func JID(step int64, attempt int) string {
-	sum := sha256.Sum256(fmt.Appendf(nil, "%d:%d", step, attempt))
+func JID(step int64, attempt int) string { return jid(fmt.Appendf(nil, "%d:%d", step, attempt)) }
+
+func jid(name []byte) string {
+	sum := sha256.Sum256(name)
 	return hex.EncodeToString(sum[:12])
 }
 
-// payload writes the job for an attempt.
-func payload(d tasker.Dispatch, now time.Time) []byte {
+// payload writes the job for attempts of one queue, one or several.
+func payload(ds []tasker.Dispatch, now time.Time) []byte {
 	at := seconds(float64(now.UnixMicro()) / 1e6)
-	doc, err := json.Marshal(job{
-		Class: JobClass, Queue: d.Queue, JID: JID(d.StepID, d.Attempt), CreatedAt: at, EnqueuedAt: at,
-		Args: []argument{{argsVersion, d.StepID, d.Attempt, d.TaskID, d.Handler, d.CorrelationID}},
-	})
+	d := ds[0]
+	j := job{Class: JobClass, Queue: d.Queue, CreatedAt: at, EnqueuedAt: at}
+	if len(ds) == 1 {
+		j.JID = JID(d.StepID, d.Attempt)
+		j.Args[0] = argument{argsVersion, d.StepID, d.Attempt, d.TaskID, d.Handler, d.CorrelationID}
+	} else {
+		b := bundle{Version: bundleVersion, Attempts: make([][2]int64, len(ds))}
+		var name []byte
+		for i, d := range ds {
+			b.Attempts[i] = [2]int64{d.StepID, int64(d.Attempt)}
+			name = fmt.Appendf(name, "%d:%d,", d.StepID, d.Attempt)
+			if !slices.Contains(b.Handlers, d.Handler) {
+				b.Handlers = append(b.Handlers, d.Handler)
+			}
+		}
+		j.JID, j.Args[0] = jid(name[:len(name)-1]), b
+	}
+	doc, err := json.Marshal(j)
 	if err != nil {
 		panic(fmt.Sprintf("sidekiq: a job of strings and numbers did not marshal: %v", err))
 	}
 	return doc
+}
+
+// carried lists the attempts that a job in a queue carries; none of one that is
+// not ours.
+func carried(payload string) (attempts [][2]int64) {
+	var j struct {
+		Class string `json:"class"`
+		Args  []struct {
+			StepID   int64      `json:"step_id"`
+			Attempt  int64      `json:"attempt"`
+			Attempts [][2]int64 `json:"attempts"`
+		} `json:"args"`
+	}
+	if !strings.Contains(payload, JobClass) || json.Unmarshal([]byte(payload), &j) != nil || j.Class != JobClass || len(j.Args) != 1 {
+		return nil
+	}
+	if a := j.Args[0]; len(a.Attempts) == 0 {
+		return [][2]int64{{a.StepID, a.Attempt}}
+	}
+	return j.Args[0].Attempts
 }

@@ -3,10 +3,10 @@ package sidekiq
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -19,7 +19,9 @@ type Tuning struct {
 	DialTimeout time.Duration // for a new connection
 	RetryEvery  time.Duration // while Redis is away: the longest pause between two tries
 	Batch       int           // most jobs in one transaction; larger ones could outlast the client's timeout and be sent twice
-	Backlog     int           // most jobs in memory while Redis is away
+	Backlog     int           // most attempts in memory while Redis is away
+	Bundle      int           // most attempts in one job; 1: no job carries two
+	BundleTime  time.Duration // that the attempts of one job may be expected to take together
 }
 
 // WithDefaults has the default in place of each zero.
@@ -28,6 +30,8 @@ func (t Tuning) WithDefaults() Tuning {
 	t.RetryEvery = cmp.Or(t.RetryEvery, 2*time.Second)
 	t.Batch = cmp.Or(t.Batch, 5000)
 	t.Backlog = cmp.Or(t.Backlog, 100_000)
+	t.Bundle = cmp.Or(t.Bundle, 50)
+	t.BundleTime = cmp.Or(t.BundleTime, 50*time.Millisecond)
 	return t
 }
 
@@ -50,9 +54,11 @@ func (t Tuning) Open(url string) (*redis.Client, error) {
 // Pusher pushes attempts, all that have come together at once, in the
 // background.
 type Pusher struct {
-	redis  *redis.Client
-	log    *slog.Logger
-	tuning Tuning
+	redis     *redis.Client
+	log       *slog.Logger
+	tuning    Tuning
+	consumers atomic.Pointer[[]Consumer]
+	used      atomic.Bool
 
 	mu      sync.Mutex
 	waiting []tasker.Dispatch
@@ -73,12 +79,16 @@ func (t Tuning) NewPusher(client *redis.Client, log *slog.Logger) *Pusher {
 // those beyond the backlog are dropped: whoever looks for attempts that are in
 // no queue pushes them.
 func (p *Pusher) Push(dispatches []tasker.Dispatch) {
+	p.used.Store(true)
 	p.mu.Lock()
 	room := max(p.tuning.Backlog-len(p.waiting), 0)
 	p.waiting = append(p.waiting, dispatches[:min(len(dispatches), room)]...)
 	p.mu.Unlock()
 	p.wake()
 }
+
+// Used reports whether anything was pushed since the last call.
+func (p *Pusher) Used() bool { return p.used.Swap(false) }
 
 func (p *Pusher) wake() {
 	select {
@@ -138,74 +148,78 @@ func (p *Pusher) Run(ctx context.Context) {
 // costs no more than a longer one.
 const most = 1000
 
-// PushNow pushes attempts in one round trip: per queue what Sidekiq's own
-// client does, in a transaction.
+// PushNow pushes attempts: per queue what Sidekiq's own client does, in a
+// transaction.
 func (p *Pusher) PushNow(ctx context.Context, dispatches []tasker.Dispatch) error {
-	byQueue := map[string][]any{}
+	byQueue := map[string][]tasker.Dispatch{}
 	var queues []string
-	now := time.Now()
 	for _, d := range dispatches {
 		if byQueue[d.Queue] == nil {
 			queues = append(queues, d.Queue)
 		}
-		byQueue[d.Queue] = append(byQueue[d.Queue], payload(d, now))
+		byQueue[d.Queue] = append(byQueue[d.Queue], d)
+	}
+	now := time.Now()
+	jobs := map[string][]any{}
+	for _, q := range queues {
+		for _, attempts := range p.bundles(ctx, q, byQueue[q]) {
+			jobs[q] = append(jobs[q], payload(attempts, now))
+		}
 	}
 	_, err := p.redis.TxPipelined(ctx, func(pipe redis.Pipeliner) error {
 		for _, q := range queues {
 			pipe.SAdd(ctx, "queues", q)
-			for jobs := byQueue[q]; len(jobs) > 0; {
-				n := min(len(jobs), most)
-				pipe.LPush(ctx, "queue:"+q, jobs[:n]...)
-				jobs = jobs[n:]
+			for rest := jobs[q]; len(rest) > 0; {
+				n := min(len(rest), most)
+				pipe.LPush(ctx, "queue:"+q, rest[:n]...)
+				rest = rest[n:]
 			}
 		}
 		return nil
 	})
 	if err != nil {
-		return fmt.Errorf("push %d jobs to redis: %w", len(dispatches), err)
+		return fmt.Errorf("push %d attempts to redis: %w", len(dispatches), err)
 	}
 	return nil
 }
 
 // Missing returns those of the attempts that are in no queue.
 func (p *Pusher) Missing(ctx context.Context, dispatches []tasker.Dispatch) ([]tasker.Dispatch, error) {
-	queued := map[string]map[string]bool{}
+	queued := map[string]map[[2]int64]bool{}
 	var missing []tasker.Dispatch
 	for _, d := range dispatches {
-		jids, known := queued[d.Queue]
+		attempts, known := queued[d.Queue]
 		if !known {
 			var err error
-			if jids, err = p.jids(ctx, d.Queue); err != nil {
+			if attempts, err = p.queued(ctx, d.Queue); err != nil {
 				return nil, err
 			}
-			queued[d.Queue] = jids
+			queued[d.Queue] = attempts
 		}
-		if !jids[JID(d.StepID, d.Attempt)] {
+		if !attempts[[2]int64{d.StepID, int64(d.Attempt)}] {
 			missing = append(missing, d)
 		}
 	}
 	return missing, nil
 }
 
-// jids reads the job ids of a queue from the end where new jobs come in. Those
-// that come meanwhile shift the list and make it read some twice, never none.
-func (p *Pusher) jids(ctx context.Context, queue string) (map[string]bool, error) {
-	jids := map[string]bool{}
+// queued reads the attempts in a queue from the end where new jobs come in.
+// Those that come meanwhile shift the list and make it read some twice, never
+// none.
+func (p *Pusher) queued(ctx context.Context, queue string) (map[[2]int64]bool, error) {
+	attempts := map[[2]int64]bool{}
 	for start := int64(0); ; start += most {
 		page, err := p.redis.LRange(ctx, "queue:"+queue, start, start+most-1).Result()
 		if err != nil {
 			return nil, fmt.Errorf("read queue %s: %w", queue, err)
 		}
 		for _, payload := range page {
-			var j struct {
-				JID string `json:"jid"`
-			}
-			if json.Unmarshal([]byte(payload), &j) == nil { // what others queue is not ours to judge
-				jids[j.JID] = true
+			for _, attempt := range carried(payload) {
+				attempts[attempt] = true
 			}
 		}
 		if len(page) < most {
-			return jids, nil
+			return attempts, nil
 		}
 	}
 }

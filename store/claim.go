@@ -107,11 +107,7 @@ func (c *Claimer) claim(tasks []int64) (map[int64]*Claimed, error) {
 	return claimed, nil
 }
 
-const stepRows = `
-	SELECT s.task_id, s.step_id, s.state, s.attempts, s.losses, s.forgiven,
-	       coalesce(extract(epoch FROM s.retry_at - clock_timestamp()), 0)::float8, d.step_id IS NOT NULL, s.progress, d.failure
-	FROM tasker.steps s LEFT JOIN tasker.dispatches d USING (step_id)
-	WHERE s.task_id = ANY ($1) ORDER BY s.task_id, s.position`
+const stepRows = `SELECT * FROM tasker.steps_of($1)`
 
 func scanSteps(rows pgx.Rows, add func(task int64, step StepRow)) error {
 	var (
@@ -230,8 +226,7 @@ type Report struct {
 
 // Reports reads where the given steps stand.
 func (s *Store) Reports(ctx context.Context, steps []int64) ([]Report, error) {
-	rows, err := s.pool.Query(ctx, `SELECT s.task_id, s.step_id, s.state, s.attempts, d.failure
-		FROM tasker.steps s LEFT JOIN tasker.dispatches d USING (step_id) WHERE s.step_id = ANY ($1) ORDER BY s.step_id`, steps)
+	rows, err := s.pool.Query(ctx, `SELECT * FROM tasker.reports_of($1)`, steps)
 	if err != nil {
 		return nil, fmt.Errorf("read reports: %w", err)
 	}

@@ -122,6 +122,30 @@ func (s *Store) TakeUnstarted(ctx context.Context, age time.Duration, limit int)
 	return list, nil
 }
 
+// Process is a Sidekiq process that lives.
+type Process struct {
+	Queues      []string
+	Concurrency int
+	Bundles     bool               // it takes several attempts in one job
+	Seconds     map[string]float64 // that its handlers take, by class
+}
+
+// Processes lists the Sidekiq processes that have given a sign of life within
+// the time.
+func (s *Store) Processes(ctx context.Context, within time.Duration) ([]Process, error) {
+	rows, err := s.pool.Query(ctx, `
+		SELECT coalesce(details -> 'queues', '[]'), coalesce((details ->> 'concurrency')::int, 0), seconds IS NOT NULL, coalesce(seconds, '{}')
+		FROM tasker.processes WHERE stopped_at IS NULL AND last_seen_at > clock_timestamp() - $1::interval`, within)
+	if err != nil {
+		return nil, fmt.Errorf("read sidekiq processes: %w", err)
+	}
+	list, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Process])
+	if err != nil {
+		return nil, fmt.Errorf("read sidekiq processes: %w", err)
+	}
+	return list, nil
+}
+
 // Listen calls rung with the steps whose reports were committed, and changed
 // with a task that an operator has changed, and admitted with one that has steps
 // which a gate lets pass now (0: a gate was changed), until ctx ends or the connection

@@ -239,6 +239,9 @@ func (w *worker) session(ctx context.Context) (err error) {
 	})
 	if pusher != nil {
 		services.Go(func() { pusher.Run(background) })
+		services.Go(func() {
+			everyLive(background, w.live, func(l *Live) time.Duration { return l.ClockEvery }, log, func(ctx context.Context) error { return w.consumers(ctx, pusher) })
+		})
 	}
 	services.Go(func() {
 		everyLive(background, w.live, func(l *Live) time.Duration { return l.ClockEvery }, log, func(ctx context.Context) error { return w.readClocks(ctx, log) })
@@ -398,6 +401,29 @@ func (w *worker) repair(ctx context.Context, pusher *sidekiq.Pusher, log *slog.L
 	}
 	log.Warn("jobs were in no queue any more and are pushed again", "attempts", len(missing))
 	pusher.Push(missing)
+	return nil
+}
+
+// consumers tells the pusher who takes its jobs, while it pushes any.
+func (w *worker) consumers(ctx context.Context, pusher *sidekiq.Pusher) error {
+	if !pusher.Used() {
+		return nil
+	}
+	l := w.live.now()
+	ctx, cancel := context.WithTimeout(ctx, l.RepairTimeout)
+	defer cancel()
+	processes, err := w.store.Processes(ctx, l.SilentProcess)
+	if err != nil {
+		return err
+	}
+	consumers := make([]sidekiq.Consumer, len(processes))
+	for i, p := range processes {
+		consumers[i] = sidekiq.Consumer{Queues: p.Queues, Concurrency: p.Concurrency, Bundles: p.Bundles, Takes: make(map[string]time.Duration, len(p.Seconds))}
+		for handler, seconds := range p.Seconds {
+			consumers[i].Takes[handler] = time.Duration(seconds * float64(time.Second))
+		}
+	}
+	pusher.SetConsumers(consumers)
 	return nil
 }
 

@@ -107,6 +107,8 @@ func workerConfig(l *config.Loaded) (worker.Config, error) {
 			RetryEvery:  l.Redis.RetryEvery,
 			Batch:       l.Redis.Batch,
 			Backlog:     l.Redis.Backlog,
+			Bundle:      l.Redis.Bundle,
+			BundleTime:  l.Redis.BundleTime,
 		},
 		Live: live,
 	}, nil

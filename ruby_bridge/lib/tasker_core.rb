@@ -15,6 +15,7 @@ require_relative "tasker_core/database_parameters"
 require_relative "tasker_core/connection"
 require_relative "tasker_core/database"
 require_relative "tasker_core/active_record_database"
+require_relative "tasker_core/start_answer"
 require_relative "tasker_core/protocol"
 require_relative "tasker_core/patience"
 require_relative "tasker_core/task_context"
@@ -26,8 +27,12 @@ require_relative "tasker_core/handler_lookup"
 require_relative "tasker_core/result_json"
 require_relative "tasker_core/failure_record"
 require_relative "tasker_core/report"
-require_relative "tasker_core/report_group"
+require_relative "tasker_core/report_queue"
+require_relative "tasker_core/sidekiq_errors"
+require_relative "tasker_core/handler_times"
 require_relative "tasker_core/attempt_run"
+require_relative "tasker_core/bundle_watch"
+require_relative "tasker_core/attempt_bundle"
 require_relative "tasker_core/step_job"
 require_relative "tasker_core/process_registration"
 require_relative "tasker_core/task_enqueue"
@@ -43,6 +48,7 @@ require_relative "tasker_core/after_fork"
 # For handlers see BaseStepHandler; to start a task, TaskerCore.enqueue_task.
 module TaskerCore
   @monitor = Monitor.new
+  @handler_times = HandlerTimes.new
 
   class << self
     # @yieldparam config [Configuration]
@@ -51,7 +57,10 @@ module TaskerCore
     def configure
       yield config
       config.validate!
-      @monitor.synchronize { @database = @reports = nil } # the next use opens what is configured now
+      @monitor.synchronize do
+        @reports&.close
+        @database = @reports = nil # the next use opens what is configured now
+      end
       config
     end
 
@@ -102,7 +111,13 @@ module TaskerCore
     def protocol = Protocol.new(database)
 
     # @private
-    def reports = @reports || @monitor.synchronize { @reports ||= ReportGroup.new(protocol) }
+    def reports = @reports || @monitor.synchronize { @reports ||= ReportQueue.new(protocol) }
+
+    # @private
+    attr_reader :handler_times
+
+    # @private
+    def bundle_watch = @bundle_watch || @monitor.synchronize { @bundle_watch ||= BundleWatch.new }
 
     # @private
     def process_registration
@@ -112,7 +127,7 @@ module TaskerCore
     # @private
     def forget_connections
       [@database, @process_registration].compact.each(&:discard)
-      @database = @reports = @process_registration = nil
+      @database = @reports = @bundle_watch = @process_registration = nil
       @monitor = Monitor.new # another thread may have held the old one when the process forked
     end
   end

@@ -55,7 +55,7 @@ RSpec.describe TaskerCore::ProcessRegistration do
 
   it "says once that it misses beats, and when it beats again" do
     id = registration.id
-    TestDatabase.connection.exec("ALTER FUNCTION tasker.process_beat RENAME TO hidden_beat")
+    TestDatabase.connection.exec("ALTER FUNCTION tasker.process_beat(bigint, jsonb) RENAME TO hidden_beat")
     eventually("a warning") { logged.include?("process #{id} misses its heartbeat") }
     TestDatabase.connection.exec("ALTER FUNCTION tasker.hidden_beat RENAME TO process_beat")
     eventually("good news") { logged.include?("process #{id} beats again") }

@@ -41,7 +41,11 @@ RSpec.describe TaskerCore::StepJob do
       expect(logged).to include("step 42 attempt 1 not started: there is no step 42")
     end
 
-    [{ "v" => 2, "step_id" => 1, "attempt" => 1 }, {}, [1], nil, { "v" => 1, "step_id" => "1", "attempt" => 1 }].each do |arguments|
+    [
+      {}, [1], nil, { "v" => 3, "step_id" => 1, "attempt" => 1 }, { "v" => 1, "step_id" => "1", "attempt" => 1 }, { "v" => 1, "step_id" => -1, "attempt" => 1 },
+      { "v" => 2 }, { "v" => 2, "attempts" => [] }, { "v" => 2, "attempts" => [[1]] }, { "v" => 2, "attempts" => [[1, "1"]] },
+      { "v" => 2, "attempts" => [[1, 1], [1, 2]] }
+    ].each do |arguments|
       it "#{arguments.inspect} are refused" do
         expect { described_class.new.perform(arguments) }.to raise_error(TaskerCore::ProtocolError)
       end
@@ -158,6 +162,20 @@ RSpec.describe TaskerCore::StepJob do
       expect(performed(step)).to be_a(IOError)
       expect(step.failure).to include("class" => "IOError", "message" => "gateway closed", "permanent" => false, "handler" => "Orders::Charge")
       expect(step.failure["backtrace"].first).to include("step_job_spec.rb")
+    end
+
+    it "is raised again only when no attempt follows, by default" do
+      TaskerCore.config.reraise_errors = TaskerCore::Configuration.new.reraise_errors
+      handler { |*| raise IOError, "gateway closed" }
+
+      expect([1, 2, 3].map { |attempt| performed(dispatch("Orders::Charge", attempt:)).class }).to eq([NilClass, NilClass, IOError])
+    end
+
+    it "is raised again when it is permanent" do
+      TaskerCore.config.reraise_errors = :final
+      step = dispatch(handler { |*| raise TaskerCore::PermanentError, "declined" })
+
+      expect(performed(step)).to be_a(TaskerCore::PermanentError)
     end
 
     it "is not raised again when the team doesn't want that" do
@@ -302,15 +320,15 @@ RSpec.describe TaskerCore::StepJob do
       expect(step.failure).to eq("lost" => true)
     end
 
-    it "finishes a report that is under way before it shuts down" do
+    it "leaves a report that is under way to the queue of reports" do
       step = dispatch(handler { |*| "charged" })
       thread = nil
       TestDatabase.connection.transaction do |transaction|
-        lock_after_start(transaction, step) { thread = Thread.new { perform(step) }.tap { |t| t.report_on_exception = false } }
-        thread.raise(Sidekiq::Shutdown)
+        lock_after_start(transaction, step) { thread = Thread.new { described_class.new.perform(step.arguments) } }
+        thread.join # it doesn't wait for the report
       end
+      TaskerCore.reports.drain
 
-      expect { thread.join }.to raise_error(Sidekiq::Shutdown)
       expect([step.state, step.result]).to eq(%w[complete charged])
     end
   end
@@ -364,27 +382,30 @@ RSpec.describe TaskerCore::StepJob do
       end
 
       expect(step.result).to eq("charged")
-      expect(logged.scan("cannot report step #{step.step_id} attempt 1 (Orders::Charge) yet").size).to eq(2)
+      expect(logged.scan("cannot report 1 attempts yet").size).to eq(2)
     end
 
-    it "gives up an attempt that it may have started without hearing of it" do
+    it "runs an attempt whose start was answered to nobody" do
       runs = 0
       step = dispatch(handler { |*| runs += 1 })
-      break_once("start_attempt", %w[bigint int bigint]) do
-        # The first call: started and committed, and the answer lost.
-        TestDatabase.connection.exec(<<~SQL)
-          CREATE FUNCTION tasker.start_attempt(step_id bigint, attempt int, process_id bigint DEFAULT NULL) RETURNS jsonb
-          LANGUAGE plpgsql AS $$ BEGIN
-            IF nextval('public.calls') = 1 THEN PERFORM pg_terminate_backend(pg_backend_pid()), pg_sleep(60); END IF;
-            RETURN tasker.whole_start_attempt($1, $2, $3);
-          END $$;
-        SQL
-        TestDatabase.connection.exec_params("SELECT tasker.whole_start_attempt($1, 1)", [step.step_id])
-        perform(step)
-      end
+      # The first call: started and committed, and the answer lost.
+      call_id = nil
+      allow(TaskerCore).to receive(:protocol).and_wrap_original do |original|
+        original.call.tap do |protocol|
+          protocol.define_singleton_method(:start_attempts) do |attempts, process_id, id|
+            answers = super(attempts, process_id, id)
+            first = call_id.nil?
+            call_id ||= id
+            raise TaskerCore::DatabaseError.new("the connection broke", answered: false) if first
 
-      expect(runs).to eq(0)
-      expect(step.failure).to eq("lost" => true)
+            answers
+          end
+        end
+      end
+      perform(step)
+
+      expect(runs).to eq(1)
+      expect(step.events).to eq(%w[step.handle step.completed])
     end
 
     # For the pool alone: the heartbeat, which runs, keeps its own connection.
@@ -404,14 +425,101 @@ RSpec.describe TaskerCore::StepJob do
       eventually("the heartbeat reports it") { step.failure == { "lost" => true } }
     end
 
-    it "raises when the time to report is over, and has the attempt reported as lost" do
+    it "has the attempt reported as lost when the time to report is over" do
       gone = TaskerCore::Database.new(parameters: -> { { host: "127.0.0.1", port: 1, dbname: "nowhere" } })
       step = dispatch(handler { |*| "charged" })
       TaskerCore.config.report_timeout = 0
-      run = TaskerCore::AttemptRun.new(step.step_id, 1, reports: TaskerCore::ReportGroup.new(TaskerCore::Protocol.new(gone)))
+      reports = TaskerCore::ReportQueue.new(TaskerCore::Protocol.new(gone))
+      TaskerCore::AttemptBundle.new([[step.step_id, 1]], reports:).call
+      reports.drain
 
-      expect { run.call }.to raise_error(TaskerCore::DatabaseError)
+      expect(logged).to include("is left to the heartbeat")
       eventually("the heartbeat reports it") { step.failure == { "lost" => true } }
+    end
+  end
+
+  describe "several attempts in one job" do
+    def bundle(steps) = { "v" => 2, "attempts" => steps.map { |step| [step.step_id, step.attempt] }, "handlers" => ["Orders::Charge"] }
+
+    def perform_all(steps)
+      described_class.new.perform(bundle(steps))
+    ensure
+      TaskerCore.reports.drain
+    end
+
+    # Transactions that wrote the steps' present state.
+    def transactions(steps)
+      TestDatabase.connection.exec("SELECT DISTINCT xmin FROM tasker.steps WHERE step_id IN (#{steps.map(&:step_id).join(', ')})").ntuples
+    end
+
+    it "are those of the contract" do
+      described_class.new.perform(*contract("sidekiq_bundle")["job"]["args"]) # there are no such steps
+
+      expect(logged.scan(/step (42|43) attempt \d not started/).flatten).to eq(%w[42 43])
+    end
+
+    it "are started by one call, run in turn and reported" do
+      seen = []
+      together = nil
+      steps = nil
+      handler do |task, _sequence, step|
+        together ||= transactions(steps)
+        seen << step.step_id
+        [task.task_id, step.step_id]
+      end
+      example = self
+      Orders::Charge.define_method(:transactions) { |of| example.send(:transactions, of) }
+      steps = Array.new(5) { dispatch("Orders::Charge") }
+      perform_all(steps)
+
+      expect(together).to eq(1)
+      expect(seen).to eq(steps.map(&:step_id))
+      expect(steps.map(&:result)).to eq(steps.map { |step| [step.task_id, step.step_id] })
+    end
+
+    it "don't share their failures" do
+      steps = Array.new(4) { dispatch(handler { |_task, _sequence, step| step.attempt == 2 ? raise(IOError, "step #{step.step_id}") : "done" }) }
+      failing = dispatch("Orders::Charge", attempt: 2)
+      other = dispatch("Orders::Charge", attempt: 2)
+      handled = []
+      allow(TaskerCore::SidekiqErrors).to receive(:handle) { |error| handled << error.message }
+
+      expect { perform_all([steps[0], failing, steps[1], other, *steps[2..]]) }.to raise_error(IOError, "step #{other.step_id}")
+      expect(handled).to eq(["step #{failing.step_id}"])
+      expect(steps.map(&:state)).to all(eq("complete"))
+      expect([failing, other].map { |step| step.failure["message"] }).to eq(["step #{failing.step_id}", "step #{other.step_id}"])
+    end
+
+    it "leave out those that may not start" do
+      steps = Array.new(3) { dispatch(handler { |*| "done" }) }
+      perform(steps[1])
+      perform_all(steps)
+
+      expect(steps.map { |step| step.events.count("step.handle") }).to eq([1, 1, 1])
+      expect(logged).to include("attempt 1 of step #{steps[1].step_id} (work) is complete")
+    end
+
+    it "are given up when the process shuts down, those too that have not begun" do
+      steps = Array.new(3) { dispatch(handler { |*| raise Sidekiq::Shutdown }) }
+
+      expect { perform_all(steps) }.to raise_error(Sidekiq::Shutdown)
+      expect(steps.map(&:failure)).to all(eq("lost" => true))
+    end
+
+    it "are given up when they wait long behind one that takes long" do
+      stub_const("TaskerCore::BundleWatch::PATIENCE_SECONDS", 0.01)
+      stub_const("TaskerCore::BundleWatch::EVERY_SECONDS", 0.01)
+      begun = Queue.new
+      let_go = Queue.new
+      steps = Array.new(3) { dispatch(handler { |*| (begun << true) && let_go.pop }) }
+      thread = Thread.new { perform_all(steps) }
+      begun.pop
+      eventually("the others are given up") { steps[1..].map(&:failure) == [{ "lost" => true }] * 2 }
+      let_go << "done"
+      thread.join
+
+      expect(steps[0].result).to eq("done")
+      expect(begun).to be_empty
     end
   end
 end

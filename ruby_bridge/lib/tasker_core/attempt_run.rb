@@ -1,7 +1,7 @@
 # frozen_string_literal: true
 
 module TaskerCore
-  # One attempt at one step: start it, run its handler, report.
+  # One attempt that has been started: run its handler, report.
   #
   # Whoever holds (step_id, attempt) may report once; Postgres decides. So the
   # only duty here is that a started attempt never ends in silence: each way
@@ -15,73 +15,64 @@ module TaskerCore
 
     # @param step_id [Integer]
     # @param attempt [Integer]
-    def initialize(step_id, attempt, protocol: TaskerCore.protocol, reports: TaskerCore.reports, config: TaskerCore.config)
+    # @param answer [Hash] as in contract/start_attempt.json
+    def initialize(step_id, attempt, answer, protocol: TaskerCore.protocol, reports: TaskerCore.reports, config: TaskerCore.config)
       @step_id = step_id
       @attempt = attempt
+      @answer = answer
+      @handler = answer.dig("step", "handler_class")
       @protocol = protocol
       @reports = reports
       @config = config
     end
 
-    # @return [void]
-    # @raise [DatabaseError] the attempt could not be started or reported
-    # @raise [Exception] what the handler raised, once it is reported
+    # With Sidekiq::Shutdown held off.
+    #
+    # @return [Exception, nil] what the handler raised and Sidekiq is to hear of
+    # @raise [Exception] what ends more than this attempt
     def call
-      # A Shutdown waits while a call to Postgres is under way, and comes
-      # through in the handler and between tries.
-      Thread.handle_interrupt(Sidekiq::Shutdown => :never) do
-        answer = start
-        answer["status"] == "started" ? run(answer) : refused(answer["reason"])
-      end
-    end
-
-    private
-
-    def start
-      persist("start", @config.start_timeout) do |repeated|
-        answer = @protocol.start_attempt(@step_id, @attempt, TaskerCore.process_registration.id)
-        # The start may be our own, whose answer was lost: nobody would ever
-        # report for it.
-        report_lost if repeated && answer["status"] != "started"
-        answer
-      end
-    end
-
-    def refused(reason)
-      logger.info { "tasker: #{self} not started: #{reason}" }
-    end
-
-    def run(answer)
-      @handler = answer.dig("step", "handler_class")
       handler = interruptible { HandlerLookup.find(@handler) }
       if handler.transactional?
-        settle_in_transaction(handler, answer)
+        settle_in_transaction(handler)
       else
-        result = handle(handler, answer)
+        result = handle(handler)
       end
     rescue *FAILURES => e
       reported = true
-      shutdown?(e) ? report_lost : report_failure(e)
-      raise if @config.reraise_errors || shutdown?(e)
+      raise_after_loss(e) if shutdown?(e)
+      report_failure(e)
     else
       reported = true
       report_success(result) if result
+      nil
     ensure
       report_abandoned($ERROR_INFO) unless reported
     end
 
+    # Never begun: the handler has not been called.
+    def give_up = report_lost
+
+    private
+
     # @return [String] JSON
-    def handle(handler, answer)
+    def handle(handler)
       interruptible do
-        task = TaskContext.new(answer.fetch("task"))
-        step = StepContext.new(answer.fetch("step"), heartbeat: heartbeat(answer.fetch("step")))
-        sequence = StepSequence.new(task.task_id, answer.fetch("dependencies"), protocol: @protocol)
-        Sidekiq::Context.with(log_context(task, step)) { ResultJson.dump(handler.new.handle(task, sequence, step)) }
+        task = TaskContext.new(@answer.fetch("task"))
+        step = StepContext.new(@answer.fetch("step"), heartbeat:)
+        sequence = StepSequence.new(task.task_id, @answer.fetch("dependencies"), protocol: @protocol)
+        timed { Sidekiq::Context.with(log_context(task, step)) { ResultJson.dump(handler.new.handle(task, sequence, step)) } }
       end
     end
 
-    def heartbeat(step)
-      @heartbeat = Heartbeat.new(@step_id, @attempt, step["heartbeat_seconds"], protocol: @protocol, logger:)
+    def timed
+      started = Process.clock_gettime(Process::CLOCK_MONOTONIC)
+      yield
+    ensure
+      TaskerCore.handler_times.record(@handler, Process.clock_gettime(Process::CLOCK_MONOTONIC) - started)
+    end
+
+    def heartbeat
+      @heartbeat = Heartbeat.new(@step_id, @attempt, @answer.dig("step", "heartbeat_seconds"), protocol: @protocol, logger:)
     end
 
     # What Sidekiq's logger writes beside each line of the handler.
@@ -93,10 +84,10 @@ module TaskerCore
     # The handler's writes and its result commit together, or not at all. When
     # nobody knows whether they did, the failure that is then reported finds
     # out: it is refused if they did.
-    def settle_in_transaction(handler, answer)
+    def settle_in_transaction(handler)
       database = ActiveRecordDatabase.new
       database.transaction do
-        result = handle(handler, answer)
+        result = handle(handler)
         refusal, = Protocol.new(database).report([Report.success(@step_id, @attempt, result)])
         if refusal
           logger.warn { "tasker: report of #{self} refused, its transaction is rolled back: #{refusal}" }
@@ -123,18 +114,31 @@ module TaskerCore
       false
     end
 
-    def report_success(result)
-      deliver Report.success(@step_id, @attempt, result)
-    rescue DatabaseError => e
-      raise unless e.refuses_data?
-
-      # JSON that jsonb doesn't take, such as a number of 200,000 digits.
-      report_failure ResultNotSerializableError.new("Postgres doesn't take the result: #{e.message}")
+    def raise_after_loss(error)
+      report_lost
+      raise error
     end
 
+    def report_success(result)
+      post(Report.success(@step_id, @attempt, result)) do |error|
+        next leave_to_heartbeat(error) unless error.refuses_data?
+
+        # JSON that jsonb doesn't take, such as a number of 200,000 digits.
+        report_failure ResultNotSerializableError.new("Postgres doesn't take the result: #{error.message}")
+      end
+    end
+
+    # @return [Exception, nil] the error, when Sidekiq is to hear of it
     def report_failure(error)
       @heartbeat&.flush # the next attempt goes on from there
-      deliver Report.failure(@step_id, @attempt, FailureRecord.new(error, handler: @handler).to_h)
+      failure = FailureRecord.new(error, handler: @handler).to_h
+      post(Report.failure(@step_id, @attempt, failure)) { |e| leave_to_heartbeat(e) }
+      error if @config.reraise?(final: failure["permanent"] || last_attempt?)
+    end
+
+    def last_attempt?
+      used, limit = @answer.fetch("step").values_at("attempts_used", "attempt_limit")
+      used >= limit
     end
 
     # The handler called exit, threw past us, raised an Exception of its own
@@ -150,30 +154,22 @@ module TaskerCore
 
     # Best effort: whoever waits for this process to end has little patience.
     def report_lost
-      refusal = @reports.report(Report.lost(@step_id, @attempt))
-      logger.info { "tasker: #{self} given up#{": refused, #{refusal}" if refusal}" }
-    rescue DatabaseError => e
-      leave_to_heartbeat(e)
+      logger.info { "tasker: #{self} given up" }
+      post(Report.lost(@step_id, @attempt), patience: 0) { |error| leave_to_heartbeat(error) }
     end
 
-    def leave_to_heartbeat(error)
-      logger.error { "tasker: #{self} is left to the heartbeat, to be reported as lost: #{error.message}" }
-      TaskerCore.process_registration.forsake(@step_id, @attempt)
-    end
-
-    def deliver(report)
-      persist("report", @config.report_timeout) do |repeated|
-        refusal = @reports.report(report)
+    # @yieldparam error [DatabaseError] it could not be delivered
+    def post(report, patience: @config.report_timeout)
+      @reports.post(report, patience:) do |refusal, error, repeated|
+        yield error if error
         # A refusal of a repeated report is most likely the echo of the first.
         logger.public_send(repeated ? :info : :warn) { "tasker: report of #{self} refused: #{refusal}" } if refusal
       end
     end
 
-    def persist(verb, seconds, &)
-      Patience.new(seconds:, activity: "#{verb} #{self}", logger:).persist(&)
-    rescue DatabaseError => e
-      leave_to_heartbeat(e) unless e.refuses_data?
-      raise
+    def leave_to_heartbeat(error)
+      logger.error { "tasker: #{self} is left to the heartbeat, to be reported as lost: #{error.message}" }
+      TaskerCore.process_registration.forsake(@step_id, @attempt)
     end
 
     def logger = @config.logger

@@ -15,20 +15,25 @@ module TaskerCore
     # @return [Integer] connections that the running jobs share; each job needs
     #   one for two short calls
     attr_accessor :pool_size
-    # @return [Boolean] whether an error of a handler is raised again once it
-    #   has been reported, for error trackers. Sidekiq doesn't retry it.
+    # @return [Boolean, Symbol] whether an error of a handler is raised again,
+    #   for error trackers: true, false, or :final, when no attempt follows.
+    #   Sidekiq doesn't retry it.
     attr_accessor :reraise_errors
     # @return [Numeric] how long to go on reporting while Postgres is away
     attr_accessor :report_timeout
     # @return [Numeric] how long to go on asking for an attempt while Postgres is away
     attr_accessor :start_timeout
+    # @return [Numeric] how long a process that stops goes on reporting; what is
+    #   left then runs again elsewhere
+    attr_accessor :stop_timeout
     attr_writer :logger
 
     def initialize
       @pool_size = 5
-      @reraise_errors = true
+      @reraise_errors = :final
       @report_timeout = 300
       @start_timeout = 30
+      @stop_timeout = 10
     end
 
     # @return [Logger] Sidekiq's in a Sidekiq process, else that of Rails, else one on standard error
@@ -41,12 +46,20 @@ module TaskerCore
       sized = pool_size.is_a?(Integer) && pool_size.positive?
       raise ConfigurationError, "pool_size must be a positive Integer, not #{pool_size.inspect}" unless sized
 
-      { report_timeout:, start_timeout: }.each do |name, seconds|
+      unless [true, false, :final].include?(reraise_errors)
+        raise ConfigurationError, "reraise_errors must be true, false or :final, not #{reraise_errors.inspect}"
+      end
+
+      { report_timeout:, start_timeout:, stop_timeout: }.each do |name, seconds|
         next if seconds.is_a?(Numeric) && seconds >= 0
 
         raise ConfigurationError, "#{name} must be a number of seconds, not #{seconds.inspect}"
       end
     end
+
+    # @private
+    # @param final [Boolean] whether no attempt follows
+    def reraise?(final:) = reraise_errors == :final ? final : reraise_errors
 
     private
 

@@ -36,8 +36,11 @@ module TaskerCore
       @mutex.synchronize { @forsaken << Report.lost(step_id, attempt) }
     end
 
-    # Leaves politely: Postgres gives away at once what still runs here.
+    # Leaves politely: what is done is reported, and what still runs here
+    # Postgres gives away at once.
     def stop
+      left = TaskerCore.reports.drain(TaskerCore.config.stop_timeout)
+      logger.warn { "tasker: #{left} reports could not be sent before the process ends; their steps run again" } if left.positive?
       thread = @mutex.synchronize do
         @stopping = true
         @wake.broadcast
@@ -78,7 +81,7 @@ module TaskerCore
     # A lost connection is no reason to register again: the attempts that run
     # here are bound to the number they started with.
     def beat
-      @id = register unless @protocol.process_beat(@id)
+      @id = register unless @protocol.process_beat(@id, TaskerCore.handler_times.to_h)
       report_forsaken
       logger.info { "tasker: process #{@id} beats again" } if @silent
       @silent = false
@@ -126,6 +129,7 @@ module TaskerCore
 
     def details
       { hostname: Socket.gethostname, pid: Process.pid, concurrency: sidekiq_settings&.[](:concurrency),
+        queues: sidekiq_settings&.[](:queues)&.uniq,
         ruby: RUBY_VERSION, sidekiq: Sidekiq::VERSION, tasker_core: VERSION }.compact
     end
 

@@ -5,16 +5,23 @@ require "json"
 module TaskerCore
   # The calls into schema tasker, one method each. docs/protocol.md explains them.
   class Protocol
+    START_ATTEMPTS = <<~SQL
+      SELECT *, to_char(created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS task_created_at
+      FROM tasker.start_attempts($1, $2, $3, $4)
+    SQL
+
     # @param database [#exec] a Database, a Connection or an ActiveRecordDatabase
     def initialize(database)
       @database = database
     end
 
-    # @return [Hash] the answer, as in contract/start_attempt.json
-    def start_attempt(step_id, attempt, process_id)
-      # Ruby's parser stops at 100 levels: a context or a result of another
-      # language may have more.
-      JSON.parse(value("SELECT tasker.start_attempt($1, $2, $3)", [step_id, attempt, process_id]), max_nesting: false)
+    # @param attempts [Array<Array(Integer, Integer)>] step_id and attempt of each, no step twice
+    # @param call_id [Integer, nil] the same for each try of this call: what an earlier one has started is started
+    # @return [Array<Hash>] the answers in turn, as in contract/start_attempt.json
+    def start_attempts(attempts, process_id, call_id = nil)
+      @database.exec(START_ATTEMPTS,
+                     ["{#{attempts.map(&:first).join(',')}}", "{#{attempts.map(&:last).join(',')}}", process_id, call_id])
+               .map { |row| StartAnswer.build(row) }
     end
 
     # @param reports [Array<String>] JSON, each as in contract/reports.json
@@ -35,8 +42,11 @@ module TaskerCore
       value("SELECT tasker.register_process($1, $2::jsonb)", [identity, JSON.generate(details)]).to_i
     end
 
+    # @param seconds [Hash{String => Float}] that handlers take, by class
     # @return [Boolean] false: the process must register again
-    def process_beat(process_id) = value("SELECT tasker.process_beat($1)", [process_id]) == "t"
+    def process_beat(process_id, seconds)
+      value("SELECT tasker.process_beat($1, $2::jsonb)", [process_id, JSON.generate(seconds)]) == "t"
+    end
 
     def process_stopped(process_id) = value("SELECT tasker.process_stopped($1)", [process_id])
 

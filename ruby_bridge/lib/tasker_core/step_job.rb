@@ -1,30 +1,44 @@
 # frozen_string_literal: true
 
 module TaskerCore
-  # The Sidekiq job that the engine pushes for each attempt. Its arguments say
-  # which attempt to start; everything else comes from Postgres.
+  # The Sidekiq job that the engine pushes for an attempt, or for several when
+  # work has piled up. Its arguments say which attempts to start; everything
+  # else comes from Postgres.
   class StepJob
     include(defined?(Sidekiq::Job) ? Sidekiq::Job : Sidekiq::Worker)
 
     # The finalizer alone decides on retries.
     sidekiq_options retry: false
 
-    VERSION = 1
+    # Of the arguments: 1 names one attempt, 2 several.
+    VERSIONS = [1, 2].freeze
 
-    # @param arguments [Hash{String => Object}] as in contract/sidekiq_job.json
+    # @param arguments [Hash{String => Object}] as in contract/sidekiq_job.json and contract/sidekiq_bundle.json
     # @raise [ProtocolError] when they are of a version that this gem doesn't know
     def perform(arguments)
-      unless arguments.is_a?(Hash) && arguments["v"] == VERSION
-        version = arguments.is_a?(Hash) ? arguments["v"].inspect : arguments.class
-        raise ProtocolError, "arguments of version #{version}; tasker_core #{TaskerCore::VERSION} understands #{VERSION}: update the gem"
-      end
+      AttemptBundle.new(attempts(arguments)).call
+    end
 
-      step_id, attempt = arguments.values_at("step_id", "attempt")
-      unless step_id.is_a?(Integer) && attempt.is_a?(Integer)
-        raise ProtocolError, "step_id and attempt must be integers, not #{step_id.inspect} and #{attempt.inspect}"
-      end
+    private
 
-      AttemptRun.new(step_id, attempt).call
+    def attempts(arguments)
+      named = case arguments.is_a?(Hash) && arguments["v"]
+              when 1 then [arguments.values_at("step_id", "attempt")]
+              when 2 then arguments["attempts"]
+              else raise ProtocolError, unknown(arguments)
+              end
+      return named if named.is_a?(Array) && named.any? && named.all? { |pair| attempt?(pair) } && named.map(&:first).uniq.size == named.size
+
+      raise ProtocolError, "a job names its attempts by step_id and attempt, integers, each step once, not #{CleanText.call(named.inspect, limit: 200)}"
+    end
+
+    def attempt?(pair)
+      pair.is_a?(Array) && pair.size == 2 && pair.all? { |number| number.is_a?(Integer) && number.positive? }
+    end
+
+    def unknown(arguments)
+      version = arguments.is_a?(Hash) ? arguments["v"].inspect : arguments.class
+      "arguments of version #{version}; tasker_core #{TaskerCore::VERSION} understands #{VERSIONS.join(' and ')}: update the gem"
     end
   end
 end

@@ -10,6 +10,7 @@ module TestConfiguration
     TaskerCore.configure do |config|
       config.database_url = TestDatabase.url
       config.logger = Logger.new(log)
+      config.reraise_errors = true # so that an example can't miss one
       settings.each { |name, value| config.public_send(:"#{name}=", value) }
     end
   end
@@ -21,6 +22,7 @@ module TestConfiguration
       example.run
     ensure
       TaskerCore.instance_variable_get(:@process_registration)&.stop
+      TaskerCore.instance_variable_get(:@reports)&.close
       TaskerCore.instance_variable_get(:@database)&.close
       %i[@process_registration @reports @database].each { |name| TaskerCore.instance_variable_set(name, nil) }
       TaskerCore.instance_variable_set(:@config, before)

@@ -60,6 +60,8 @@ module WorkflowHelpers
 
   def perform(step, **changes)
     TaskerCore::StepJob.new.perform(step.arguments.merge(changes.transform_keys(&:to_s)))
+  ensure
+    TaskerCore.reports.drain
   end
 
   private

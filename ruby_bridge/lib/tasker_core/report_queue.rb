@@ -1,0 +1,164 @@
+# frozen_string_literal: true
+
+module TaskerCore
+  # Sends reports from a thread of its own, all that have come together in one
+  # call and so in one transaction: no job waits for Postgres to hear of it.
+  #
+  # A single report leaves at once. When they come by the dozen, calls keep a
+  # few milliseconds apart, so that each carries many. While Postgres is away
+  # reports wait here, up to a bound; then jobs wait for room. A report that a
+  # process takes into its death is that of a lost attempt, which runs again:
+  # the same as if the process had died a moment earlier.
+  class ReportQueue
+    # Of one call. A result may have 4 MiB.
+    LIMIT_REPORTS = 500
+    LIMIT_BYTES = 8 << 20
+    # Of what waits.
+    ROOM_REPORTS = 10_000
+    ROOM_BYTES = 64 << 20
+    # From one call to the next, when the last one carried a few.
+    PACE_SECONDS = 0.005
+    PACE_FROM = 4
+    FIRST_DELAY = 0.1
+    LONGEST_DELAY = 5
+
+    Entry = Struct.new(:report, :deadline, :settled, :repeated)
+    private_constant :Entry
+
+    # @param protocol [Protocol]
+    def initialize(protocol, logger: TaskerCore.config.logger)
+      @protocol = protocol
+      @logger = logger
+      @mutex = Mutex.new
+      @arrived = ConditionVariable.new
+      @changed = ConditionVariable.new # there is less to send than before
+      @waiting = []
+      @held = @bytes = 0 # what waits and what is being sent
+    end
+
+    # Returns when there is room, and before the report is sent.
+    #
+    # @param report [String] JSON, of Report
+    # @param patience [Numeric] seconds to go on while Postgres is away
+    # @yieldparam refusal [String, nil] why Postgres refused the report; nil: accepted
+    # @yieldparam error [DatabaseError, nil] why it could not be sent
+    # @yieldparam repeated [Boolean] whether an earlier try may have been carried out unseen
+    # @return [void]
+    def post(report, patience:, &settled)
+      @mutex.synchronize do
+        wait_for_room
+        start
+        @waiting << Entry.new(report, now + patience, settled, false)
+        @held += 1
+        @bytes += report.bytesize
+        @arrived.signal
+      end
+    end
+
+    # Waits until all is sent that has been posted.
+    #
+    # @param seconds [Numeric, nil] nil: however long it takes
+    # @return [Integer] how many reports are left
+    def drain(seconds = nil)
+      deadline = seconds && (now + seconds)
+      @mutex.synchronize do
+        until @held.zero?
+          left = deadline && (deadline - now)
+          break if left && left <= 0
+
+          @changed.wait(@mutex, left)
+        end
+        @held
+      end
+    end
+
+    # Ends the thread when all is sent. For a queue that nobody posts to any more.
+    def close
+      @mutex.synchronize do
+        @closed = true
+        @arrived.signal
+      end
+    end
+
+    private
+
+    # Sidekiq gives a job three seconds after its Shutdown: it must get through.
+    def wait_for_room
+      Thread.handle_interrupt(Sidekiq::Shutdown => :immediate) do
+        @changed.wait(@mutex) until @held < ROOM_REPORTS && @bytes < ROOM_BYTES
+      end
+    end
+
+    def start
+      return if @thread&.alive?
+
+      @thread = Thread.new { work }
+      @thread.name = "tasker reports"
+    end
+
+    def work
+      while (batch = take)
+        started = now
+        deliver(batch)
+        sleep [PACE_SECONDS - (now - started), 0].max if batch.size >= PACE_FROM
+      end
+    end
+
+    # @return [Array<Entry>, nil] nil: closed
+    def take
+      @mutex.synchronize do
+        @arrived.wait(@mutex) while @waiting.empty? && !@closed
+        return if @waiting.empty?
+
+        bytes = 0
+        count = @waiting.take(LIMIT_REPORTS).take_while { |entry| (bytes += entry.report.bytesize) <= LIMIT_BYTES }.size
+        @waiting.shift([count, 1].max)
+      end
+    end
+
+    def deliver(batch)
+      refusals = @protocol.report(batch.map(&:report))
+      @delay = nil
+      batch.zip(refusals) { |entry, refusal| settle(entry, refusal, nil) }
+    rescue DatabaseError => e
+      if !e.refuses_data?
+        put_back(batch, e)
+      elsif batch.one?
+        settle(batch.first, nil, e)
+      else
+        # One of them is to blame, and the whole call was rolled back.
+        batch.each { |entry| deliver([entry]) }
+      end
+    rescue StandardError => e
+      # A mistake of ours must not end the thread, and is no answer either.
+      @logger.error { "tasker: #{batch.size} reports could not be sent: #{e.class}: #{e.message}" }
+      batch.each { |entry| settle(entry, nil, DatabaseError.new(e.message)) }
+    end
+
+    def put_back(batch, error)
+      late, patient = batch.partition { |entry| now >= entry.deadline }
+      late.each { |entry| settle(entry, nil, error) }
+      return if patient.empty?
+
+      patient.each { |entry| entry.repeated ||= error.unanswered? }
+      @mutex.synchronize { @waiting.unshift(*patient) }
+      @delay = @delay ? [@delay * 2, LONGEST_DELAY].min : FIRST_DELAY
+      @logger.warn { "tasker: cannot report #{patient.size} attempts yet: #{error.message}" }
+      sleep @delay * rand(0.75..1.25)
+    end
+
+    def settle(entry, refusal, error)
+      entry.settled&.call(refusal, error, entry.repeated)
+    rescue StandardError => e
+      @logger.error { "tasker: after a report: #{e.class}: #{e.message}" }
+    ensure
+      @mutex.synchronize do
+        @held -= 1
+        @bytes -= entry.report.bytesize
+        @changed.broadcast
+      end
+    end
+
+    def now = Process.clock_gettime(Process::CLOCK_MONOTONIC)
+  end
+end
