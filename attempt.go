@@ -64,5 +64,10 @@ type Dispatch struct {
 	Queue         string
 	CorrelationID string // of the task; empty: none
 
-	Alone bool // gets a Sidekiq job of its own: a clock runs that leaves it no time to wait for another
+	Alone bool // gets a Sidekiq job of its own: one of its clocks is shorter than LeastShared
 }
+
+// LeastShared is the shortest timeout, and heartbeat, of an attempt that may
+// share a Sidekiq job: it may take a second before somebody notices that it waits
+// behind a slow one.
+const LeastShared = 10 * time.Second

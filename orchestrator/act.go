@@ -150,9 +150,8 @@ func (o *Orchestrator) misfit(spec *tasker.StepTemplate, result json.RawMessage)
 	}
 }
 
-// hasty says that a clock of an attempt leaves no time to wait behind another in
-// one Sidekiq job, which may take a second before it is noticed.
-func hasty(clock time.Duration) bool { return clock > 0 && clock < 10*time.Second }
+// hasty says that a clock of an attempt leaves no time to wait behind another.
+func hasty(clock time.Duration) bool { return clock > 0 && clock < tasker.LeastShared }
 
 func queueOf(s *tasker.StepTemplate) string {
 	if s.Queue == "" {

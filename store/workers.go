@@ -108,10 +108,11 @@ func (s *Store) TakeUnstarted(ctx context.Context, age time.Duration, limit int)
 			      ORDER BY looked_at LIMIT $2 FOR UPDATE SKIP LOCKED) old
 			WHERE d.step_id = old.step_id
 			RETURNING d.task_id, d.step_id, d.attempt, d.queue)
-		SELECT taken.task_id, taken.step_id, taken.attempt, coalesce(ts.handler_class, ''), taken.queue, coalesce(t.correlation_id, '')
+		SELECT taken.task_id, taken.step_id, taken.attempt, coalesce(ts.handler_class, ''), taken.queue, coalesce(t.correlation_id, ''),
+		       coalesce(least(ts.timeout_seconds, ts.heartbeat_seconds) < $3, false)
 		FROM taken JOIN tasker.steps s USING (step_id) JOIN tasker.tasks t ON t.task_id = taken.task_id
 		JOIN tasker.template_steps ts ON ts.template_id = t.template_id AND ts.position = s.position
-		ORDER BY taken.step_id`, age, limit)
+		ORDER BY taken.step_id`, age, limit, tasker.LeastShared.Seconds())
 	if err != nil {
 		return nil, fmt.Errorf("find unstarted attempts: %w", err)
 	}
