@@ -6,6 +6,9 @@ require "sidekiq"
 
 require_relative "tasker_core/version"
 require_relative "tasker_core/errors"
+require_relative "tasker_core/error_mapping"
+require_relative "tasker_core/secret_filter"
+require_relative "tasker_core/error_rules"
 require_relative "tasker_core/configuration"
 require_relative "tasker_core/clean_text"
 require_relative "tasker_core/json_tree"
@@ -85,14 +88,16 @@ module TaskerCore
     # @param reason [String, nil]
     # @param deadline [Time, nil] after which the task fails, whatever is still to do
     # @param parent_task_id [Integer, nil] the task whose step enqueues this one
+    # @param bypass_steps [Array<String>, nil] names of steps that this task skips from the start
     # @return [Integer] task_id
     # @raise [TaskRefusedError] the template is unknown, the context isn't JSON, …; nothing was
     #   written, and the surrounding transaction has failed
     def enqueue_task(namespace:, name:, context: {}, connection: nil, version: nil, priority: nil, run_at: nil,
                      idempotency_key: nil, on_duplicate: nil, correlation_id: nil, tags: nil,
-                     initiator: nil, source_system: nil, reason: nil, deadline: nil, parent_task_id: nil)
+                     initiator: nil, source_system: nil, reason: nil, deadline: nil, parent_task_id: nil,
+                     bypass_steps: nil)
       TaskEnqueue.new({ namespace:, name:, context:, version:, priority:, run_at:, idempotency_key:, on_duplicate:,
-                        correlation_id:, tags:, initiator:, source_system:, reason:, deadline:, parent_task_id: }).call(connection)
+                        correlation_id:, tags:, initiator:, source_system:, reason:, deadline:, parent_task_id:, bypass_steps: }).call(connection)
     end
 
     # @private
