@@ -31,6 +31,10 @@ require_relative "tasker_core/attempt_run"
 require_relative "tasker_core/step_job"
 require_relative "tasker_core/process_registration"
 require_relative "tasker_core/task_enqueue"
+require_relative "tasker_core/event_protocol"
+require_relative "tasker_core/listening_connection"
+require_relative "tasker_core/listener"
+require_relative "tasker_core/task_ends"
 require_relative "tasker_core/after_fork"
 
 # Runs the steps of tasker's workflows in the team's own Sidekiq.
@@ -95,6 +99,14 @@ module TaskerCore
                         correlation_id:, tags:, initiator:, source_system:, reason:, deadline:, parent_task_id: }).call(connection)
     end
 
+    # Waits for the ends of tasks.
+    #
+    # @return [TaskEnds]
+    def task_ends = @task_ends || @monitor.synchronize { @task_ends ||= TaskEnds.new(listener) }
+
+    # @private
+    def listener = @listener || @monitor.synchronize { @listener ||= Listener.new }
+
     # @private
     def database = @database || @monitor.synchronize { @database ||= Database.new }
 
@@ -111,8 +123,8 @@ module TaskerCore
 
     # @private
     def forget_connections
-      [@database, @process_registration].compact.each(&:discard)
-      @database = @reports = @process_registration = nil
+      [@database, @process_registration, @listener].compact.each(&:discard)
+      @database = @reports = @process_registration = @listener = @task_ends = nil
       @monitor = Monitor.new # another thread may have held the old one when the process forked
     end
   end
