@@ -43,6 +43,10 @@ require_relative "tasker_core/workflow_coordinator"
 require_relative "tasker_core/template_file"
 require_relative "tasker_core/base_task_handler"
 require_relative "tasker_core/task_handler_registry"
+require_relative "tasker_core/event_protocol"
+require_relative "tasker_core/listening_connection"
+require_relative "tasker_core/listener"
+require_relative "tasker_core/task_ends"
 require_relative "tasker_core/after_fork"
 
 # Runs the steps of tasker's workflows in the team's own Sidekiq.
@@ -109,6 +113,14 @@ module TaskerCore
                         correlation_id:, tags:, initiator:, source_system:, reason:, deadline:, parent_task_id:, bypass_steps: }).call(connection)
     end
 
+    # Waits for the ends of tasks.
+    #
+    # @return [TaskEnds]
+    def task_ends = @task_ends || @monitor.synchronize { @task_ends ||= TaskEnds.new(listener) }
+
+    # @private
+    def listener = @listener || @monitor.synchronize { @listener ||= Listener.new }
+
     # @private
     def database = @database || @monitor.synchronize { @database ||= Database.new }
 
@@ -125,8 +137,8 @@ module TaskerCore
 
     # @private
     def forget_connections
-      [@database, @process_registration].compact.each(&:discard)
-      @database = @reports = @process_registration = nil
+      [@database, @process_registration, @listener].compact.each(&:discard)
+      @database = @reports = @process_registration = @listener = @task_ends = nil
       @monitor = Monitor.new # another thread may have held the old one when the process forked
     end
   end

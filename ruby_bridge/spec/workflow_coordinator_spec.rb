@@ -107,4 +107,41 @@ RSpec.describe TaskerCore::WorkflowCoordinator do
     expect { coordinator.status(10**20) }.to raise_error(TaskerCore::ValidationError, /out of range/)
     expect(coordinator.viable_steps(1)).to be_empty
   end
+
+  describe "#wait" do
+    let!(:step) { waiting_task }
+
+    def end_task = update("UPDATE tasker.tasks SET state = 'error', finished_at = now() WHERE task_id = $1", step.task_id)
+
+    def awaited? = TestDatabase.value("SELECT count(*) FROM tasker.task_waiters WHERE task_id = $1", step.task_id).to_i.positive?
+
+    it "returns how the task ended, as soon as it does" do
+      waiting = Thread.new { coordinator.wait(step.task_id, timeout: 30) }
+      eventually("somebody waits") { awaited? }
+      end_task
+
+      expect(waiting.value).to have_attributes(state: "error", failed?: true, finished?: true)
+    end
+
+    it "doesn't wait for what has ended" do
+      end_task
+
+      expect(coordinator.wait(step.task_id, timeout: 0)).to be_failed
+    end
+
+    it "gives up in time, and says how the task stands" do
+      expect { coordinator.wait(step.task_id, timeout: 0.05) }
+        .to raise_error(TaskerCore::TimeoutError, %r{task #{step.task_id} \(spec/.*has not ended within 0.05 s: it is in_progress, waiting for retry})
+    end
+
+    it "knows no task that is not there" do
+      expect { coordinator.wait(1, timeout: 1) }.to raise_error(TaskerCore::TaskNotFoundError)
+    end
+
+    it "is what a task handler does when told to" do
+      expect { TaskerCore::BaseTaskHandler.new.handle(step.task_id, wait: true, timeout: 0.01) }.to raise_error(TaskerCore::TimeoutError)
+      end_task
+      expect(TaskerCore::BaseTaskHandler.new.handle(step.task_id, wait: true)).to be_finished
+    end
+  end
 end
