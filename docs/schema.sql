@@ -2361,6 +2361,23 @@ BEGIN
 END $_$;
 
 --
+-- Name: step_ids(bigint); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.step_ids(task bigint) RETURNS json
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    RETURN (SELECT coalesce(json_object_agg(s.name, s.step_id ORDER BY s.position), '{}') FROM tasker.steps s WHERE s.task_id = task);
+END $$;
+
+--
+-- Name: FUNCTION step_ids(task bigint); Type: COMMENT; Schema: tasker; Owner: -
+--
+
+COMMENT ON FUNCTION tasker.step_ids(task bigint) IS 'Name to step_id of a task''s steps, in the template''s order';
+
+--
 -- Name: step_may_become(text, text); Type: FUNCTION; Schema: tasker; Owner: -
 --
 

@@ -76,9 +76,9 @@ module TaskerCore
     # @return [String, nil] nil: the latest
     def version = yaml_template["version"]
 
-    # Makes the task with its steps: in the transaction of the connection, or
-    # in one of its own where there is none. When a hook raises, nothing is
-    # written.
+    # Makes the task with its steps, in the transaction of the connection. When
+    # a hook raises, nothing is written; where no transaction is open, one is
+    # opened for that.
     #
     # @param task_request [TaskRequest, Hash{String, Symbol => Object}] what it doesn't say of the
     #   template is this handler's
@@ -90,13 +90,11 @@ module TaskerCore
     #   did (TaskRefusedError)
     def initialize_task(task_request = nil, connection: nil, **attributes)
       request = completed(task_request || attributes)
-      connection ||= active_record
-      in_transaction(connection) do
-        validate_context(request.context)
-        changed = before_initialize(request)
-        request = changed if changed.is_a?(TaskRequest)
-        task_id = TaskEnqueue.new(request.to_arguments).call(connection)
-        steps = WorkflowQueries.new(connection).step_ids(task_id)
+      validate_context(request.context)
+      changed = before_initialize(request)
+      request = changed if changed.is_a?(TaskRequest)
+      in_transaction(connection || active_record) do |open|
+        task_id, steps = TaskEnqueue.new(request.to_arguments).call_with_steps(open)
         TaskInitializationResult.new(task_id:, step_count: steps.size, step_mapping: steps).tap { |result| after_initialize(result) }
       end
     end
@@ -124,7 +122,7 @@ module TaskerCore
     # @raise [ValidationError]
     def validate_context(context); end
 
-    # Hook: before the task is made, in its transaction.
+    # Hook: before the task is made.
     #
     # @param task_request [TaskRequest] frozen
     # @return [TaskRequest, Object] one to take instead, such as task_request.with(priority: 1); all else is ignored
@@ -157,10 +155,13 @@ module TaskerCore
       ActiveRecord::Base.respond_to?(:lease_connection) ? ActiveRecord::Base.lease_connection : ActiveRecord::Base.connection
     end
 
-    def in_transaction(connection, &block)
-      return connection.transaction(&block) unless connection.respond_to?(:exec_params)
+    # The insert is one statement, which needs no transaction of its own: that
+    # would be two round trips more.
+    def in_transaction(connection)
+      return yield(connection) if method(:after_initialize).owner == BaseTaskHandler
+      return connection.transaction { yield(connection) } unless connection.respond_to?(:exec_params)
 
-      connection.transaction_status == PG::PQTRANS_IDLE ? connection.transaction { block.call } : yield
+      connection.transaction_status == PG::PQTRANS_IDLE ? connection.transaction { yield(connection) } : yield(connection)
     end
   end
 end

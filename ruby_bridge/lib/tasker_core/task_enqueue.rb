@@ -20,19 +20,30 @@ module TaskerCore
     # @param connection [PG::Connection, ActiveRecord::ConnectionAdapters::AbstractAdapter, nil]
     # @return [Integer] task_id
     # @raise [TaskRefusedError] the error of the driver is its cause
-    def call(connection)
-      values = arguments_as_text
-      answer = if connection.respond_to?(:exec_params)
-                 connection.exec_params(sql, values)
-               else
-                 ActiveRecordDatabase.new(connection).exec(sql, values)
-               end
-      answer.first["task_id"].to_i
-    rescue StandardError => e # PG's own, or ActiveRecord's
-      raise refusal(e) || e
+    def call(connection) = exec(connection, sql)["task_id"].to_i
+
+    # The same, and what steps the task has, in one round trip.
+    #
+    # @return [Array(Integer, Hash{String => Integer})] task_id, and the steps' names with their ids
+    # @raise (see #call)
+    def call_with_steps(connection)
+      row = exec(connection, "SELECT t.task_id, tasker.step_ids(t.task_id)::text AS steps FROM (#{sql} OFFSET 0) t")
+      [row["task_id"].to_i, JSON.parse(row["steps"])]
     end
 
     private
+
+    def exec(connection, statement)
+      values = arguments_as_text
+      answer = if connection.respond_to?(:exec_params)
+                 connection.exec_params(statement, values)
+               else
+                 ActiveRecordDatabase.new(connection).exec(statement, values)
+               end
+      answer.first
+    rescue StandardError => e # PG's own, or ActiveRecord's
+      raise refusal(e) || e
+    end
 
     def sql
       arguments = @arguments.keys.each.with_index(1).map { |name, position| "#{name} => $#{position}::#{TYPES.fetch(name)}" }

@@ -69,12 +69,6 @@ module TaskerCore
     # @return [void]
     def run_now(task_id, who, why) = exec("SELECT tasker.run_task_now($1, $2, $3)", [task_id, who, why])
 
-    # @return [Hash{String => Integer}] name to step_id, in the template's order
-    def step_ids(task_id)
-      exec("SELECT name, step_id FROM tasker.steps WHERE task_id = $1 ORDER BY position", [task_id])
-        .to_h { |row| [row["name"], row["step_id"].to_i] }
-    end
-
     # @return [Array(String, Hash), nil] version and definition of a registered template
     def template(namespace, name, version)
       row = exec(TEMPLATE, [namespace, name, version]).first
