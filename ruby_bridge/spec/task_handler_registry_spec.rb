@@ -1,5 +1,7 @@
 # frozen_string_literal: true
 
+require "fileutils"
+require "pathname"
 require "tmpdir"
 
 RSpec.describe TaskerCore::TaskHandlerRegistry do
