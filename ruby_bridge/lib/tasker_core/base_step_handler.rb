@@ -36,8 +36,8 @@ module TaskerCore
 
     # The Sidekiq queue that this handler is meant for. Which one its jobs go to
     # is said by +queue+ of the step in the template, and by nothing else: the
-    # engine doesn't know Ruby classes. Said here as well, it goes into the
-    # template that a generator writes, and TemplateCheck tells where the two differ.
+    # engine doesn't know Ruby classes. Said here as well, a check can tell where
+    # the two differ.
     #
     #   class Reports::Render < TaskerCore::BaseStepHandler
     #     queue "low"

@@ -50,7 +50,7 @@ module TaskerCore
         permanent = names(permanent)
         handler = class_of(handler)
         rules = error.class.ancestors.lazy.filter_map do |ancestor|
-          handler&.error_rule(ancestor.name) || (Decision.new(true) if permanent.include?(ancestor.name))
+          (handler.error_rule(ancestor.name) if handler.respond_to?(:error_rule)) || (Decision.new(true) if permanent.include?(ancestor.name))
         end
         rules.first || Decision.new(false)
       end

@@ -97,7 +97,7 @@ module TaskerCore
       found = find_handler_for_task_request(task_request, database:, **attributes)
       raise HandlerNotFoundError, found["error"] unless found["found"]
 
-      self.class.task_handler(found["ruby_class_name"]).new(found["yaml_template"])
+      task_handler(found["ruby_class_name"]).new(found["yaml_template"])
     end
 
     # @param namespace [String, nil] nil: of all
@@ -106,9 +106,6 @@ module TaskerCore
       listed = entries.values.sort_by { |entry| [entry.namespace, entry.name, entry.sorts_by] }
       listed.select { |entry| namespace.nil? || entry.namespace == namespace.to_s }.map { |entry| entry.answer.except("found") }
     end
-
-    # @return [Array<Hash{String => Object}>] all of them, as YAML has them, frozen
-    def templates = entries.values.map(&:yaml_template)
 
     # @param name [String]
     # @param namespace_name [String]
@@ -192,6 +189,17 @@ module TaskerCore
       raise ConfigurationError, "a handler is a class with a name, or its name, such as \"Orders::Fulfil\", not #{handler.inspect}"
     end
 
+    def task_handler(name)
+      handler = Object.const_get(name)
+      return handler if handler.is_a?(Class) && handler <= BaseTaskHandler
+
+      raise HandlerNotFoundError, "#{name} is not a task handler: let it inherit from #{DEFAULT_HANDLER}, or correct task_handler_class in the template"
+    rescue NameError => e
+      raise if e.is_a?(NoMethodError) || !name.split("::").include?(e.name.to_s)
+
+      raise HandlerNotFoundError, "no class #{name} in this process: define it, or correct task_handler_class in the template"
+    end
+
     def not_found(request, database)
       versions = entries.values.select { |entry| entry.namespace == request.namespace && entry.name == request.name }
       if versions.any?
@@ -210,18 +218,6 @@ module TaskerCore
       # @return [TaskHandlerRegistry] the process's own
       attr_reader :instance
       alias new instance
-
-      # @private
-      def task_handler(name)
-        handler = Object.const_get(name)
-        return handler if handler.is_a?(Class) && handler <= BaseTaskHandler
-
-        raise HandlerNotFoundError, "#{name} is not a task handler: let it inherit from #{DEFAULT_HANDLER}, or correct task_handler_class in the template"
-      rescue NameError => e
-        raise if e.is_a?(NoMethodError) || !name.split("::").include?(e.name.to_s)
-
-        raise HandlerNotFoundError, "no class #{name} in this process: define it, or correct task_handler_class in the template"
-      end
     end
   end
 end
