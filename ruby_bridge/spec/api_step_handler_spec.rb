@@ -44,6 +44,12 @@ RSpec.describe TaskerCore::ApiStepHandler do
     end
   end
 
+  it "asks for headers alone" do
+    answer = outcome_of([200, { "X-Rows" => 5, "Content-Length" => 100 }]) { |server| client.head(server.url) }
+
+    expect(answer).to have_attributes(status: 200, body: "", headers: a_hash_including("x-rows" => "5"))
+  end
+
   it "tells in the failure what helps, and no secret" do
     error = outcome_of([500, { "X-Request-Id" => "r1", "Set-Cookie" => "session=s3cret", "Content-Type" => "text/plain" }, "oh no#{' ' * 300}end"])
 

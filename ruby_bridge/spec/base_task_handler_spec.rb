@@ -31,6 +31,20 @@ RSpec.describe TaskerCore::BaseTaskHandler do
     expect(result.step_count).to eq(2)
   end
 
+  it "needs one round trip" do
+    made = handler.new
+    made.initialize_task(context: {}) # what ActiveRecord asks once
+    statements = []
+    ActiveSupport::Notifications.subscribed(->(*, payload) { statements << payload[:sql] }, "sql.active_record") { made.initialize_task(context: {}) }
+
+    expect(statements).to match [/tasker\.enqueue_task/]
+  end
+
+  it "says that a context goes into braces" do
+    expect { handler.enqueue(order_id: 5) }
+      .to raise_error(TaskerCore::ValidationError, "order_id is no option of a task; the context goes into braces: enqueue({ order_id: … })")
+  end
+
   it "takes a template as text and as a Hash" do
     text = "namespace_name: spec\nname: #{template}\nversion: 1.0.0\nstep_templates: []\n"
 
@@ -93,6 +107,18 @@ RSpec.describe TaskerCore::BaseTaskHandler do
     end
 
     expect(tasks).to eq(0)
+  end
+
+  it "leaves nothing of a task that a hook refuses, in a transaction that goes on" do
+    made = handler { define_method(:after_initialize) { |*| raise IOError } }
+    connection = PG.connect(TestDatabase.url)
+    ActiveRecord::Base.transaction { expect { made.enqueue({}) }.to raise_error(IOError) }
+    connection.transaction { expect { made.enqueue({}, connection:) }.to raise_error(IOError) }
+    expect { made.enqueue({}, connection:) }.to raise_error(IOError)
+
+    expect(tasks).to eq(0)
+  ensure
+    connection.close
   end
 
   it "makes no tasks of other templates" do

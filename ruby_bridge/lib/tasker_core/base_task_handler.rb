@@ -46,7 +46,12 @@ module TaskerCore
       # @param options [Hash] those of TaskRequest, such as +idempotency_key:+
       # @return [TaskInitializationResult]
       # @raise (see BaseTaskHandler#initialize_task)
-      def enqueue(context = {}, connection: nil, **options) = new.initialize_task({ context:, **options }, connection:)
+      def enqueue(context = {}, connection: nil, **options)
+        stray = options.keys.find { |key| !TaskRequest.attribute_names.include?(key) }
+        raise ValidationError, "#{stray} is no option of a task; the context goes into braces: enqueue({ #{stray}: … })" if stray
+
+        new.initialize_task({ context:, **options }, connection:)
+      end
 
       # @private
       def method_added(name)
@@ -155,13 +160,21 @@ module TaskerCore
       ActiveRecord::Base.respond_to?(:lease_connection) ? ActiveRecord::Base.lease_connection : ActiveRecord::Base.connection
     end
 
-    # The insert is one statement, which needs no transaction of its own: that
-    # would be two round trips more.
+    # The insert is one statement, and needs no more. With a hook after it, what
+    # was inserted has to go when the hook raises, also where the caller rescues
+    # that and goes on.
     def in_transaction(connection)
       return yield(connection) if method(:after_initialize).owner == BaseTaskHandler
-      return connection.transaction { yield(connection) } unless connection.respond_to?(:exec_params)
+      return connection.transaction(requires_new: true) { yield(connection) } unless connection.respond_to?(:exec_params)
+      return connection.transaction { yield(connection) } if connection.transaction_status == PG::PQTRANS_IDLE
 
-      connection.transaction_status == PG::PQTRANS_IDLE ? connection.transaction { yield(connection) } : yield(connection)
+      begin
+        connection.exec("SAVEPOINT tasker_task")
+        yield(connection).tap { connection.exec("RELEASE SAVEPOINT tasker_task") }
+      rescue StandardError
+        connection.exec("ROLLBACK TO SAVEPOINT tasker_task")
+        raise
+      end
     end
   end
 end
