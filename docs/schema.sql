@@ -11,6 +11,17 @@
 CREATE SCHEMA tasker;
 
 --
+-- Name: event_cursor; Type: TYPE; Schema: tasker; Owner: -
+--
+
+CREATE TYPE tasker.event_cursor AS (
+	passed bigint,
+	missing int8multirange,
+	writers text[],
+	recent int8multirange
+);
+
+--
 -- Name: river_job_state; Type: TYPE; Schema: tasker; Owner: -
 --
 
@@ -44,6 +55,22 @@ BEGIN
         USING ERRCODE = 'TK008', HINT = 'the open ones: tasker dead-letter list';
     END IF;
 END $$;
+
+--
+-- Name: acknowledge_events(text, text, tasker.event_cursor, bigint); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.acknowledge_events(name text, holder text, cursor tasker.event_cursor, up_to bigint DEFAULT NULL::bigint) RETURNS boolean
+    LANGUAGE plpgsql
+    AS $_$
+BEGIN
+    UPDATE tasker.event_subscribers s
+    SET cursor = CASE WHEN up_to IS NULL THEN $3 ELSE tasker.cursor_within(s.cursor, $3, up_to) END,
+        acknowledged_at = clock_timestamp(), failed_event_id = NULL, failure = NULL,
+        held_until = clock_timestamp() + interval '5 seconds'
+    WHERE s.name = $1 AND s.holder = $2;
+    RETURN FOUND;
+END $_$;
 
 --
 -- Name: admit_waiters(); Type: FUNCTION; Schema: tasker; Owner: -
@@ -156,6 +183,27 @@ BEGIN
         RAISE EXCEPTION 'worker % has been declared dead', worker USING ERRCODE = 'TK004';
     END IF;
 END $$;
+
+--
+-- Name: await_task(bigint, text); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.await_task(task bigint, channel text) RETURNS boolean
+    LANGUAGE plpgsql
+    AS $_$
+DECLARE
+    found_state text;
+BEGIN
+    INSERT INTO tasker.task_waiters AS a (task_id, channel, until) VALUES ($1, $2, clock_timestamp() + interval '1 minute')
+    ON CONFLICT ON CONSTRAINT task_waiters_pkey DO UPDATE SET until = excluded.until;
+    -- A statement of its own: it sees what was committed until now.
+    SELECT t.state INTO found_state FROM tasker.tasks t WHERE t.task_id = $1;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'there is no task %', coalesce(task::text, 'NULL')
+        USING ERRCODE = 'no_data_found', HINT = 'a task can be waited for when the transaction that inserted it has committed';
+    END IF;
+    RETURN found_state NOT IN ('pending', 'in_progress');
+END $_$;
 
 --
 -- Name: cancel_task(bigint, text, text); Type: FUNCTION; Schema: tasker; Owner: -
@@ -339,6 +387,54 @@ CREATE FUNCTION tasker.context_key(context jsonb) RETURNS text
 $$;
 
 --
+-- Name: cursor_after(tasker.event_cursor, int8multirange, bigint, boolean, boolean); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.cursor_after(c tasker.event_cursor, seen int8multirange, reached bigint, cut boolean, settled boolean) RETURNS tasker.event_cursor
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    passed bigint := greatest(c.passed, reached);
+BEGIN
+    c.recent := c.recent + int8multirange(int8range(c.passed, passed, '(]')) - seen;
+    c.missing := c.missing - seen;
+    IF settled THEN
+        c.missing := CASE WHEN cut THEN c.missing * int8multirange(int8range(reached, NULL, '()')) ELSE '{}' END;
+    END IF;
+    c.passed := passed;
+    IF isempty(c.missing) THEN
+        c.missing := c.recent;
+        c.recent := '{}';
+        -- After the look: whoever may write what it did not see.
+        c.writers := CASE WHEN isempty(c.missing) THEN '{}' ELSE tasker.event_writers() END;
+    END IF;
+    RETURN c;
+END $$;
+
+--
+-- Name: cursor_within(tasker.event_cursor, tasker.event_cursor, bigint); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.cursor_within(earlier tasker.event_cursor, later tasker.event_cursor, up_to bigint) RETURNS tasker.event_cursor
+    LANGUAGE sql IMMUTABLE
+    AS $$
+    SELECT ROW (greatest(earlier.passed, up_to), int8multirange(), '{}'::text[],
+                (later.missing + later.recent) * int8multirange(int8range(NULL, up_to, '(]'))
+                + (earlier.missing + earlier.recent) * int8multirange(int8range(up_to, NULL, '()')))::tasker.event_cursor
+$$;
+
+--
+-- Name: ended_tasks(bigint[]); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.ended_tasks(tasks bigint[]) RETURNS SETOF bigint
+    LANGUAGE sql STABLE
+    AS $$
+    SELECT u.task_id FROM unnest(tasks) AS u(task_id)
+    WHERE coalesce((SELECT t.state FROM tasker.tasks t WHERE t.task_id = u.task_id), '') NOT IN ('pending', 'in_progress')
+$$;
+
+--
 -- Name: enqueue_task(text, text, jsonb, text, smallint, timestamp with time zone, text, text, text, text[], text, text, text, text[], timestamp with time zone, bigint); Type: FUNCTION; Schema: tasker; Owner: -
 --
 
@@ -374,6 +470,46 @@ BEGIN
     END IF;
     RETURN id;
 END $_$;
+
+--
+-- Name: event_failed(text, text, bigint, text); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.event_failed(name text, holder text, event_id bigint, failure text) RETURNS void
+    LANGUAGE sql
+    AS $_$
+    UPDATE tasker.event_subscribers s SET failed_event_id = $3, failure = left($4, 2000) WHERE s.name = $1 AND s.holder = $2
+$_$;
+
+--
+-- Name: event_likes(text[]); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.event_likes(patterns text[]) RETURNS text[]
+    LANGUAGE plpgsql IMMUTABLE
+    AS $_$
+DECLARE
+    wrong text;
+BEGIN
+    SELECT p INTO wrong FROM unnest(patterns) AS p WHERE p IS NULL OR p !~ '^(\*|[a-z0-9_]+(\.[a-z0-9_]+)*(\.\*)?)$' LIMIT 1;
+    IF FOUND OR coalesce(cardinality(patterns), 0) = 0 THEN
+        RAISE EXCEPTION 'patterns of events must be like step.completed, task.* or *, not %', coalesce('"' || wrong || '"', 'none at all') USING ERRCODE = 'TK003';
+    END IF;
+    RETURN ARRAY(SELECT CASE WHEN p = '*' THEN '%' ELSE regexp_replace(replace(p, '_', '\_'), '\*$', '%') END FROM unnest(patterns) AS p);
+END $_$;
+
+--
+-- Name: event_writers(); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.event_writers() RETURNS text[]
+    LANGUAGE sql
+    AS $$
+    SELECT coalesce(array_agg(DISTINCT coalesce(l.virtualtransaction, '')), '{}') FROM pg_locks l
+    WHERE l.locktype = 'relation' AND l.relation = 'tasker.events'::regclass AND l.mode = 'RowExclusiveLock' AND l.granted
+      AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
+      AND l.pid IS DISTINCT FROM pg_backend_pid()
+$$;
 
 --
 -- Name: expand_tasks(); Type: FUNCTION; Schema: tasker; Owner: -
@@ -473,6 +609,26 @@ CREATE FUNCTION tasker.failure_in_words(failure jsonb) RETURNS text
     AS $$
     SELECT left(split_part(coalesce(nullif(failure ->> 'message', ''), failure ->> 'class', 'no message'), E'\n', 1), 200)
 $$;
+
+--
+-- Name: fall_asleep(text, text, text[], boolean); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.fall_asleep(name text, channel text, likes text[], asleep boolean) RETURNS void
+    LANGUAGE plpgsql
+    AS $_$
+BEGIN
+    IF NOT asleep THEN
+        DELETE FROM tasker.event_sleepers s WHERE s.name = $1;
+    ELSIF NOT EXISTS (SELECT FROM tasker.event_sleepers s WHERE s.name = $1 AND s.channel = $2 AND s.likes = $3
+                      AND s.until > clock_timestamp() + interval '30 seconds') THEN
+        INSERT INTO tasker.event_sleepers AS s (name, channel, likes, until) VALUES ($1, $2, $3, clock_timestamp() + interval '1 minute')
+        ON CONFLICT ON CONSTRAINT event_sleepers_pkey DO UPDATE SET channel = excluded.channel, likes = excluded.likes, until = excluded.until;
+        DELETE FROM tasker.event_sleepers s USING (
+            SELECT l.name FROM tasker.event_sleepers l WHERE l.until < clock_timestamp() FOR UPDATE SKIP LOCKED) dead
+        WHERE s.name = dead.name;
+    END IF;
+END $_$;
 
 --
 -- Name: fence_class(); Type: FUNCTION; Schema: tasker; Owner: -
@@ -642,6 +798,28 @@ CREATE FUNCTION tasker.held_by(task bigint) RETURNS text
 $$;
 
 --
+-- Name: hold_subscriber(text, text); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.hold_subscriber(name text, holder text) RETURNS boolean
+    LANGUAGE plpgsql
+    AS $_$
+DECLARE
+    s tasker.event_subscribers;
+BEGIN
+    SELECT * INTO s FROM tasker.event_subscribers u WHERE u.name = $1;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'there is no subscriber "%"', name USING ERRCODE = 'no_data_found', HINT = 'tasker.subscribe makes one';
+    END IF;
+    IF s.holder = $2 AND s.held_until > clock_timestamp() + interval '3 seconds' THEN
+        RETURN true;
+    END IF;
+    UPDATE tasker.event_subscribers u SET holder = $2, held_until = clock_timestamp() + interval '5 seconds'
+    WHERE u.name = $1 AND (u.holder = $2 OR u.holder IS NULL OR u.held_until < clock_timestamp());
+    RETURN FOUND;
+END $_$;
+
+--
 -- Name: leave_gates(); Type: FUNCTION; Schema: tasker; Owner: -
 --
 
@@ -753,6 +931,72 @@ BEGIN
     END IF;
     RETURN t;
 END $$;
+
+--
+-- Name: next_events(text, text, integer, tasker.event_cursor, text); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.next_events(name text, holder text, most integer DEFAULT 1000, acknowledged tasker.event_cursor DEFAULT NULL::tasker.event_cursor, channel text DEFAULT NULL::text) RETURNS TABLE(event_id bigint, occurred_at timestamp with time zone, event text, task_id bigint, step_id bigint, attempt integer, data jsonb, namespace text, task_name text, version text, step text, correlation_id text, parent_task_id bigint, cursor tasker.event_cursor)
+    LANGUAGE plpgsql
+    SET enable_seqscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET jit TO 'off'
+    AS $_$
+#variable_conflict use_column
+DECLARE
+    s       tasker.event_subscribers;
+    c       tasker.event_cursor;
+    settled boolean := true;  -- c.missing: what isn't seen now will never be
+    scan    int;              -- rows to look at, wanted or not
+    wanted  bigint[];
+    seen    int8multirange;
+    reached bigint;
+    cut     boolean;          -- there is more than was looked at
+BEGIN
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        RAISE EXCEPTION 'next_events must see what commits while it runs: call it in a read committed transaction' USING ERRCODE = 'TK003';
+    END IF;
+    IF acknowledged IS NOT NULL AND NOT tasker.acknowledge_events($1, $2, acknowledged) OR NOT tasker.hold_subscriber($1, $2) THEN
+        RETURN;
+    END IF;
+    SELECT * INTO s FROM tasker.event_subscribers u WHERE u.name = $1;
+    c := s.cursor;
+    -- Before the look: what ended until here is seen by it.
+    IF NOT isempty(c.missing) THEN
+        settled := NOT tasker.still_writing(c.writers);
+    END IF;
+
+    scan := CASE WHEN '%' = ANY (s.likes) THEN most ELSE most * 10 END;
+    WITH looked AS (
+        SELECT u.event_id, u.wanted, row_number() OVER (ORDER BY u.event_id) AS r, sum(u.wanted::int) OVER (ORDER BY u.event_id) AS n
+        FROM ((SELECT e.event_id, e.name LIKE ANY (s.likes) AS wanted
+               FROM unnest(c.missing + c.recent) AS h(ids)
+               CROSS JOIN LATERAL (SELECT e.event_id, e.name FROM tasker.events e WHERE e.event_id >= lower(h.ids) AND e.event_id < upper(h.ids) OFFSET 0) e
+               ORDER BY e.event_id LIMIT scan + 1)
+              UNION ALL
+              (SELECT e.event_id, e.name LIKE ANY (s.likes) FROM tasker.events e WHERE e.event_id > c.passed ORDER BY e.event_id LIMIT scan + 1)) u
+        ORDER BY u.event_id LIMIT scan + 1
+    ), kept AS (
+        SELECT l.event_id, l.wanted, l.r FROM looked l WHERE l.n - l.wanted::int < most AND l.r <= scan
+    )
+    SELECT ARRAY(SELECT k.event_id FROM kept k WHERE k.wanted ORDER BY k.event_id),
+           coalesce((SELECT range_agg(i.ids) FROM (SELECT int8range(min(k.event_id), max(k.event_id), '[]') AS ids FROM kept k GROUP BY k.event_id - k.r) i), '{}'),
+           (SELECT max(k.event_id) FROM kept k),
+           (SELECT count(*) FROM looked) > (SELECT count(*) FROM kept)
+    INTO wanted, seen, reached, cut;
+
+    RETURN QUERY
+    SELECT l.event_id, l.created_at, l.name, l.task_id, l.step_id, l.attempt, l.data,
+           l.namespace, l.task_name, l.version, l.step, l.correlation_id, l.parent_task_id, NULL::tasker.event_cursor
+    FROM tasker.event_log l WHERE l.event_id = ANY (wanted) ORDER BY l.event_id;
+
+    c := tasker.cursor_after(c, seen, reached, cut, settled);
+    IF channel IS NOT NULL THEN
+        PERFORM tasker.fall_asleep($1, channel, s.likes, cardinality(wanted) = 0 AND NOT cut);
+    END IF;
+    RETURN QUERY SELECT NULL::bigint, NULL::timestamptz, NULL, NULL::bigint, NULL::bigint, NULL::int, NULL::jsonb, NULL, NULL, NULL, NULL, NULL, NULL::bigint, c;
+END $_$;
 
 --
 -- Name: notify_river(); Type: FUNCTION; Schema: tasker; Owner: -
@@ -1007,6 +1251,43 @@ CREATE FUNCTION tasker.process_stopped(process_id bigint) RETURNS void
 $_$;
 
 --
+-- Name: publish_event(text, jsonb, bigint, bigint, integer); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.publish_event(name text, data jsonb DEFAULT '{}'::jsonb, task bigint DEFAULT NULL::bigint, step bigint DEFAULT NULL::bigint, attempt integer DEFAULT NULL::integer) RETURNS bigint
+    LANGUAGE plpgsql
+    AS $_$
+DECLARE
+    of_task bigint := task;
+    id      bigint;
+BEGIN
+    IF coalesce(name, '') !~ '^[a-z][a-z0-9_]*(\.[a-z0-9_]+)+$' OR length(name) > 200 THEN
+        RAISE EXCEPTION 'the name of an event is like order.fulfilled (a-z, 0-9, _ and at least one dot), not "%"', coalesce(name, 'NULL') USING ERRCODE = 'TK003';
+    END IF;
+    IF split_part(name, '.', 1) IN ('task', 'step', 'workflow', 'gate') THEN
+        RAISE EXCEPTION 'event "%": names that begin with task., step., workflow. and gate. are the engine''s', name
+        USING ERRCODE = 'TK003', HINT = 'name it after what happened in your domain, such as order.fulfilled';
+    END IF;
+    IF jsonb_typeof(data) <> 'object' THEN
+        RAISE EXCEPTION 'the data of an event is a JSON object, not %', left(data::text, 100) USING ERRCODE = 'TK003';
+    END IF;
+    IF pg_column_size(data) > 1048576 THEN
+        RAISE EXCEPTION 'the data of event "%" has more than 1 MiB: store it elsewhere and carry a reference', name USING ERRCODE = 'TK003';
+    END IF;
+    IF step IS NOT NULL THEN
+        SELECT s.task_id INTO of_task FROM tasker.steps s WHERE s.step_id = step AND (task IS NULL OR s.task_id = task);
+        IF NOT FOUND THEN
+            RAISE EXCEPTION 'there is no step %', step || coalesce(' of task ' || task, '') USING ERRCODE = 'TK003';
+        END IF;
+    ELSIF task IS NOT NULL AND NOT EXISTS (SELECT FROM tasker.tasks t WHERE t.task_id = task) THEN
+        RAISE EXCEPTION 'there is no task %', task USING ERRCODE = 'TK003';
+    END IF;
+    INSERT INTO tasker.events (task_id, step_id, attempt, name, data) VALUES (of_task, step, $5, $1, $2)
+    RETURNING event_id INTO id;
+    RETURN id;
+END $_$;
+
+--
 -- Name: reap_attempts(interval); Type: FUNCTION; Schema: tasker; Owner: -
 --
 
@@ -1211,6 +1492,18 @@ BEGIN
 END $_$;
 
 --
+-- Name: release_subscriber(text, text); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.release_subscriber(name text, holder text) RETURNS void
+    LANGUAGE plpgsql
+    AS $_$
+BEGIN
+    DELETE FROM tasker.event_sleepers s USING tasker.event_subscribers u WHERE u.name = $1 AND u.holder = $2 AND s.name = $1;
+    UPDATE tasker.event_subscribers u SET holder = NULL, held_until = NULL WHERE u.name = $1 AND u.holder = $2;
+END $_$;
+
+--
 -- Name: release_worker(bigint, text); Type: FUNCTION; Schema: tasker; Owner: -
 --
 
@@ -1239,6 +1532,25 @@ BEGIN
     HAVING count(*) > 0;
     RETURN cardinality(freed);
 END $$;
+
+--
+-- Name: renew_waiters(text, bigint[]); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.renew_waiters(channel text, tasks bigint[]) RETURNS boolean
+    LANGUAGE plpgsql
+    AS $_$
+BEGIN
+    DELETE FROM tasker.task_waiters a USING (
+        SELECT l.task_id, l.channel FROM tasker.task_waiters l
+        WHERE l.until < clock_timestamp() OR l.channel = $1 AND l.task_id <> ALL (tasks) AND l.until < clock_timestamp() + interval '50 seconds'
+        FOR UPDATE SKIP LOCKED) gone
+    WHERE a.task_id = gone.task_id AND a.channel = gone.channel;
+    INSERT INTO tasker.task_waiters AS a (task_id, channel, until)
+    SELECT DISTINCT u.task_id, $1, clock_timestamp() + interval '1 minute' FROM unnest(tasks) AS u(task_id) ORDER BY u.task_id
+    ON CONFLICT ON CONSTRAINT task_waiters_pkey DO UPDATE SET until = excluded.until;
+    RETURN EXISTS (SELECT FROM tasker.task_waiters a WHERE a.channel = $1);
+END $_$;
 
 --
 -- Name: reopen_task(bigint, text, text); Type: FUNCTION; Schema: tasker; Owner: -
@@ -1574,6 +1886,25 @@ BEGIN
     END IF;
     PERFORM tasker.reopen_task(task, who, why);
     RETURN n;
+END $$;
+
+--
+-- Name: ring(); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.ring() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    IF EXISTS (SELECT FROM tasker.event_sleepers) THEN
+        PERFORM pg_notify(s.channel, 'events ' || s.name) FROM tasker.event_sleepers s
+        WHERE s.until > now() AND EXISTS (SELECT FROM written w WHERE w.name LIKE ANY (s.likes));
+    END IF;
+    IF EXISTS (SELECT FROM tasker.task_waiters) THEN
+        PERFORM pg_notify(a.channel, 'task ' || a.task_id) FROM written w JOIN tasker.task_waiters a USING (task_id)
+        WHERE w.name IN ('task.completed', 'task.failed', 'task.cancelled', 'task.resolved_manually');
+    END IF;
+    RETURN NULL;
 END $$;
 
 --
@@ -2101,6 +2432,23 @@ END $_$;
 COMMENT ON FUNCTION tasker.start_attempts(step_ids bigint[], attempts integer[], process_id bigint, call_id bigint) IS 'Starts attempts that the engine has dispatched, all that may start: one row for each, in the order of the question. With a call_id, the same call may be repeated';
 
 --
+-- Name: step_ids(bigint); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.step_ids(task bigint) RETURNS json
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    RETURN (SELECT coalesce(json_object_agg(s.name, s.step_id ORDER BY s.position), '{}') FROM tasker.steps s WHERE s.task_id = task);
+END $$;
+
+--
+-- Name: FUNCTION step_ids(task bigint); Type: COMMENT; Schema: tasker; Owner: -
+--
+
+COMMENT ON FUNCTION tasker.step_ids(task bigint) IS 'Name to step_id of a task''s steps, in the template''s order';
+
+--
 -- Name: step_may_become(text, text); Type: FUNCTION; Schema: tasker; Owner: -
 --
 
@@ -2139,6 +2487,16 @@ BEGIN
 END $$;
 
 --
+-- Name: still_writing(text[]); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.still_writing(writers text[]) RETURNS boolean
+    LANGUAGE sql
+    AS $$
+    SELECT coalesce(bool_or(w = ANY (writers) OR w LIKE '-1/%'), false) FROM unnest(tasker.event_writers()) AS w
+$$;
+
+--
 -- Name: stop_worker(bigint); Type: FUNCTION; Schema: tasker; Owner: -
 --
 
@@ -2152,6 +2510,28 @@ BEGIN
     UPDATE tasker.workers d SET state = 'stopped' WHERE d.worker_id = worker AND d.state = 'alive' RETURNING d.client_id INTO client;
     RETURN CASE WHEN FOUND THEN tasker.release_worker(worker, client) ELSE 0 END;
 END $$;
+
+--
+-- Name: subscribe(text, text[], text); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.subscribe(name text, patterns text[] DEFAULT '{*}'::text[], start text DEFAULT 'now'::text) RETURNS void
+    LANGUAGE plpgsql
+    AS $_$
+DECLARE
+    new_likes text[] := tasker.event_likes(patterns);
+BEGIN
+    IF coalesce(name, '') !~ '^\S(.{0,198}\S)?$' THEN
+        RAISE EXCEPTION 'the name of a subscriber has 1 to 200 characters and no space at its ends, unlike "%"', name USING ERRCODE = 'TK003';
+    END IF;
+    IF start IS NULL OR start NOT IN ('now', 'beginning') THEN
+        RAISE EXCEPTION 'a subscriber starts at now or beginning, not at %', coalesce(start, 'NULL') USING ERRCODE = 'TK003';
+    END IF;
+    INSERT INTO tasker.event_subscribers AS s (name, patterns, likes, cursor)
+    VALUES ($1, $2, new_likes, ROW (CASE start WHEN 'now' THEN (SELECT coalesce(max(e.event_id), 0) FROM tasker.events e) ELSE 0 END, '{}', '{}', '{}'))
+    ON CONFLICT ON CONSTRAINT event_subscribers_pkey DO UPDATE SET patterns = excluded.patterns, likes = excluded.likes
+    WHERE s.patterns <> excluded.patterns;
+END $_$;
 
 --
 -- Name: sweep(); Type: FUNCTION; Schema: tasker; Owner: -
@@ -2221,6 +2601,19 @@ CREATE FUNCTION tasker.task_may_become(was text, becomes text) RETURNS boolean
         in_progress>complete,in_progress>error,in_progress>cancelled,
         error>in_progress,error>resolved_manually,error>cancelled}'::text[])
 $$;
+
+--
+-- Name: unsubscribe(text); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.unsubscribe(name text) RETURNS boolean
+    LANGUAGE plpgsql
+    AS $_$
+BEGIN
+    DELETE FROM tasker.event_sleepers s WHERE s.name = $1;
+    DELETE FROM tasker.event_subscribers s WHERE s.name = $1;
+    RETURN FOUND;
+END $_$;
 
 --
 -- Name: with_defaults(jsonb, jsonb); Type: FUNCTION; Schema: tasker; Owner: -
@@ -2500,6 +2893,30 @@ WITH (fillfactor='70', autovacuum_vacuum_scale_factor='0.02', autovacuum_vacuum_
 COMMENT ON COLUMN tasker.dispatches.call_id IS 'the call that started the attempt: asked again, it gets the same answer';
 
 --
+-- Name: event_subscribers; Type: TABLE; Schema: tasker; Owner: -
+--
+
+CREATE TABLE tasker.event_subscribers (
+    name text NOT NULL,
+    patterns text[] NOT NULL,
+    likes text[] NOT NULL,
+    cursor tasker.event_cursor NOT NULL,
+    holder text,
+    held_until timestamp with time zone,
+    failed_event_id bigint,
+    failure text,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    acknowledged_at timestamp with time zone
+)
+WITH (fillfactor='50', autovacuum_vacuum_scale_factor='0', autovacuum_vacuum_threshold='1000');
+
+--
+-- Name: TABLE event_subscribers; Type: COMMENT; Schema: tasker; Owner: -
+--
+
+COMMENT ON TABLE tasker.event_subscribers IS 'Durable subscribers of tasker.events and how far each has got; tasker.event_lag is for reading';
+
+--
 -- Name: events; Type: TABLE; Schema: tasker; Owner: -
 --
 
@@ -2518,6 +2935,43 @@ CREATE TABLE tasker.events (
 --
 
 COMMENT ON TABLE tasker.events IS 'One row per transition, written in its transaction; append-only';
+
+--
+-- Name: event_lag; Type: VIEW; Schema: tasker; Owner: -
+--
+
+CREATE VIEW tasker.event_lag AS
+ SELECT s.name,
+    s.patterns,
+    (s.cursor).passed AS cursor,
+    GREATEST((l.last_id - (s.cursor).passed), (0)::bigint) AS behind,
+        CASE
+            WHEN (l.last_id > (s.cursor).passed) THEN (now() - ( SELECT e.created_at
+               FROM tasker.events e
+              WHERE (e.event_id > (s.cursor).passed)
+              ORDER BY e.event_id
+             LIMIT 1))
+            ELSE NULL::interval
+        END AS lag,
+    ( SELECT (COALESCE(sum((upper(m.m) - lower(m.m))), (0)::numeric))::bigint AS "coalesce"
+           FROM unnest(((s.cursor).missing + (s.cursor).recent)) m(m)) AS awaited,
+        CASE
+            WHEN (s.held_until > now()) THEN s.holder
+            ELSE NULL::text
+        END AS holder,
+    s.failed_event_id,
+    s.failure,
+    s.acknowledged_at,
+    s.created_at
+   FROM (tasker.event_subscribers s
+     CROSS JOIN ( SELECT COALESCE(max(e.event_id), (0)::bigint) AS last_id
+           FROM tasker.events e) l);
+
+--
+-- Name: VIEW event_lag; Type: COMMENT; Schema: tasker; Owner: -
+--
+
+COMMENT ON VIEW tasker.event_lag IS 'Subscribers of events, how far behind each is, and what keeps it';
 
 --
 -- Name: event_log; Type: VIEW; Schema: tasker; Owner: -
@@ -2546,6 +3000,18 @@ CREATE VIEW tasker.event_log AS
 --
 
 COMMENT ON VIEW tasker.event_log IS 'tasker.events with names, correlation_id and parent_task_id; filter by task_id or correlation_id';
+
+--
+-- Name: event_sleepers; Type: TABLE; Schema: tasker; Owner: -
+--
+
+CREATE UNLOGGED TABLE tasker.event_sleepers (
+    name text NOT NULL,
+    channel text NOT NULL,
+    likes text[] NOT NULL,
+    until timestamp with time zone NOT NULL
+)
+WITH (autovacuum_vacuum_scale_factor='0', autovacuum_vacuum_threshold='500');
 
 --
 -- Name: events_event_id_seq; Type: SEQUENCE; Schema: tasker; Owner: -
@@ -3233,6 +3699,17 @@ ALTER TABLE tasker.task_templates ALTER COLUMN template_id ADD GENERATED ALWAYS 
 );
 
 --
+-- Name: task_waiters; Type: TABLE; Schema: tasker; Owner: -
+--
+
+CREATE UNLOGGED TABLE tasker.task_waiters (
+    task_id bigint NOT NULL,
+    channel text NOT NULL,
+    until timestamp with time zone NOT NULL
+)
+WITH (autovacuum_vacuum_scale_factor='0', autovacuum_vacuum_threshold='500');
+
+--
 -- Name: tasks_task_id_seq; Type: SEQUENCE; Schema: tasker; Owner: -
 --
 
@@ -3283,6 +3760,20 @@ ALTER TABLE ONLY tasker.dead_letters
 
 ALTER TABLE ONLY tasker.dispatches
     ADD CONSTRAINT dispatches_pkey PRIMARY KEY (step_id);
+
+--
+-- Name: event_sleepers event_sleepers_pkey; Type: CONSTRAINT; Schema: tasker; Owner: -
+--
+
+ALTER TABLE ONLY tasker.event_sleepers
+    ADD CONSTRAINT event_sleepers_pkey PRIMARY KEY (name);
+
+--
+-- Name: event_subscribers event_subscribers_pkey; Type: CONSTRAINT; Schema: tasker; Owner: -
+--
+
+ALTER TABLE ONLY tasker.event_subscribers
+    ADD CONSTRAINT event_subscribers_pkey PRIMARY KEY (name);
 
 --
 -- Name: events events_pkey; Type: CONSTRAINT; Schema: tasker; Owner: -
@@ -3388,6 +3879,13 @@ ALTER TABLE ONLY tasker.task_templates
 
 ALTER TABLE ONLY tasker.task_templates
     ADD CONSTRAINT task_templates_pkey PRIMARY KEY (template_id);
+
+--
+-- Name: task_waiters task_waiters_pkey; Type: CONSTRAINT; Schema: tasker; Owner: -
+--
+
+ALTER TABLE ONLY tasker.task_waiters
+    ADD CONSTRAINT task_waiters_pkey PRIMARY KEY (task_id, channel);
 
 --
 -- Name: tasks tasks_pkey; Type: CONSTRAINT; Schema: tasker; Owner: -
@@ -3627,6 +4125,12 @@ CREATE TRIGGER refuse_transition BEFORE UPDATE ON tasker.steps FOR EACH ROW WHEN
 --
 
 CREATE TRIGGER refuse_transition BEFORE UPDATE ON tasker.tasks FOR EACH ROW WHEN (((old.state <> new.state) AND (NOT tasker.task_may_become(old.state, new.state)))) EXECUTE FUNCTION tasker.refuse_transition();
+
+--
+-- Name: events ring; Type: TRIGGER; Schema: tasker; Owner: -
+--
+
+CREATE TRIGGER ring AFTER INSERT ON tasker.events REFERENCING NEW TABLE AS written FOR EACH STATEMENT EXECUTE FUNCTION tasker.ring();
 
 --
 -- Name: template_steps template_steps_template_id_fkey; Type: FK CONSTRAINT; Schema: tasker; Owner: -

@@ -6,6 +6,9 @@ require "sidekiq"
 
 require_relative "tasker_core/version"
 require_relative "tasker_core/errors"
+require_relative "tasker_core/error_mapping"
+require_relative "tasker_core/secret_filter"
+require_relative "tasker_core/error_rules"
 require_relative "tasker_core/configuration"
 require_relative "tasker_core/clean_text"
 require_relative "tasker_core/json_tree"
@@ -36,6 +39,22 @@ require_relative "tasker_core/attempt_bundle"
 require_relative "tasker_core/step_job"
 require_relative "tasker_core/process_registration"
 require_relative "tasker_core/task_enqueue"
+require_relative "tasker_core/near_names"
+require_relative "tasker_core/value"
+require_relative "tasker_core/http_outcome"
+require_relative "tasker_core/api_client"
+require_relative "tasker_core/api_step_handler"
+require_relative "tasker_core/task_request"
+require_relative "tasker_core/results"
+require_relative "tasker_core/workflow_queries"
+require_relative "tasker_core/workflow_coordinator"
+require_relative "tasker_core/template_file"
+require_relative "tasker_core/base_task_handler"
+require_relative "tasker_core/task_handler_registry"
+require_relative "tasker_core/event_protocol"
+require_relative "tasker_core/listening_connection"
+require_relative "tasker_core/listener"
+require_relative "tasker_core/task_ends"
 require_relative "tasker_core/after_fork"
 
 # Runs the steps of tasker's workflows in the team's own Sidekiq.
@@ -94,15 +113,25 @@ module TaskerCore
     # @param reason [String, nil]
     # @param deadline [Time, nil] after which the task fails, whatever is still to do
     # @param parent_task_id [Integer, nil] the task whose step enqueues this one
+    # @param bypass_steps [Array<String>, nil] names of steps that this task skips from the start
     # @return [Integer] task_id
     # @raise [TaskRefusedError] the template is unknown, the context isn't JSON, …; nothing was
     #   written, and the surrounding transaction has failed
     def enqueue_task(namespace:, name:, context: {}, connection: nil, version: nil, priority: nil, run_at: nil,
                      idempotency_key: nil, on_duplicate: nil, correlation_id: nil, tags: nil,
-                     initiator: nil, source_system: nil, reason: nil, deadline: nil, parent_task_id: nil)
+                     initiator: nil, source_system: nil, reason: nil, deadline: nil, parent_task_id: nil,
+                     bypass_steps: nil)
       TaskEnqueue.new({ namespace:, name:, context:, version:, priority:, run_at:, idempotency_key:, on_duplicate:,
-                        correlation_id:, tags:, initiator:, source_system:, reason:, deadline:, parent_task_id: }).call(connection)
+                        correlation_id:, tags:, initiator:, source_system:, reason:, deadline:, parent_task_id:, bypass_steps: }).call(connection)
     end
+
+    # Waits for the ends of tasks.
+    #
+    # @return [TaskEnds]
+    def task_ends = @task_ends || @monitor.synchronize { @task_ends ||= TaskEnds.new(listener) }
+
+    # @private
+    def listener = @listener || @monitor.synchronize { @listener ||= Listener.new }
 
     # @private
     def database = @database || @monitor.synchronize { @database ||= Database.new }
@@ -126,8 +155,8 @@ module TaskerCore
 
     # @private
     def forget_connections
-      [@database, @process_registration].compact.each(&:discard)
-      @database = @reports = @bundle_watch = @process_registration = nil
+      [@database, @process_registration, @listener].compact.each(&:discard)
+      @database = @reports = @bundle_watch = @process_registration = @listener = @task_ends = nil
       @monitor = Monitor.new # another thread may have held the old one when the process forked
     end
   end

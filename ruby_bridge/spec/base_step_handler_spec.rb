@@ -27,4 +27,15 @@ RSpec.describe TaskerCore::BaseStepHandler do
   it "doesn't let handle be overridden" do
     expect { Class.new(described_class) { def handle(*) = nil } }.to raise_error(TaskerCore::ConfigurationError, /must not define handle/)
   end
+
+  it "may say transactional with an exclamation mark" do
+    expect(Class.new(described_class) { transactional! }).to be_transactional
+    expect(Class.new(described_class)).not_to be_transactional
+  end
+
+  it "says which queue it is meant for" do
+    low = Class.new(described_class) { queue :low }
+
+    expect([low.queue, Class.new(low).queue, described_class.queue]).to eq(["low", "low", nil])
+  end
 end

@@ -54,6 +54,15 @@ RSpec.describe "What a handler is given" do
                                       depends_on: %w[reserve_inventory fraud_check], results: nil)
     end
 
+    it "has the task's context and the results of its dependencies" do
+      step = described_class.new(answer["step"], inputs: answer["task"]["context"], dependencies: answer["dependencies"])
+
+      expect(step.inputs["order_id"]).to eq(5)
+      expect(step.results_of(:fraud_check)).to eq("score" => 3)
+      expect { step.results_of("fraud") }.to raise_error(KeyError, "step charge does not depend on fraud; there are fraud_check, reserve_inventory")
+      expect(frozen_with_parts?(step)).to be(true)
+    end
+
     it "knows its last attempt by those that count" do
       expect(step).not_to be_last_attempt
       expect(described_class.new(answer["step"].merge("attempt" => 5, "attempts_used" => 3))).to be_last_attempt

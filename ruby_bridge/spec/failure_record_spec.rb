@@ -74,4 +74,29 @@ RSpec.describe TaskerCore::FailureRecord do
 
     expect(failure["context"]["omitted"]).to match(/\A\d+ bytes of context, 65536 are kept\z/)
   end
+
+  it "masks secrets in message and context" do
+    failure = record(TaskerCore::RetryableError.new("can't reach amqp://shop:s3cret@mq", context: { headers: { "Authorization" => "Basic x" }, id: 5 }))
+
+    expect(failure).to include("message" => "can't reach amqp://shop:[FILTERED]@mq",
+                               "context" => { "headers" => { "Authorization" => "[FILTERED]" }, "id" => 5 })
+  end
+
+  it "masks what the configuration names" do
+    use_test_database(filter_parameters: [:iban])
+
+    expect(record(TaskerCore::PermanentError.new("no", context: { iban: "DE1", token: "t" }))["context"]).to eq("iban" => "[FILTERED]", "token" => "t")
+  end
+
+  it "masks what Rails masks as well" do
+    config = Struct.new(:filter_parameters).new([:iban])
+    stub_const("Rails", Module.new { define_singleton_method(:application) { Struct.new(:config).new(config) } })
+
+    expect(record(TaskerCore::PermanentError.new("no", context: { iban: "DE1", token: "t" }))["context"])
+      .to eq("iban" => "[FILTERED]", "token" => "[FILTERED]")
+  end
+
+  it "survives messages in broken encodings" do
+    expect(record(IOError.new("caf\xE9 token=abc".b))["message"]).to eq("caf\u{FFFD} token=[FILTERED]")
+  end
 end

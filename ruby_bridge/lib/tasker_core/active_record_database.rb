@@ -16,7 +16,7 @@ module TaskerCore
     def exec(sql, values = [])
       # Not select_all: with the query cache on, a second call would only seem
       # to be made.
-      with_connection { |connection| connection.exec_query(sql, "TaskerCore", values) }
+      with_connection { |connection| connection.exec_query(sql, "TaskerCore", values, prepare: connection.prepared_statements) }
     end
 
     # @yield in a transaction, or a savepoint when there is one

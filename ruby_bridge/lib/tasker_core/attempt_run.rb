@@ -58,7 +58,7 @@ module TaskerCore
     def handle(handler)
       interruptible do
         task = TaskContext.new(@answer.fetch("task"))
-        step = StepContext.new(@answer.fetch("step"), heartbeat:)
+        step = StepContext.new(@answer.fetch("step"), inputs: task.context, dependencies: @answer.fetch("dependencies"), heartbeat:)
         sequence = StepSequence.new(task.task_id, @answer.fetch("dependencies"), protocol: @protocol)
         timed { Sidekiq::Context.with(log_context(task, step)) { ResultJson.dump(handler.new.handle(task, sequence, step)) } }
       end

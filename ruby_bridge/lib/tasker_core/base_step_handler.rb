@@ -14,6 +14,8 @@ module TaskerCore
   # twice (a process dies after the work and before the report): what it does
   # outside must bear that, see StepContext#idempotency_key.
   class BaseStepHandler
+    extend ErrorRules
+
     # Runs the attempt in a transaction of ActiveRecord::Base that commits the
     # step's result as well: what the handler writes there happens exactly
     # once. Only for a database that is tasker's too, and for work that is
@@ -25,8 +27,27 @@ module TaskerCore
     # @return [void]
     def self.transactional = @transactional = true
 
+    class << self
+      alias transactional! transactional
+    end
+
     # @return [Boolean]
     def self.transactional? = @transactional || (self != BaseStepHandler && superclass.transactional?) || false
+
+    # The Sidekiq queue that this handler is meant for. Which one its jobs go to
+    # is said by +queue+ of the step in the template, and by nothing else: the
+    # engine doesn't know Ruby classes. Said here as well, a check can tell where
+    # the two differ.
+    #
+    #   class Reports::Render < TaskerCore::BaseStepHandler
+    #     queue "low"
+    #
+    # @param name [String, Symbol, nil] nil: only asks
+    # @return [String, nil] nil: none was said, here or in a superclass
+    def self.queue(name = nil)
+      @queue = name.to_s.freeze unless name.nil?
+      @queue || (superclass.queue unless self == BaseStepHandler)
+    end
 
     # @private
     def self.method_added(name)

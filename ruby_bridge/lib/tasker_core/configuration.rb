@@ -26,9 +26,18 @@ module TaskerCore
     # @return [Numeric] how long a process that stops goes on reporting; what is
     #   left then runs again elsewhere
     attr_accessor :stop_timeout
+    # @return [Array<String, Symbol, Regexp, Proc>] as in Rails, whose own
+    #   config.filter_parameters is always added: parts of names whose values
+    #   are masked in what is kept of a failure
+    attr_accessor :filter_parameters
+    # @return [Array<String, Class>] errors that no further attempt mends,
+    #   whichever handler they come from; see ErrorRules
+    attr_accessor :permanent_errors
     attr_writer :logger
 
     def initialize
+      @filter_parameters = SecretFilter::DEFAULTS
+      @permanent_errors = []
       @pool_size = 5
       @reraise_errors = :final
       @report_timeout = 300
@@ -55,6 +64,14 @@ module TaskerCore
 
         raise ConfigurationError, "#{name} must be a number of seconds, not #{seconds.inspect}"
       end
+      ErrorRules.names(permanent_errors)
+      secret_filter
+    end
+
+    # @private
+    def secret_filter
+      rails = defined?(Rails) && Rails.respond_to?(:application) && Rails.application
+      SecretFilter.new(Array(filter_parameters) + (rails ? rails.config.filter_parameters : []))
     end
 
     # @private

@@ -11,9 +11,40 @@ module TaskerCore
   # The job is refused; the engine dispatches the attempt again.
   class ProtocolError < Error; end
 
+  # The engine does not do what it was asked for. The message says why;
+  # +cause+ is the driver's error. docs/ruby.md has the table of SQLSTATEs.
+  class OrchestrationError < Error
+    # @return [String, nil] five characters; nil when the gem itself refused
+    attr_reader :sqlstate
+
+    def initialize(message = nil, sqlstate: nil)
+      super(message)
+      @sqlstate = sqlstate
+    end
+  end
+
+  # What was given is wrong. The message says what to mend; nothing was written.
+  class ValidationError < OrchestrationError; end
+
   # A task was not enqueued: its context is not JSON, or Postgres refused it.
   # The message says what to mend; nothing was written.
-  class TaskRefusedError < Error; end
+  class TaskRefusedError < ValidationError; end
+
+  # There is no such template, or not in this version.
+  class TemplateNotFoundError < TaskRefusedError; end
+
+  # The task or step is in a state that what was asked for doesn't fit: it has
+  # ended, for one.
+  class StateTransitionError < OrchestrationError; end
+
+  # There is no such thing.
+  class NotFoundError < OrchestrationError; end
+
+  # There is no such task, or the transaction that inserts it has not committed.
+  class TaskNotFoundError < NotFoundError; end
+
+  # What was waited for has not come in time. It may still come: nothing was stopped.
+  class TimeoutError < Error; end
 
   # A call to Postgres failed. +cause+ is the PG::Error.
   class DatabaseError < Error

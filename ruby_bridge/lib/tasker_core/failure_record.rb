@@ -12,15 +12,18 @@ module TaskerCore
 
     # @param error [Exception]
     # @param handler [String] the class that ran
-    def initialize(error, handler:)
+    # @param config [Configuration] whose secrets are masked, and which errors are permanent
+    def initialize(error, handler:, config: TaskerCore.config)
       @error = error
       @handler = handler
+      @secrets = config.secret_filter
+      @rule = ErrorRules.decide(error, handler:, permanent: config.permanent_errors)
     end
 
     # @return [Hash{String => Object}] as in contract/reports.json; what is not known is left out
     def to_h
       { "class" => name_of(@error), "message" => message, "backtrace" => backtrace,
-        "cause" => @error.cause && name_of(@error.cause), "code" => code, "permanent" => @error.is_a?(PermanentError),
+        "cause" => @error.cause && name_of(@error.cause), "code" => code, "permanent" => @rule.permanent,
         "retry_after" => retry_after, "context" => context, "handler" => CleanText.call(@handler) }.compact
     end
 
@@ -29,7 +32,8 @@ module TaskerCore
     def name_of(error) = CleanText.call(error.class.name || error.class.inspect, limit: 500)
 
     def message
-      CleanText.call(@error.message)
+      # Cleaned first, as a pattern can't look for secrets in text that is broken.
+      CleanText.call(@secrets.text(CleanText.call(@error.message, limit: 20_000)))
     rescue StandardError => e
       "(its message raised #{e.class})"
     end
@@ -41,7 +45,8 @@ module TaskerCore
     end
 
     def code
-      CleanText.call(@error.error_code, limit: 200) if @error.is_a?(PermanentError) && @error.error_code
+      code = @error.is_a?(PermanentError) ? @error.error_code : @rule.code
+      CleanText.call(code, limit: 200) if code
     end
 
     def retry_after
@@ -71,7 +76,7 @@ module TaskerCore
       context = @error.context
       return if context.nil? || context.empty?
 
-      tree = ForgivingJsonTree.build(context)
+      tree = @secrets.tree(ForgivingJsonTree.build(context))
       bytes = JSON.generate(tree, max_nesting: 0).bytesize
       bytes > CONTEXT_BYTES ? { "omitted" => "#{bytes} bytes of context, #{CONTEXT_BYTES} are kept" } : tree
     rescue StandardError => e

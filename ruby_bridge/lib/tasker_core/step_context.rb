@@ -25,10 +25,17 @@ module TaskerCore
     attr_reader :progress
     # @return [Array<String>] names of the direct dependencies
     attr_reader :depends_on
+    # @return [Hash{String => Object}] what the task is about: its context
+    attr_reader :inputs
+    # @return [Hash{String => Object}] results of the direct dependencies by
+    #   name; nil for one that was skipped
+    attr_reader :dependencies
 
     # @param answer [Hash] member "step" of contract/start_attempt.json
+    # @param inputs [Hash] the task's context
+    # @param dependencies [Hash] member "dependencies"
     # @param heartbeat [Heartbeat, nil] nil, in a test of a handler: heartbeats go nowhere
-    def initialize(answer, heartbeat: nil)
+    def initialize(answer, inputs: {}, dependencies: {}, heartbeat: nil)
       @step_id, @name, @handler_class, @attempt = answer.fetch_values("step_id", "name", "handler_class", "attempt")
       @attempts_used = answer["attempts_used"]
       @attempt_limit = answer["attempt_limit"]
@@ -37,6 +44,8 @@ module TaskerCore
       @heartbeat_seconds = answer["heartbeat_seconds"]
       @progress = answer["progress"]
       @depends_on = answer["depends_on"] || []
+      @inputs = inputs
+      @dependencies = dependencies
       instance_variables.each { |name| DeepFreeze.call(instance_variable_get(name)) }
       @heartbeat = heartbeat
       freeze
@@ -45,6 +54,15 @@ module TaskerCore
     # @return [nil] a step has no results until one of its attempts succeeds;
     #   here for handlers that look before they work
     def results = nil
+
+    # @param name [String, Symbol] of a direct dependency; StepSequence has the other steps
+    # @return [Object, nil] JSON value
+    # @raise [KeyError] the step doesn't depend on it
+    def results_of(name)
+      dependencies.fetch(name.to_s) do
+        raise KeyError.new("step #{self.name} does not depend on #{name}#{NearNames.hint(name, dependencies.keys)}", receiver: self, key: name)
+      end
+    end
 
     # @return [Boolean] whether the step fails for good when this attempt does
     def last_attempt? = attempts_used >= attempt_limit

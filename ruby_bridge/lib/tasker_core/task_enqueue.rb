@@ -9,7 +9,8 @@ module TaskerCore
   class TaskEnqueue
     TYPES = { namespace: "text", name: "text", context: "jsonb", version: "text", priority: "smallint", run_at: "timestamptz",
               idempotency_key: "text", on_duplicate: "text", correlation_id: "text", tags: "text[]",
-              initiator: "text", source_system: "text", reason: "text", deadline: "timestamptz", parent_task_id: "bigint" }.freeze
+              initiator: "text", source_system: "text", reason: "text", deadline: "timestamptz", parent_task_id: "bigint",
+              bypass_steps: "text[]" }.freeze
 
     # @param arguments [Hash{Symbol => Object}] those that are nil are left to the function's defaults
     def initialize(arguments)
@@ -19,21 +20,30 @@ module TaskerCore
     # @param connection [PG::Connection, ActiveRecord::ConnectionAdapters::AbstractAdapter, nil]
     # @return [Integer] task_id
     # @raise [TaskRefusedError] the error of the driver is its cause
-    def call(connection)
-      values = arguments_as_text
-      answer = if connection.respond_to?(:exec_params)
-                 connection.exec_params(sql, values)
-               else
-                 ActiveRecordDatabase.new(connection).exec(sql, values)
-               end
-      answer.first["task_id"].to_i
-    rescue PG::Error => e
-      raise refusal(e) || e
-    rescue StandardError => e
-      raise (e.cause.is_a?(PG::Error) && refusal(e.cause)) || e
+    def call(connection) = exec(connection, sql)["task_id"].to_i
+
+    # The same, and what steps the task has, in one round trip.
+    #
+    # @return [Array(Integer, Hash{String => Integer})] task_id, and the steps' names with their ids
+    # @raise (see #call)
+    def call_with_steps(connection)
+      row = exec(connection, "SELECT t.task_id, tasker.step_ids(t.task_id)::text AS steps FROM (#{sql} OFFSET 0) t")
+      [row["task_id"].to_i, JSON.parse(row["steps"])]
     end
 
     private
+
+    def exec(connection, statement)
+      values = arguments_as_text
+      answer = if connection.respond_to?(:exec_params)
+                 connection.exec_params(statement, values)
+               else
+                 ActiveRecordDatabase.new(connection).exec(statement, values)
+               end
+      answer.first
+    rescue StandardError => e # PG's own, or ActiveRecord's
+      raise refusal(e) || e
+    end
 
     def sql
       arguments = @arguments.keys.each.with_index(1).map { |name, position| "#{name} => $#{position}::#{TYPES.fetch(name)}" }
@@ -44,7 +54,7 @@ module TaskerCore
       @arguments.map do |name, value|
         case name
         when :context then context_json(value)
-        when :tags then PG::TextEncoder::Array.new.encode(Array(value).map(&:to_s))
+        when :tags, :bypass_steps then PG::TextEncoder::Array.new.encode(Array(value).map(&:to_s))
         when :run_at, :deadline then time(value)
         else value.to_s
         end
@@ -64,12 +74,11 @@ module TaskerCore
     # connection or another transaction caused (deadlock, timeout) goes through
     # as it is: the app may know how to deal with it.
     def refusal(error)
-      result = error.respond_to?(:result) ? error.result : nil
-      state = result&.error_field(PG::PG_DIAG_SQLSTATE).to_s
-      return unless state.start_with?("TK", "22", "23")
-
-      text = [PG::PG_DIAG_MESSAGE_PRIMARY, PG::PG_DIAG_MESSAGE_HINT].filter_map { |field| result.error_field(field) }
-      TaskRefusedError.new(text.join(" – "))
+      translated = ErrorMapping.translate(error)
+      case translated
+      when TaskRefusedError then translated
+      when OrchestrationError then TaskRefusedError.new(translated.message, sqlstate: translated.sqlstate)
+      end
     end
   end
 end

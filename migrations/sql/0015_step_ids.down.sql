@@ -1,0 +1,1 @@
+DROP FUNCTION tasker.step_ids(bigint);
