@@ -942,6 +942,7 @@ CREATE FUNCTION tasker.next_events(name text, holder text, most integer DEFAULT 
     SET enable_hashjoin TO 'off'
     SET enable_mergejoin TO 'off'
     SET jit TO 'off'
+    SET plan_cache_mode TO 'force_generic_plan'
     AS $_$
 #variable_conflict use_column
 DECLARE

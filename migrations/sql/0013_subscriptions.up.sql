@@ -250,7 +250,7 @@ RETURNS TABLE (event_id bigint, occurred_at timestamptz, event text, task_id big
                namespace text, task_name text, version text, step text, correlation_id text, parent_task_id bigint, cursor tasker.event_cursor)
 LANGUAGE plpgsql
 -- Plans must not depend on tables being small when first planned.
-SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off SET plan_cache_mode = force_generic_plan
 AS $$
 #variable_conflict use_column
 DECLARE

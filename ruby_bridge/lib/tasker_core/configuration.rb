@@ -22,6 +22,8 @@ module TaskerCore
     attr_accessor :report_timeout
     # @return [Numeric] how long to go on asking for an attempt while Postgres is away
     attr_accessor :start_timeout
+    # @return [Boolean] whether subscribers of events run in the Sidekiq process
+    attr_accessor :events_in_sidekiq
     attr_writer :logger
 
     def initialize
@@ -29,6 +31,7 @@ module TaskerCore
       @reraise_errors = true
       @report_timeout = 300
       @start_timeout = 30
+      @events_in_sidekiq = false
     end
 
     # @return [Logger] Sidekiq's in a Sidekiq process, else that of Rails, else one on standard error

@@ -15,6 +15,9 @@ module TaskerCore
   # The message says what to mend; nothing was written.
   class TaskRefusedError < Error; end
 
+  # An event of the app's own was not published. The message says what to mend.
+  class EventRefusedError < Error; end
+
   # A call to Postgres failed. +cause+ is the PG::Error.
   class DatabaseError < Error
     # Classes of SQLSTATE that mend themselves: connection, resources,

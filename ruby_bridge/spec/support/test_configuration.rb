@@ -21,7 +21,9 @@ module TestConfiguration
       example.run
     ensure
       TaskerCore.instance_variable_get(:@process_registration)&.stop
+      TaskerCore.stop_event_runner(5)
       TaskerCore.instance_variable_get(:@listener)&.stop
+      TaskerCore::EventPublisher.instance_variable_set(:@subscriptions, {})
       TaskerCore.instance_variable_get(:@database)&.close
       %i[@process_registration @reports @database @listener @task_ends].each { |name| TaskerCore.instance_variable_set(name, nil) }
       TaskerCore.instance_variable_set(:@config, before)
