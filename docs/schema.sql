@@ -512,6 +512,22 @@ CREATE FUNCTION tasker.event_writers() RETURNS text[]
 $$;
 
 --
+-- Name: events_beyond(tasker.event_cursor, text[], integer, bigint); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.events_beyond(c tasker.event_cursor, likes text[], most integer, up_to bigint DEFAULT '9223372036854775807'::bigint) RETURNS TABLE(event_id bigint, wanted boolean)
+    LANGUAGE sql STABLE
+    AS $$
+    (SELECT e.event_id, e.name LIKE ANY (likes)
+     FROM unnest(c.missing + c.recent) AS m(ids)
+     CROSS JOIN LATERAL (SELECT v.event_id, v.name FROM tasker.events v WHERE v.event_id >= lower(m.ids) AND v.event_id < upper(m.ids) OFFSET 0) e
+     WHERE e.event_id <= up_to ORDER BY e.event_id LIMIT most)
+    UNION ALL
+    (SELECT e.event_id, e.name LIKE ANY (likes) FROM tasker.events e WHERE e.event_id > c.passed AND e.event_id <= up_to ORDER BY e.event_id LIMIT most)
+    ORDER BY 1 LIMIT most
+$$;
+
+--
 -- Name: expand_tasks(); Type: FUNCTION; Schema: tasker; Owner: -
 --
 
@@ -949,7 +965,8 @@ DECLARE
     s       tasker.event_subscribers;
     c       tasker.event_cursor;
     settled boolean := true;  -- c.missing: what isn't seen now will never be
-    scan    int;              -- rows to look at, wanted or not
+    scan    int := most;      -- rows to look at, wanted or not
+    edge    bigint;           -- the last that is wanted, if there are enough of them
     wanted  bigint[];
     seen    int8multirange;
     reached bigint;
@@ -968,24 +985,19 @@ BEGIN
         settled := NOT tasker.still_writing(c.writers);
     END IF;
 
-    scan := CASE WHEN '%' = ANY (s.likes) THEN most ELSE most * 10 END;
+    IF '%' <> ALL (s.likes) THEN
+        scan := most * 10;
+        SELECT b.event_id INTO edge FROM tasker.events_beyond(c, s.likes, scan) b WHERE b.wanted ORDER BY b.event_id OFFSET most - 1 LIMIT 1;
+    END IF;
     WITH looked AS (
-        SELECT u.event_id, u.wanted, row_number() OVER (ORDER BY u.event_id) AS r, sum(u.wanted::int) OVER (ORDER BY u.event_id) AS n
-        FROM ((SELECT e.event_id, e.name LIKE ANY (s.likes) AS wanted
-               FROM unnest(c.missing + c.recent) AS h(ids)
-               CROSS JOIN LATERAL (SELECT e.event_id, e.name FROM tasker.events e WHERE e.event_id >= lower(h.ids) AND e.event_id < upper(h.ids) OFFSET 0) e
-               ORDER BY e.event_id LIMIT scan + 1)
-              UNION ALL
-              (SELECT e.event_id, e.name LIKE ANY (s.likes) FROM tasker.events e WHERE e.event_id > c.passed ORDER BY e.event_id LIMIT scan + 1)) u
-        ORDER BY u.event_id LIMIT scan + 1
-    ), kept AS (
-        SELECT l.event_id, l.wanted, l.r FROM looked l WHERE l.n - l.wanted::int < most AND l.r <= scan
+        SELECT b.event_id, b.wanted, row_number() OVER (ORDER BY b.event_id) AS r
+        FROM tasker.events_beyond(c, s.likes, scan, coalesce(edge, 9223372036854775807)) b
     )
-    SELECT ARRAY(SELECT k.event_id FROM kept k WHERE k.wanted ORDER BY k.event_id),
-           coalesce((SELECT range_agg(i.ids) FROM (SELECT int8range(min(k.event_id), max(k.event_id), '[]') AS ids FROM kept k GROUP BY k.event_id - k.r) i), '{}'),
-           (SELECT max(k.event_id) FROM kept k),
-           (SELECT count(*) FROM looked) > (SELECT count(*) FROM kept)
-    INTO wanted, seen, reached, cut;
+    SELECT ARRAY(SELECT l.event_id FROM looked l WHERE l.wanted),
+           -- ids that follow on one another have the same difference to their rank
+           coalesce((SELECT range_agg(i.ids) FROM (SELECT int8range(min(l.event_id), max(l.event_id), '[]') AS ids FROM looked l GROUP BY l.event_id - l.r) i), '{}'),
+           max(k.event_id), edge IS NOT NULL OR count(*) = scan
+    INTO wanted, seen, reached, cut FROM looked k;
 
     RETURN QUERY
     SELECT l.event_id, l.created_at, l.name, l.task_id, l.step_id, l.attempt, l.data,

@@ -11,8 +11,6 @@ module TaskerCore
     attr_reader :name
     # @return [String] the name in tasker.events
     attr_reader :catalogue_name
-    # @return [Time] when its transaction began; UTC, microseconds
-    attr_reader :occurred_at
     # @return [Integer, nil] nil: of no task, such as gate.paused
     attr_reader :task_id
     # @return [Integer, nil] nil: of the task as a whole
@@ -21,16 +19,11 @@ module TaskerCore
     attr_reader :parent_task_id
     # @return [String, nil]
     attr_reader :namespace, :task_name, :task_version, :step_name, :correlation_id
-    # @return [Hash{String => Object}] JSON values: what the event carries,
-    #   and beside it, as far as there are any, task_id, step_id, step_name,
-    #   attempt, namespace, task_name and correlation_id
-    attr_reader :data
 
     # @param row [Array] of EventProtocol#next_events
     # @param renamed [Hash{String => String}] of EventNames.renamed
     def initialize(row, renamed)
-      @id, occurred_at, name, @task_id, @step_id, @attempt, data, namespace, task_name, version, step, @correlation_id, @parent_task_id = row
-      @occurred_at = Time.at(occurred_at / 1_000_000, occurred_at % 1_000_000, :microsecond).utc.freeze
+      @id, @microseconds, name, @task_id, @step_id, @attempt, @json, namespace, task_name, version, step, @correlation_id, @parent_task_id = row
       # The same few texts again and again: kept once.
       @catalogue_name = -name
       @name = renamed.fetch(@catalogue_name, @catalogue_name)
@@ -39,9 +32,17 @@ module TaskerCore
       @task_version = version && -version
       @step_name = step && -step
       @correlation_id&.freeze
-      @data = build_data(data)
+      @made = {} # of what is dear to make: when it is asked for
       freeze
     end
+
+    # @return [Time] when its transaction began; UTC, microseconds
+    def occurred_at = @made[:occurred_at] ||= Time.at(@microseconds / 1_000_000, @microseconds % 1_000_000, :microsecond).utc.freeze
+
+    # @return [Hash{String => Object}] JSON values: what the event carries, and
+    #   beside it, as far as there are any, task_id, step_id, step_name,
+    #   attempt, namespace, task_name and correlation_id
+    def data = @made[:data] ||= build_data
 
     # @return [Hash{Symbol => Object}]
     def to_h
@@ -53,7 +54,7 @@ module TaskerCore
 
     private
 
-    def build_data(text)
+    def build_data
       data = {}
       data["task_id"] = @task_id if @task_id
       data["step_id"] = @step_id if @step_id
@@ -62,7 +63,7 @@ module TaskerCore
       data["namespace"] = @namespace if @namespace
       data["task_name"] = @task_name if @task_name
       data["correlation_id"] = @correlation_id if @correlation_id
-      add_own(data, JSON.parse(text, max_nesting: false)) if text
+      add_own(data, JSON.parse(@json, max_nesting: false)) if @json
       data.freeze
     end
 
