@@ -637,8 +637,8 @@ BEGIN
     IF NOT asleep THEN
         DELETE FROM tasker.event_sleepers s WHERE s.name = $1;
     ELSIF NOT EXISTS (SELECT FROM tasker.event_sleepers s WHERE s.name = $1 AND s.channel = $2 AND s.likes = $3
-                      AND s.until > clock_timestamp() + interval '30 seconds') THEN
-        INSERT INTO tasker.event_sleepers AS s (name, channel, likes, until) VALUES ($1, $2, $3, clock_timestamp() + interval '1 minute')
+                      AND s.until > clock_timestamp() + interval '5 seconds') THEN
+        INSERT INTO tasker.event_sleepers AS s (name, channel, likes, until) VALUES ($1, $2, $3, clock_timestamp() + interval '10 seconds')
         ON CONFLICT ON CONSTRAINT event_sleepers_pkey DO UPDATE SET channel = excluded.channel, likes = excluded.likes, until = excluded.until;
         DELETE FROM tasker.event_sleepers s USING (
             SELECT l.name FROM tasker.event_sleepers l WHERE l.until < clock_timestamp() FOR UPDATE SKIP LOCKED) dead
@@ -1271,8 +1271,8 @@ BEGIN
     IF jsonb_typeof(data) <> 'object' THEN
         RAISE EXCEPTION 'the data of an event is a JSON object, not %', left(data::text, 100) USING ERRCODE = 'TK003';
     END IF;
-    IF pg_column_size(data) > 1048576 THEN
-        RAISE EXCEPTION 'the data of event "%" has more than 1 MiB: store it elsewhere and carry a reference', name USING ERRCODE = 'TK003';
+    IF pg_column_size(data) > 65536 THEN
+        RAISE EXCEPTION 'the data of event "%" has more than 64 KiB: store it elsewhere and carry a reference', name USING ERRCODE = 'TK003';
     END IF;
     IF step IS NOT NULL THEN
         SELECT s.task_id INTO of_task FROM tasker.steps s WHERE s.step_id = step AND (task IS NULL OR s.task_id = task);
@@ -1875,13 +1875,16 @@ END $$;
 
 CREATE FUNCTION tasker.ring() RETURNS trigger
     LANGUAGE plpgsql
+    SET enable_seqscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
     AS $$
 BEGIN
-    IF EXISTS (SELECT FROM tasker.event_sleepers) THEN
+    IF EXISTS (SELECT FROM tasker.event_sleepers s WHERE s.until > statement_timestamp()) THEN
         PERFORM pg_notify(s.channel, 'events ' || s.name) FROM tasker.event_sleepers s
-        WHERE s.until > now() AND EXISTS (SELECT FROM written w WHERE w.name LIKE ANY (s.likes));
+        WHERE s.until > statement_timestamp() AND EXISTS (SELECT FROM written w WHERE w.name LIKE ANY (s.likes));
     END IF;
-    IF EXISTS (SELECT FROM tasker.task_waiters) THEN
+    IF EXISTS (SELECT FROM tasker.task_waiters a WHERE a.until > statement_timestamp()) THEN
         PERFORM pg_notify(a.channel, 'task ' || a.task_id) FROM written w JOIN tasker.task_waiters a USING (task_id)
         WHERE w.name IN ('task.completed', 'task.failed', 'task.cancelled', 'task.resolved_manually');
     END IF;
@@ -3832,6 +3835,12 @@ CREATE UNIQUE INDEX dead_letters_open ON tasker.dead_letters USING btree (task_i
 CREATE INDEX dispatches_of_task ON tasker.dispatches USING btree (task_id);
 
 --
+-- Name: event_sleepers_until; Type: INDEX; Schema: tasker; Owner: -
+--
+
+CREATE INDEX event_sleepers_until ON tasker.event_sleepers USING btree (until);
+
+--
 -- Name: events_of_task; Type: INDEX; Schema: tasker; Owner: -
 --
 
@@ -3914,6 +3923,12 @@ CREATE INDEX river_notification_topic_id_idx ON tasker.river_notification USING 
 --
 
 CREATE UNIQUE INDEX steps_of_task ON tasker.steps USING btree (task_id, "position");
+
+--
+-- Name: task_waiters_until; Type: INDEX; Schema: tasker; Owner: -
+--
+
+CREATE INDEX task_waiters_until ON tasker.task_waiters USING btree (until);
 
 --
 -- Name: tasks_correlation; Type: INDEX; Schema: tasker; Owner: -

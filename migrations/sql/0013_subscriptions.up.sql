@@ -56,6 +56,7 @@ CREATE UNLOGGED TABLE tasker.event_sleepers (
     likes   text[] NOT NULL,
     until   timestamptz NOT NULL -- not renewed until then, its process is dead
 ) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 500);
+CREATE INDEX event_sleepers_until ON tasker.event_sleepers (until);
 
 CREATE UNLOGGED TABLE tasker.task_waiters (
     task_id bigint NOT NULL,
@@ -63,17 +64,24 @@ CREATE UNLOGGED TABLE tasker.task_waiters (
     until   timestamptz NOT NULL,
     PRIMARY KEY (task_id, channel)
 ) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 500);
+CREATE INDEX task_waiters_until ON tasker.task_waiters (until);
 
 -- Rings for those who sleep and wait. It only reads: what commits here waits
--- for nobody. Where nobody does, it costs two looks at empty indexes.
+-- for nobody. Where nobody does, it costs two looks into indexes.
+--
+-- until is what it looks them up by, and always by an index: while an old
+-- snapshot (a long query, a backup) is there, rows that were deleted since are
+-- still in the way, but only the latest of them are in this range.
 CREATE FUNCTION tasker.ring() RETURNS trigger
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+AS $$
 BEGIN
-    IF EXISTS (SELECT FROM tasker.event_sleepers) THEN
+    IF EXISTS (SELECT FROM tasker.event_sleepers s WHERE s.until > statement_timestamp()) THEN
         PERFORM pg_notify(s.channel, 'events ' || s.name) FROM tasker.event_sleepers s
-        WHERE s.until > now() AND EXISTS (SELECT FROM written w WHERE w.name LIKE ANY (s.likes));
+        WHERE s.until > statement_timestamp() AND EXISTS (SELECT FROM written w WHERE w.name LIKE ANY (s.likes));
     END IF;
-    IF EXISTS (SELECT FROM tasker.task_waiters) THEN
+    IF EXISTS (SELECT FROM tasker.task_waiters a WHERE a.until > statement_timestamp()) THEN
         PERFORM pg_notify(a.channel, 'task ' || a.task_id) FROM written w JOIN tasker.task_waiters a USING (task_id)
         WHERE w.name IN ('task.completed', 'task.failed', 'task.cancelled', 'task.resolved_manually');
     END IF;
@@ -346,8 +354,8 @@ BEGIN
     IF NOT asleep THEN
         DELETE FROM tasker.event_sleepers s WHERE s.name = $1;
     ELSIF NOT EXISTS (SELECT FROM tasker.event_sleepers s WHERE s.name = $1 AND s.channel = $2 AND s.likes = $3
-                      AND s.until > clock_timestamp() + interval '30 seconds') THEN
-        INSERT INTO tasker.event_sleepers AS s (name, channel, likes, until) VALUES ($1, $2, $3, clock_timestamp() + interval '1 minute')
+                      AND s.until > clock_timestamp() + interval '5 seconds') THEN
+        INSERT INTO tasker.event_sleepers AS s (name, channel, likes, until) VALUES ($1, $2, $3, clock_timestamp() + interval '10 seconds')
         ON CONFLICT ON CONSTRAINT event_sleepers_pkey DO UPDATE SET channel = excluded.channel, likes = excluded.likes, until = excluded.until;
         DELETE FROM tasker.event_sleepers s USING (
             SELECT l.name FROM tasker.event_sleepers l WHERE l.until < clock_timestamp() FOR UPDATE SKIP LOCKED) dead
@@ -373,8 +381,8 @@ BEGIN
     IF jsonb_typeof(data) <> 'object' THEN
         RAISE EXCEPTION 'the data of an event is a JSON object, not %', left(data::text, 100) USING ERRCODE = 'TK003';
     END IF;
-    IF pg_column_size(data) > 1048576 THEN
-        RAISE EXCEPTION 'the data of event "%" has more than 1 MiB: store it elsewhere and carry a reference', name USING ERRCODE = 'TK003';
+    IF pg_column_size(data) > 65536 THEN
+        RAISE EXCEPTION 'the data of event "%" has more than 64 KiB: store it elsewhere and carry a reference', name USING ERRCODE = 'TK003';
     END IF;
     IF step IS NOT NULL THEN
         SELECT s.task_id INTO of_task FROM tasker.steps s WHERE s.step_id = step AND (task IS NULL OR s.task_id = task);

@@ -148,6 +148,18 @@ RSpec.describe TaskerCore::EventPublisher do
       expect(lag_of("second")).to eq({})
       expect(described_class.subscriptions.map(&:name)).to eq(["first"])
     end
+
+    it "may be ended by its own handler, after the event that it handles" do
+      subscription = described_class.subscribe(from: :beginning) do |event|
+        got << event.id
+        subscription.unsubscribe if event.id == 2
+      end
+      TestDatabase.connection.transaction { |pg| 3.times { write_event("shop.sold", on: pg) } }
+      start
+      eventually("it has let go") { lag_of("default").values_at("cursor", "holder") == ["2", nil] }
+
+      expect(Array.new(got.size) { got.pop }).to eq([1, 2])
+    end
   end
 
   describe TaskerCore::EventSubscriber do
@@ -201,10 +213,12 @@ RSpec.describe TaskerCore::EventPublisher do
       start
       write_event("shop.sold")
       expect(take(got)).to eq(:old)
+      worker = TaskerCore.event_runner.instance_variable_get(:@workers).fetch("orders_mailer")
       subscriber("Orders::Mailer", "shop.sold") { define_method(:handle_shop_sold) { |_event| seen << :new } }
       write_event("shop.sold")
 
       expect(take(got)).to eq(:new)
+      expect(TaskerCore.event_runner.instance_variable_get(:@workers).fetch("orders_mailer")).to be(worker)
     end
   end
 
@@ -247,8 +261,8 @@ RSpec.describe TaskerCore::EventPublisher do
       PG.connect(TestDatabase.url) do |connection|
         expect { described_class.publish("shop.done", {}, task: 999_999_999, connection:) }
           .to raise_error(TaskerCore::EventRefusedError, "there is no task 999999999")
-        expect { described_class.publish("shop.done", { text: SecureRandom.hex(2 << 20) }, connection:) }
-          .to raise_error(TaskerCore::EventRefusedError, /more than 1 MiB/)
+        expect { described_class.publish("shop.done", { text: "x" * 70_000 }, connection:) }
+          .to raise_error(TaskerCore::EventRefusedError, /more than 64 KiB/)
       end
     end
   end

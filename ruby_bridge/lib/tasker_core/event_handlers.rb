@@ -60,6 +60,9 @@ module TaskerCore
 
       def origin = @subscriber.name || @subscriber
 
+      # A class that was reloaded is the same handler.
+      def ==(other) = other.is_a?(self.class) && other.origin == origin
+
       private
 
       def current = @subscriber.name ? Object.const_get(@subscriber.name) : @subscriber

@@ -58,7 +58,7 @@ module TaskerCore
       #   TaskerCore::EventPublisher.publish("order.fulfilled", { order_id: order.id }, step:)
       #
       # @param name [String] not one of the engine's: see EventNames::RESERVED
-      # @param data [Hash] JSON, up to 1 MiB
+      # @param data [Hash] JSON, up to 64 KiB
       # @param task [TaskContext, Integer, nil] the task that it is about
       # @param step [StepContext, Integer, nil] the step, and so its task
       # @param connection [PG::Connection, ActiveRecord::ConnectionAdapters::AbstractAdapter, nil] nil:
@@ -130,6 +130,8 @@ module TaskerCore
       def add(subscription)
         @mutex.synchronize do
           other = @subscriptions[subscription.name]
+          return other if other && other.settings == subscription.settings
+
           if other && other.origin != subscription.origin
             raise ConfigurationError, "there is a subscriber #{subscription.name.inspect} already (#{Array(other.origin).join(':')}): " \
                                       "give this one a name of its own, name: \"…\""

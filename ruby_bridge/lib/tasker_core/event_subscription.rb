@@ -49,6 +49,9 @@ module TaskerCore
     # @return [Object] the same for two subscriptions by the same code
     def origin = @handler.origin
 
+    # @return [Array] what makes it different from another
+    def settings = [name, patterns, @handler, from, on_error, retries]
+
     # Ends the delivery in this process. The cursor stays: who subscribes under
     # this name again goes on from there, and what happens meanwhile is kept.
     #

@@ -65,8 +65,8 @@ module TaskerCore
     end
 
     # @param seconds [Numeric]
-    # @return [Boolean] whether it has ended
-    def join(seconds) = @thread.nil? || !@thread.join(seconds).nil?
+    # @return [Boolean] whether it has ended, or is itself who asks
+    def join(seconds) = @thread.nil? || @thread == Thread.current || !@thread.join(seconds).nil?
 
     # In the child of a fork, which is another process.
     def discard = @connection.discard
