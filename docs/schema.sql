@@ -512,6 +512,22 @@ CREATE FUNCTION tasker.event_writers() RETURNS text[]
 $$;
 
 --
+-- Name: events_beyond(tasker.event_cursor, text[], integer, bigint); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.events_beyond(c tasker.event_cursor, likes text[], most integer, up_to bigint DEFAULT '9223372036854775807'::bigint) RETURNS TABLE(event_id bigint, wanted boolean)
+    LANGUAGE sql STABLE
+    AS $$
+    (SELECT e.event_id, e.name LIKE ANY (likes)
+     FROM unnest(c.missing + c.recent) AS m(ids)
+     CROSS JOIN LATERAL (SELECT v.event_id, v.name FROM tasker.events v WHERE v.event_id >= lower(m.ids) AND v.event_id < upper(m.ids) OFFSET 0) e
+     WHERE e.event_id <= up_to ORDER BY e.event_id LIMIT most)
+    UNION ALL
+    (SELECT e.event_id, e.name LIKE ANY (likes) FROM tasker.events e WHERE e.event_id > c.passed AND e.event_id <= up_to ORDER BY e.event_id LIMIT most)
+    ORDER BY 1 LIMIT most
+$$;
+
+--
 -- Name: expand_tasks(); Type: FUNCTION; Schema: tasker; Owner: -
 --
 
@@ -621,8 +637,8 @@ BEGIN
     IF NOT asleep THEN
         DELETE FROM tasker.event_sleepers s WHERE s.name = $1;
     ELSIF NOT EXISTS (SELECT FROM tasker.event_sleepers s WHERE s.name = $1 AND s.channel = $2 AND s.likes = $3
-                      AND s.until > clock_timestamp() + interval '30 seconds') THEN
-        INSERT INTO tasker.event_sleepers AS s (name, channel, likes, until) VALUES ($1, $2, $3, clock_timestamp() + interval '1 minute')
+                      AND s.until > clock_timestamp() + interval '5 seconds') THEN
+        INSERT INTO tasker.event_sleepers AS s (name, channel, likes, until) VALUES ($1, $2, $3, clock_timestamp() + interval '10 seconds')
         ON CONFLICT ON CONSTRAINT event_sleepers_pkey DO UPDATE SET channel = excluded.channel, likes = excluded.likes, until = excluded.until;
         DELETE FROM tasker.event_sleepers s USING (
             SELECT l.name FROM tasker.event_sleepers l WHERE l.until < clock_timestamp() FOR UPDATE SKIP LOCKED) dead
@@ -942,13 +958,15 @@ CREATE FUNCTION tasker.next_events(name text, holder text, most integer DEFAULT 
     SET enable_hashjoin TO 'off'
     SET enable_mergejoin TO 'off'
     SET jit TO 'off'
+    SET plan_cache_mode TO 'force_generic_plan'
     AS $_$
 #variable_conflict use_column
 DECLARE
     s       tasker.event_subscribers;
     c       tasker.event_cursor;
     settled boolean := true;  -- c.missing: what isn't seen now will never be
-    scan    int;              -- rows to look at, wanted or not
+    scan    int := most;      -- rows to look at, wanted or not
+    edge    bigint;           -- the last that is wanted, if there are enough of them
     wanted  bigint[];
     seen    int8multirange;
     reached bigint;
@@ -967,24 +985,19 @@ BEGIN
         settled := NOT tasker.still_writing(c.writers);
     END IF;
 
-    scan := CASE WHEN '%' = ANY (s.likes) THEN most ELSE most * 10 END;
+    IF '%' <> ALL (s.likes) THEN
+        scan := most * 10;
+        SELECT b.event_id INTO edge FROM tasker.events_beyond(c, s.likes, scan) b WHERE b.wanted ORDER BY b.event_id OFFSET most - 1 LIMIT 1;
+    END IF;
     WITH looked AS (
-        SELECT u.event_id, u.wanted, row_number() OVER (ORDER BY u.event_id) AS r, sum(u.wanted::int) OVER (ORDER BY u.event_id) AS n
-        FROM ((SELECT e.event_id, e.name LIKE ANY (s.likes) AS wanted
-               FROM unnest(c.missing + c.recent) AS h(ids)
-               CROSS JOIN LATERAL (SELECT e.event_id, e.name FROM tasker.events e WHERE e.event_id >= lower(h.ids) AND e.event_id < upper(h.ids) OFFSET 0) e
-               ORDER BY e.event_id LIMIT scan + 1)
-              UNION ALL
-              (SELECT e.event_id, e.name LIKE ANY (s.likes) FROM tasker.events e WHERE e.event_id > c.passed ORDER BY e.event_id LIMIT scan + 1)) u
-        ORDER BY u.event_id LIMIT scan + 1
-    ), kept AS (
-        SELECT l.event_id, l.wanted, l.r FROM looked l WHERE l.n - l.wanted::int < most AND l.r <= scan
+        SELECT b.event_id, b.wanted, row_number() OVER (ORDER BY b.event_id) AS r
+        FROM tasker.events_beyond(c, s.likes, scan, coalesce(edge, 9223372036854775807)) b
     )
-    SELECT ARRAY(SELECT k.event_id FROM kept k WHERE k.wanted ORDER BY k.event_id),
-           coalesce((SELECT range_agg(i.ids) FROM (SELECT int8range(min(k.event_id), max(k.event_id), '[]') AS ids FROM kept k GROUP BY k.event_id - k.r) i), '{}'),
-           (SELECT max(k.event_id) FROM kept k),
-           (SELECT count(*) FROM looked) > (SELECT count(*) FROM kept)
-    INTO wanted, seen, reached, cut;
+    SELECT ARRAY(SELECT l.event_id FROM looked l WHERE l.wanted),
+           -- ids that follow on one another have the same difference to their rank
+           coalesce((SELECT range_agg(i.ids) FROM (SELECT int8range(min(l.event_id), max(l.event_id), '[]') AS ids FROM looked l GROUP BY l.event_id - l.r) i), '{}'),
+           max(k.event_id), edge IS NOT NULL OR count(*) = scan
+    INTO wanted, seen, reached, cut FROM looked k;
 
     RETURN QUERY
     SELECT l.event_id, l.created_at, l.name, l.task_id, l.step_id, l.attempt, l.data,
@@ -1271,8 +1284,8 @@ BEGIN
     IF jsonb_typeof(data) <> 'object' THEN
         RAISE EXCEPTION 'the data of an event is a JSON object, not %', left(data::text, 100) USING ERRCODE = 'TK003';
     END IF;
-    IF pg_column_size(data) > 1048576 THEN
-        RAISE EXCEPTION 'the data of event "%" has more than 1 MiB: store it elsewhere and carry a reference', name USING ERRCODE = 'TK003';
+    IF pg_column_size(data) > 65536 THEN
+        RAISE EXCEPTION 'the data of event "%" has more than 64 KiB: store it elsewhere and carry a reference', name USING ERRCODE = 'TK003';
     END IF;
     IF step IS NOT NULL THEN
         SELECT s.task_id INTO of_task FROM tasker.steps s WHERE s.step_id = step AND (task IS NULL OR s.task_id = task);
@@ -1894,13 +1907,16 @@ END $$;
 
 CREATE FUNCTION tasker.ring() RETURNS trigger
     LANGUAGE plpgsql
+    SET enable_seqscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
     AS $$
 BEGIN
-    IF EXISTS (SELECT FROM tasker.event_sleepers) THEN
+    IF EXISTS (SELECT FROM tasker.event_sleepers s WHERE s.until > statement_timestamp()) THEN
         PERFORM pg_notify(s.channel, 'events ' || s.name) FROM tasker.event_sleepers s
-        WHERE s.until > now() AND EXISTS (SELECT FROM written w WHERE w.name LIKE ANY (s.likes));
+        WHERE s.until > statement_timestamp() AND EXISTS (SELECT FROM written w WHERE w.name LIKE ANY (s.likes));
     END IF;
-    IF EXISTS (SELECT FROM tasker.task_waiters) THEN
+    IF EXISTS (SELECT FROM tasker.task_waiters a WHERE a.until > statement_timestamp()) THEN
         PERFORM pg_notify(a.channel, 'task ' || a.task_id) FROM written w JOIN tasker.task_waiters a USING (task_id)
         WHERE w.name IN ('task.completed', 'task.failed', 'task.cancelled', 'task.resolved_manually');
     END IF;
@@ -3941,6 +3957,12 @@ CREATE UNIQUE INDEX dead_letters_open ON tasker.dead_letters USING btree (task_i
 CREATE INDEX dispatches_of_task ON tasker.dispatches USING btree (task_id);
 
 --
+-- Name: event_sleepers_until; Type: INDEX; Schema: tasker; Owner: -
+--
+
+CREATE INDEX event_sleepers_until ON tasker.event_sleepers USING btree (until);
+
+--
 -- Name: events_of_task; Type: INDEX; Schema: tasker; Owner: -
 --
 
@@ -4023,6 +4045,12 @@ CREATE INDEX river_notification_topic_id_idx ON tasker.river_notification USING 
 --
 
 CREATE UNIQUE INDEX steps_of_task ON tasker.steps USING btree (task_id, "position");
+
+--
+-- Name: task_waiters_until; Type: INDEX; Schema: tasker; Owner: -
+--
+
+CREATE INDEX task_waiters_until ON tasker.task_waiters USING btree (until);
 
 --
 -- Name: tasks_correlation; Type: INDEX; Schema: tasker; Owner: -

@@ -1,6 +1,7 @@
 DROP VIEW tasker.event_lag;
 DROP FUNCTION tasker.publish_event(text, jsonb, bigint, bigint, int);
 DROP FUNCTION tasker.next_events(text, text, int, tasker.event_cursor, text);
+DROP FUNCTION tasker.events_beyond(tasker.event_cursor, text[], int, bigint);
 DROP FUNCTION tasker.fall_asleep(text, text, text[], boolean);
 DROP FUNCTION tasker.cursor_after(tasker.event_cursor, int8multirange, bigint, boolean, boolean);
 DROP FUNCTION tasker.event_failed(text, text, bigint, text);

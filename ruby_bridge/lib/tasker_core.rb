@@ -55,6 +55,16 @@ require_relative "tasker_core/event_protocol"
 require_relative "tasker_core/listening_connection"
 require_relative "tasker_core/listener"
 require_relative "tasker_core/task_ends"
+require_relative "tasker_core/event_names"
+require_relative "tasker_core/event"
+require_relative "tasker_core/event_handlers"
+require_relative "tasker_core/event_subscription"
+require_relative "tasker_core/event_subscriber"
+require_relative "tasker_core/event_publication"
+require_relative "tasker_core/app_executor"
+require_relative "tasker_core/event_worker"
+require_relative "tasker_core/event_runner"
+require_relative "tasker_core/event_publisher"
 require_relative "tasker_core/after_fork"
 
 # Runs the steps of tasker's workflows in the team's own Sidekiq.
@@ -134,6 +144,19 @@ module TaskerCore
     def listener = @listener || @monitor.synchronize { @listener ||= Listener.new }
 
     # @private
+    # @return [EventRunner, nil] nil: no subscriber runs in this process
+    attr_reader :event_runner
+
+    # @private
+    def start_event_runner = @event_runner || @monitor.synchronize { @event_runner ||= EventRunner.new(listener) }
+
+    # @private
+    def stop_event_runner(timeout)
+      runner = @monitor.synchronize { @event_runner.tap { @event_runner = nil } }
+      runner&.stop(timeout:)
+    end
+
+    # @private
     def database = @database || @monitor.synchronize { @database ||= Database.new }
 
     # @private
@@ -155,12 +178,13 @@ module TaskerCore
 
     # @private
     def forget_connections
-      [@database, @process_registration, @listener].compact.each(&:discard)
-      @database = @reports = @bundle_watch = @process_registration = @listener = @task_ends = nil
+      [@database, @process_registration, @listener, @event_runner].compact.each(&:discard)
+      @database = @reports = @bundle_watch = @process_registration = @listener = @task_ends = @event_runner = nil
       @monitor = Monitor.new # another thread may have held the old one when the process forked
     end
   end
 end
 
 require_relative "tasker_core/sidekiq_server"
+require_relative "tasker_core/sidekiq_events"
 require_relative "tasker_core/railtie" if defined?(Rails::Railtie)

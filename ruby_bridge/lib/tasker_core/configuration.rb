@@ -33,6 +33,8 @@ module TaskerCore
     # @return [Array<String, Class>] errors that no further attempt mends,
     #   whichever handler they come from; see ErrorRules
     attr_accessor :permanent_errors
+    # @return [Boolean] whether subscribers of events run in the Sidekiq process
+    attr_accessor :events_in_sidekiq
     attr_writer :logger
 
     def initialize
@@ -43,6 +45,7 @@ module TaskerCore
       @report_timeout = 300
       @start_timeout = 30
       @stop_timeout = 10
+      @events_in_sidekiq = false
     end
 
     # @return [Logger] Sidekiq's in a Sidekiq process, else that of Rails, else one on standard error

@@ -46,6 +46,9 @@ module TaskerCore
   # What was waited for has not come in time. It may still come: nothing was stopped.
   class TimeoutError < Error; end
 
+  # An event of the app's own was not published. The message says what to mend.
+  class EventRefusedError < Error; end
+
   # A call to Postgres failed. +cause+ is the PG::Error.
   class DatabaseError < Error
     # Classes of SQLSTATE that mend themselves: connection, resources,

@@ -23,7 +23,9 @@ module TestConfiguration
     ensure
       TaskerCore.instance_variable_get(:@process_registration)&.stop
       TaskerCore.instance_variable_get(:@reports)&.close
+      TaskerCore.stop_event_runner(5)
       TaskerCore.instance_variable_get(:@listener)&.stop
+      TaskerCore::EventPublisher.instance_variable_set(:@subscriptions, {})
       TaskerCore.instance_variable_get(:@database)&.close
       %i[@process_registration @reports @database @listener @task_ends].each { |name| TaskerCore.instance_variable_set(name, nil) }
       TaskerCore.instance_variable_set(:@config, before)

@@ -13,5 +13,6 @@ module Shop
     config.logger = Logger.new($stdout)
     config.secret_key_base = "spec"
     config.tasker_core.pool_size = 3
+    config.tasker_core.events_in_sidekiq = ENV.key?("SPEC_EVENTS")
   end
 end
