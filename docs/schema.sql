@@ -339,10 +339,10 @@ CREATE FUNCTION tasker.context_key(context jsonb) RETURNS text
 $$;
 
 --
--- Name: enqueue_task(text, text, jsonb, text, smallint, timestamp with time zone, text, text, text, text[], text, text, text, text[], timestamp with time zone, bigint); Type: FUNCTION; Schema: tasker; Owner: -
+-- Name: enqueue_task(text, text, jsonb, text, smallint, timestamp with time zone, text, text, text, text[], text, text, text, text[], timestamp with time zone, bigint, jsonb); Type: FUNCTION; Schema: tasker; Owner: -
 --
 
-CREATE FUNCTION tasker.enqueue_task(namespace text, name text, context jsonb DEFAULT '{}'::jsonb, version text DEFAULT NULL::text, priority smallint DEFAULT NULL::smallint, run_at timestamp with time zone DEFAULT NULL::timestamp with time zone, idempotency_key text DEFAULT NULL::text, on_duplicate text DEFAULT 'return_existing'::text, correlation_id text DEFAULT NULL::text, tags text[] DEFAULT '{}'::text[], initiator text DEFAULT NULL::text, source_system text DEFAULT NULL::text, reason text DEFAULT NULL::text, bypass_steps text[] DEFAULT '{}'::text[], deadline timestamp with time zone DEFAULT NULL::timestamp with time zone, parent_task_id bigint DEFAULT NULL::bigint) RETURNS bigint
+CREATE FUNCTION tasker.enqueue_task(namespace text, name text, context jsonb DEFAULT '{}'::jsonb, version text DEFAULT NULL::text, priority smallint DEFAULT NULL::smallint, run_at timestamp with time zone DEFAULT NULL::timestamp with time zone, idempotency_key text DEFAULT NULL::text, on_duplicate text DEFAULT 'return_existing'::text, correlation_id text DEFAULT NULL::text, tags text[] DEFAULT '{}'::text[], initiator text DEFAULT NULL::text, source_system text DEFAULT NULL::text, reason text DEFAULT NULL::text, bypass_steps text[] DEFAULT '{}'::text[], deadline timestamp with time zone DEFAULT NULL::timestamp with time zone, parent_task_id bigint DEFAULT NULL::bigint, carrier jsonb DEFAULT NULL::jsonb) RETURNS bigint
     LANGUAGE plpgsql
     AS $_$
 #variable_conflict use_column
@@ -355,8 +355,8 @@ BEGIN
         USING ERRCODE = 'invalid_parameter_value';
     END IF;
     INSERT INTO tasker.tasks AS t (namespace, name, version, context, priority, run_at, idempotency_key,
-                                   correlation_id, tags, initiator, source_system, reason, bypass_steps, deadline, parent_task_id)
-    VALUES ($1, $2, $4, $3, coalesce($5, 2::smallint), $6, $7, $9, coalesce($10, '{}'), $11, $12, $13, coalesce($14, '{}'), $15, $16)
+                                   correlation_id, tags, initiator, source_system, reason, bypass_steps, deadline, parent_task_id, carrier)
+    VALUES ($1, $2, $4, $3, coalesce($5, 2::smallint), $6, $7, $9, coalesce($10, '{}'), $11, $12, $13, coalesce($14, '{}'), $15, $16, $17)
     ON CONFLICT (namespace, name, idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
     RETURNING t.task_id INTO id;
 
@@ -726,6 +726,7 @@ CREATE TABLE tasker.tasks (
     finished_at timestamp with time zone,
     deadline timestamp with time zone,
     parent_task_id bigint,
+    carrier jsonb,
     CONSTRAINT tasks_priority_check CHECK (((priority >= 1) AND (priority <= 4))),
     CONSTRAINT tasks_state_check CHECK ((state = ANY (ARRAY['pending'::text, 'in_progress'::text, 'complete'::text, 'error'::text, 'cancelled'::text, 'resolved_manually'::text])))
 )
@@ -1096,6 +1097,19 @@ CREATE FUNCTION tasker.record_verb(task bigint, step bigint, event text, who tex
     SELECT task, step, (SELECT s.attempts FROM tasker.steps s WHERE s.step_id = step), event,
            jsonb_strip_nulls(jsonb_build_object('by', who, 'reason', why)) || more
 $$;
+
+--
+-- Name: refuse_carrier(); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.refuse_carrier() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    RAISE EXCEPTION 'the carrier of a task is a JSON object of at most 64 KiB, not % of % bytes',
+        CASE WHEN jsonb_typeof(NEW.carrier) = 'object' THEN 'one' ELSE jsonb_typeof(NEW.carrier) END, pg_column_size(NEW.carrier)
+    USING ERRCODE = 'TK003', HINT = 'it is for what travels with the task; what the task is about belongs into its context';
+END $$;
 
 --
 -- Name: refuse_context(text, text, text, text); Type: FUNCTION; Schema: tasker; Owner: -
@@ -3498,6 +3512,12 @@ CREATE TRIGGER leave_gates AFTER UPDATE ON tasker.steps FOR EACH ROW WHEN ((old.
 --
 
 CREATE TRIGGER prepare_task BEFORE INSERT ON tasker.tasks FOR EACH ROW EXECUTE FUNCTION tasker.prepare_task();
+
+--
+-- Name: tasks refuse_carrier; Type: TRIGGER; Schema: tasker; Owner: -
+--
+
+CREATE TRIGGER refuse_carrier BEFORE INSERT ON tasker.tasks FOR EACH ROW WHEN (((new.carrier IS NOT NULL) AND ((jsonb_typeof(new.carrier) <> 'object'::text) OR (pg_column_size(new.carrier) > 65536)))) EXECUTE FUNCTION tasker.refuse_carrier();
 
 --
 -- Name: tasks refuse_deadline; Type: TRIGGER; Schema: tasker; Owner: -
