@@ -76,7 +76,9 @@ module TaskerCore
         task = TaskContext.new(answer.fetch("task"))
         step = StepContext.new(answer.fetch("step"), heartbeat: heartbeat(answer.fetch("step")))
         sequence = StepSequence.new(task.task_id, answer.fetch("dependencies"), protocol: @protocol)
-        Sidekiq::Context.with(log_context(task, step)) { ResultJson.dump(handler.new.handle(task, sequence, step)) }
+        Sidekiq::Context.with(log_context(task, step)) do
+          @config.surroundings.call(task, step) { ResultJson.dump(handler.new.handle(task, sequence, step)) }
+        end
       end
     end
 

@@ -9,6 +9,8 @@ module TaskerCore
   #     config.database_url = "postgres://localhost/tasker"
   #   end
   class Configuration
+    prepend HandlerSettings
+
     # @return [String, nil] where tasker's schema is; nil: TASKER_DATABASE_URL,
     #   else DATABASE_URL, else ActiveRecord's own database
     attr_accessor :database_url
