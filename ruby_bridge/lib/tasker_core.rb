@@ -37,6 +37,7 @@ require_relative "tasker_core/handler_surroundings"
 require_relative "tasker_core/step_job"
 require_relative "tasker_core/process_registration"
 require_relative "tasker_core/task_enqueue"
+require_relative "tasker_core/records"
 require_relative "tasker_core/after_fork"
 
 # Runs the steps of tasker's workflows in the team's own Sidekiq.

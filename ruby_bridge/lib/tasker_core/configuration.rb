@@ -24,7 +24,12 @@ module TaskerCore
     attr_accessor :report_timeout
     # @return [Numeric] how long to go on asking for an attempt while Postgres is away
     attr_accessor :start_timeout
+    # @return [Hash, nil] what connects_to of ActiveRecord takes, for the models Task, Step, …; nil: as database_url says
+    attr_accessor :connects_to
     attr_writer :logger
+
+    # @return [Array<Symbol>] names of all settings
+    def self.settings = @settings ||= public_instance_methods.grep(/[a-z]=\z/).map { |name| name.name.delete_suffix("=").to_sym }.sort.freeze
 
     def initialize
       @pool_size = 5
@@ -36,6 +41,19 @@ module TaskerCore
     # @return [Logger] Sidekiq's in a Sidekiq process, else that of Rails, else one on standard error
     def logger
       @logger ||= default_logger
+    end
+
+    # @param settings [Hash{Symbol => Object}]
+    # @param called [String] for errors: where they were set
+    # @return [void]
+    # @raise [ConfigurationError] naming the first that there is not
+    def update(settings, called: "TaskerCore.config")
+      settings.each do |name, value|
+        next public_send(:"#{name}=", value) if self.class.settings.include?(name.to_sym)
+
+        near = DidYouMean::SpellChecker.new(dictionary: self.class.settings).correct(name).first if defined?(DidYouMean::SpellChecker)
+        raise ConfigurationError, "#{called}.#{name} is no setting#{"; did you mean #{near}?" if near} – there are: #{self.class.settings.join(', ')}"
+      end
     end
 
     # @raise [ConfigurationError] naming the first setting that can't be

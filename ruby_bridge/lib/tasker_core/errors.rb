@@ -15,6 +15,9 @@ module TaskerCore
   # The message says what to mend; nothing was written.
   class TaskRefusedError < Error; end
 
+  # What was asked of a task or a step can't be done in the state that it is in.
+  class StateTransitionError < Error; end
+
   # A call to Postgres failed. +cause+ is the PG::Error.
   class DatabaseError < Error
     # Classes of SQLSTATE that mend themselves: connection, resources,

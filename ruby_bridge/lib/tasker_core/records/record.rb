@@ -1,0 +1,83 @@
+# frozen_string_literal: true
+
+unless defined?(ActiveRecord::Base)
+  raise TaskerCore::ConfigurationError, "TaskerCore::Task, Step, TaskEvent and TaskTemplate are ActiveRecord models: load active_record first"
+end
+
+module TaskerCore
+  # What the models of tasker's tables inherit from. They read: the engine alone
+  # writes, and what may be asked of it are methods such as Task#cancel!, each a
+  # call of the SQL function that the command line calls as well.
+  #
+  # They use the connection of ActiveRecord::Base, and so its transaction, if
+  # that is connected to tasker's database; else one of their own, to what
+  # config.connects_to or config.database_url names.
+  class Record < ActiveRecord::Base
+    self.abstract_class = true
+
+    # Refusals of the engine that are about a state.
+    STATE_ERRORS = %w[TK006 TK008].freeze
+    private_constant :STATE_ERRORS
+
+    class << self
+      # @private
+      # @return [Hash, nil] nil: tasker's database is that of ActiveRecord::Base
+      def own_database(url = TaskerCore.config.database_url || ENV.fetch("TASKER_DATABASE_URL", nil))
+        return if url.nil? || url.empty?
+
+        there = DatabaseParameters.from_url(url)
+        return if place(there) == place(DatabaseParameters.active_record_settings ? DatabaseParameters.from_active_record : {})
+
+        there.except(:user, :dbname).merge(adapter: "postgresql", username: there[:user], database: there[:dbname]).compact
+      end
+
+      private
+
+      def place(parameters) = [parameters[:host].to_s, (parameters[:port] || 5432).to_i, parameters[:dbname].to_s]
+    end
+
+    if TaskerCore.config.connects_to
+      connects_to(**TaskerCore.config.connects_to)
+    elsif (settings = own_database)
+      establish_connection(settings)
+    end
+
+    # @return [true]
+    def readonly? = true
+
+    # ActiveRecord's two that don't ask readonly?.
+    # @raise [ActiveRecord::ReadOnlyRecord]
+    def delete = raise(ActiveRecord::ReadOnlyRecord, "#{self.class} is read-only")
+
+    # @raise [ActiveRecord::ReadOnlyRecord]
+    def update_columns(*) = delete
+
+    private
+
+    # Calls a function of the engine's that takes the record's id first.
+    #
+    # @raise [StateTransitionError] it can't be done in the state that it is in
+    # @raise [TaskRefusedError] what came along is refused
+    def steer(function, types, *values)
+      connection = self.class.connection
+      list = types.each_with_index.map { |type, index| "$#{index + 2}::#{type}" }
+      self.class.transaction(requires_new: true) do # a refusal leaves the caller's transaction usable
+        ActiveRecordDatabase.new(connection).exec("SELECT tasker.#{function}(#{['$1::bigint', *list].join(', ')})", [id, *values])
+      end
+      reload
+    rescue ActiveRecord::StatementInvalid => e
+      raise refusal(e.cause) || e
+    end
+
+    def refusal(error)
+      result = error.respond_to?(:result) ? error.result : nil
+      state = result&.error_field(PG::PG_DIAG_SQLSTATE).to_s
+      return unless state.start_with?("TK")
+
+      text = [PG::PG_DIAG_MESSAGE_PRIMARY, PG::PG_DIAG_MESSAGE_HINT].filter_map { |field| result.error_field(field) }.join(" – ")
+      STATE_ERRORS.include?(state) ? StateTransitionError.new(text) : TaskRefusedError.new(text)
+    end
+
+    def json(value) = value.nil? ? nil : JSON.generate(JsonTree.build(value), max_nesting: 0)
+  end
+end
