@@ -11,7 +11,10 @@ RSpec.describe "The models of tasker's tables" do
 
   after { ActiveRecord::Base.remove_connection }
 
-  let(:template) { register_template([{ position: 0, name: "work", handler_class: "Work", attempt_limit: 1 }, { position: 1, name: "after", handler: "tasker.echo", attempt_limit: 1, depends_on: [0] }]) }
+  let(:template) do
+    register_template([{ position: 0, name: "work", handler_class: "Work", attempt_limit: 1 },
+                       { position: 1, name: "after", handler: "tasker.echo", attempt_limit: 1, depends_on: [0] }])
+  end
 
   def task(**options) = TaskerCore::Task.find(TaskerCore.enqueue_task(namespace: "spec", name: template, context: { a: [1] }, **options))
 

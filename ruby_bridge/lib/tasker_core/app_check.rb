@@ -94,7 +94,7 @@ module TaskerCore
         handler_class = over.key?("handler") ? nil : over["handler_class"] || step["handler_class"]
         RubyStep.new(name, step["name"], handler_class, over["queue"] || step["queue"] || "default") if handler_class
       end
-    rescue Psych::Exception, StandardError => e
+    rescue StandardError => e
       wrong "#{name} can't be read (#{e.class}: #{e.message.lines.first&.strip}): tasker template validate config/tasker/tasks says where"
       []
     end
@@ -135,7 +135,7 @@ module TaskerCore
       # A queue is a name, or a name with its weight.
       names = [settings["queues"], *capsules].compact.flatten(1).map { |queue| Array(queue).first.to_s.split(",").first }
       names.empty? ? ["default"] : names
-    rescue Psych::Exception, StandardError, ScriptError => e
+    rescue StandardError, ScriptError => e
       wrong "config/sidekiq.yml can't be read: #{e.message.lines.first&.strip}"
       nil
     end
