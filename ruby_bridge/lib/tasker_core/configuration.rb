@@ -9,7 +9,7 @@ module TaskerCore
   #     config.database_url = "postgres://localhost/tasker"
   #   end
   class Configuration
-    prepend HandlerSettings
+    include HandlerSettings
 
     # @return [String, nil] where tasker's schema is; nil: TASKER_DATABASE_URL,
     #   else DATABASE_URL, else ActiveRecord's own database
@@ -32,6 +32,7 @@ module TaskerCore
     def self.settings = @settings ||= public_instance_methods.grep(/[a-z]=\z/).map { |name| name.name.delete_suffix("=").to_sym }.sort.freeze
 
     def initialize
+      super
       @pool_size = 5
       @reraise_errors = true
       @report_timeout = 300
@@ -58,6 +59,7 @@ module TaskerCore
 
     # @raise [ConfigurationError] naming the first setting that can't be
     def validate!
+      super
       sized = pool_size.is_a?(Integer) && pool_size.positive?
       raise ConfigurationError, "pool_size must be a positive Integer, not #{pool_size.inspect}" unless sized
 

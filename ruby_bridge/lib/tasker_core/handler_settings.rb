@@ -42,7 +42,6 @@ module TaskerCore
       @report_retried_errors = false
       @log_tags = true
       @adopt_jobs = true
-      super
     end
 
     # @private
@@ -63,7 +62,6 @@ module TaskerCore
       raise ConfigurationError, "executor has no method wrap: #{executor.inspect}" unless executor.nil? || executor.respond_to?(:wrap)
 
       @surroundings = nil # the next handler gets what is configured now
-      super
     end
   end
 end

@@ -42,6 +42,8 @@ module TaskerCore
       establish_connection(settings)
     end
 
+    ActiveSupport.run_load_hooks(:tasker_record, self)
+
     # @return [true]
     def readonly? = true
 
