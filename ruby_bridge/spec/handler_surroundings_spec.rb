@@ -46,6 +46,17 @@ RSpec.describe TaskerCore::HandlerSurroundings do
       expect(step.failure).to include("class" => "TaskerCore::ConfigurationError")
     end
 
+    it "calls its block once" do
+      runs = order
+      step = dispatch(handler { |*| runs << "run" })
+      TaskerCore.config.middleware << lambda do |*, &run|
+        2.times { run.call }
+      end
+
+      expect { perform(step) }.to raise_error(TaskerCore::ConfigurationError, /called its block twice/)
+      expect(order).to eq(["run"])
+    end
+
     it "is refused when it can't be called" do
       expect { TaskerCore.configure { |config| config.middleware = [->(*) {}, "Timing"] } }
         .to raise_error(TaskerCore::ConfigurationError, 'middleware[1] has no method call: "Timing"')
@@ -101,6 +112,7 @@ RSpec.describe TaskerCore::HandlerSurroundings do
       lines, step = lines_of_rails
 
       expect(lines).to include("[tasker] [task=#{step.task_id}] [step=work] charged")
+      expect(Rails.logger.formatter.current_tags).to be_empty
     end
 
     it "may be switched off" do
@@ -182,9 +194,13 @@ RSpec.describe TaskerCore::HandlerSurroundings do
       handler do |*|
         raise Sidekiq::Shutdown
       rescue Sidekiq::Shutdown
-        raise "wrapped"
+        begin
+          raise "wrapped"
+        rescue StandardError
+          raise "wrapped again"
+        end
       end
-      expect { perform(dispatch("Work", attempt: 3)) }.to raise_error("wrapped")
+      expect { perform(dispatch("Work", attempt: 3)) }.to raise_error("wrapped again")
 
       expect(reports).to be_empty
     end

@@ -223,6 +223,7 @@ RSpec.describe "In a Rails app" do
       expect(report.result).to match("report" => 5, "jid" => /\A\h{24}\z/)
       expect(eventually("the worker hears of it") { sidekiq.redis.lrange("exhausted", 0, -1).first }).to eq("ReportWorker [8,\"fire\"] printer is on fire")
       expect(sidekiq.redis.keys("*")).not_to include("retry", "schedule", "dead", "queue:default")
+      expect(sidekiq.redis.lrange("middleware", 0, -1)).to include("TaskerCore::StepJob ReportWorker #{report.step_id} 1")
     end
   end
 end

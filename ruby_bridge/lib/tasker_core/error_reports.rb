@@ -17,10 +17,13 @@ module TaskerCore
     #
     # @return [Boolean] whether the step fails for good with this error
     def self.final?(error, step)
-      return false if error.is_a?(AttemptOverError) || error.cause.is_a?(Sidekiq::Shutdown)
+      return false if error.is_a?(AttemptOverError) || shutdown?(error)
 
       error.is_a?(PermanentError) || step.last_attempt?
     end
+
+    def self.shutdown?(error) = Enumerator.produce(error, &:cause).lazy.take_while(&:itself).first(100).any?(Sidekiq::Shutdown)
+    private_class_method :shutdown?
 
     # @param config [Configuration]
     def initialize(config) = @config = config

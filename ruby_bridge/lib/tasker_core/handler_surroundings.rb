@@ -50,12 +50,20 @@ module TaskerCore
     class LogTags
       def self.for(config)
         logger = defined?(Rails) && Rails.respond_to?(:logger) ? Rails.logger : nil
-        new(logger) if config.log_tags && logger.respond_to?(:tagged) && !logger.equal?(Sidekiq.logger)
+        new(logger) if config.log_tags && logger.respond_to?(:push_tags) && !logger.equal?(Sidekiq.logger)
       end
 
       def initialize(logger) = @logger = logger
 
-      def call(task, step, &) = @logger.tagged("tasker", "task=#{task.task_id}", "step=#{step.name}", &)
+      # Not tagged with a block: a logger that broadcasts to several may call
+      # it once for each, and a handler must run once.
+      def call(task, step)
+        tags = ["tasker", "task=#{task.task_id}", "step=#{step.name}"]
+        @logger.push_tags(*tags)
+        yield
+      ensure
+        @logger.pop_tags(tags.size)
+      end
     end
 
     # perform.tasker, for ActiveSupport::Notifications.
@@ -78,6 +86,8 @@ module TaskerCore
       def call(task, step)
         called = false
         @middleware.call(task, step) do
+          raise ConfigurationError, "#{@middleware.inspect} of config.middleware called its block twice: a handler runs once per attempt" if called
+
           called = true
           yield
         end
