@@ -57,6 +57,8 @@ RSpec.describe TaskerCore::AdoptedJob do
 
       expect { TaskerCore::HandlerLookup.find("ActionMailer::MailDeliveryJob") }
         .to raise_error(TaskerCore::HandlerNotFoundError, /is not a step handler/)
+      stub_const("OwnDeliveryJob", Class.new(ActionMailer::MailDeliveryJob))
+      expect { TaskerCore::HandlerLookup.find("OwnDeliveryJob") }.to raise_error(TaskerCore::HandlerNotFoundError)
     end
 
     it "may be limited, or ruled out" do

@@ -18,7 +18,7 @@ module TaskerCore
       # @param job_class [Object]
       # @return [AdoptedJob, nil] nil: it is not a job of the team's
       def for(job_class, allowed: TaskerCore.config.adopt_jobs)
-        return unless job_class.is_a?(Class) && !FOREIGN.match?(job_class.name)
+        return unless job_class.is_a?(Class) && own?(job_class)
         return unless allowed == true || (allowed.is_a?(Array) && allowed.include?(job_class.name))
 
         if defined?(ActiveJob::Base) && job_class < ActiveJob::Base
@@ -26,6 +26,13 @@ module TaskerCore
         elsif job_class < (defined?(Sidekiq::Job) ? Sidekiq::Job : Sidekiq::Worker)
           AdoptedSidekiqJob.new(job_class)
         end
+      end
+
+      private
+
+      # Neither such a job nor a subclass of one, but of ActiveJob::Base.
+      def own?(job_class)
+        job_class.ancestors.grep(Class).none? { |ancestor| FOREIGN.match?(ancestor.name) && ancestor.name != "ActiveJob::Base" }
       end
     end
 
