@@ -435,10 +435,10 @@ CREATE FUNCTION tasker.ended_tasks(tasks bigint[]) RETURNS SETOF bigint
 $$;
 
 --
--- Name: enqueue_task(text, text, jsonb, text, smallint, timestamp with time zone, text, text, text, text[], text, text, text, text[], timestamp with time zone, bigint); Type: FUNCTION; Schema: tasker; Owner: -
+-- Name: enqueue_task(text, text, jsonb, text, smallint, timestamp with time zone, text, text, text, text[], text, text, text, text[], timestamp with time zone, bigint, jsonb); Type: FUNCTION; Schema: tasker; Owner: -
 --
 
-CREATE FUNCTION tasker.enqueue_task(namespace text, name text, context jsonb DEFAULT '{}'::jsonb, version text DEFAULT NULL::text, priority smallint DEFAULT NULL::smallint, run_at timestamp with time zone DEFAULT NULL::timestamp with time zone, idempotency_key text DEFAULT NULL::text, on_duplicate text DEFAULT 'return_existing'::text, correlation_id text DEFAULT NULL::text, tags text[] DEFAULT '{}'::text[], initiator text DEFAULT NULL::text, source_system text DEFAULT NULL::text, reason text DEFAULT NULL::text, bypass_steps text[] DEFAULT '{}'::text[], deadline timestamp with time zone DEFAULT NULL::timestamp with time zone, parent_task_id bigint DEFAULT NULL::bigint) RETURNS bigint
+CREATE FUNCTION tasker.enqueue_task(namespace text, name text, context jsonb DEFAULT '{}'::jsonb, version text DEFAULT NULL::text, priority smallint DEFAULT NULL::smallint, run_at timestamp with time zone DEFAULT NULL::timestamp with time zone, idempotency_key text DEFAULT NULL::text, on_duplicate text DEFAULT 'return_existing'::text, correlation_id text DEFAULT NULL::text, tags text[] DEFAULT '{}'::text[], initiator text DEFAULT NULL::text, source_system text DEFAULT NULL::text, reason text DEFAULT NULL::text, bypass_steps text[] DEFAULT '{}'::text[], deadline timestamp with time zone DEFAULT NULL::timestamp with time zone, parent_task_id bigint DEFAULT NULL::bigint, carrier jsonb DEFAULT NULL::jsonb) RETURNS bigint
     LANGUAGE plpgsql
     AS $_$
 #variable_conflict use_column
@@ -451,8 +451,8 @@ BEGIN
         USING ERRCODE = 'invalid_parameter_value';
     END IF;
     INSERT INTO tasker.tasks AS t (namespace, name, version, context, priority, run_at, idempotency_key,
-                                   correlation_id, tags, initiator, source_system, reason, bypass_steps, deadline, parent_task_id)
-    VALUES ($1, $2, $4, $3, coalesce($5, 2::smallint), $6, $7, $9, coalesce($10, '{}'), $11, $12, $13, coalesce($14, '{}'), $15, $16)
+                                   correlation_id, tags, initiator, source_system, reason, bypass_steps, deadline, parent_task_id, carrier)
+    VALUES ($1, $2, $4, $3, coalesce($5, 2::smallint), $6, $7, $9, coalesce($10, '{}'), $11, $12, $13, coalesce($14, '{}'), $15, $16, $17)
     ON CONFLICT (namespace, name, idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
     RETURNING t.task_id INTO id;
 
@@ -920,6 +920,7 @@ CREATE TABLE tasker.tasks (
     finished_at timestamp with time zone,
     deadline timestamp with time zone,
     parent_task_id bigint,
+    carrier jsonb,
     CONSTRAINT tasks_priority_check CHECK (((priority >= 1) AND (priority <= 4))),
     CONSTRAINT tasks_state_check CHECK ((state = ANY (ARRAY['pending'::text, 'in_progress'::text, 'complete'::text, 'error'::text, 'cancelled'::text, 'resolved_manually'::text])))
 )
@@ -1403,6 +1404,19 @@ CREATE FUNCTION tasker.record_verb(task bigint, step bigint, event text, who tex
     SELECT task, step, (SELECT s.attempts FROM tasker.steps s WHERE s.step_id = step), event,
            jsonb_strip_nulls(jsonb_build_object('by', who, 'reason', why)) || more
 $$;
+
+--
+-- Name: refuse_carrier(); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.refuse_carrier() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    RAISE EXCEPTION 'the carrier of a task is a JSON object of at most 64 KiB, not % of % bytes',
+        CASE WHEN jsonb_typeof(NEW.carrier) = 'object' THEN 'one' ELSE jsonb_typeof(NEW.carrier) END, pg_column_size(NEW.carrier)
+    USING ERRCODE = 'TK003', HINT = 'it is for what travels with the task; what the task is about belongs into its context';
+END $$;
 
 --
 -- Name: refuse_context(text, text, text, text); Type: FUNCTION; Schema: tasker; Owner: -
@@ -2362,7 +2376,7 @@ CREATE FUNCTION tasker.start_attempt(step_id bigint, attempt integer, process_id
         'task', jsonb_build_object(
             'task_id', a.task_id, 'namespace', a.namespace, 'name', a.name, 'version', a.version,
             'context', a.context, 'priority', a.priority, 'correlation_id', a.correlation_id, 'parent_task_id', a.parent_task_id, 'tags', a.tags,
-            'initiator', a.initiator, 'source_system', a.source_system, 'reason', a.reason,
+            'initiator', a.initiator, 'source_system', a.source_system, 'reason', a.reason, 'carrier', a.carrier,
             'created_at', to_char(a.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')),
         'step', jsonb_build_object(
             'step_id', a.step_id, 'name', a.step_name, 'attempt', a.attempt, 'attempts_used', a.attempts_used, 'attempt_limit', a.attempt_limit,
@@ -2376,7 +2390,7 @@ $_$;
 -- Name: start_attempts(bigint[], integer[], bigint, bigint); Type: FUNCTION; Schema: tasker; Owner: -
 --
 
-CREATE FUNCTION tasker.start_attempts(step_ids bigint[], attempts integer[], process_id bigint DEFAULT NULL::bigint, call_id bigint DEFAULT NULL::bigint) RETURNS TABLE(step_id bigint, attempt integer, refusal text, task_id bigint, namespace text, name text, version text, context jsonb, priority smallint, correlation_id text, parent_task_id bigint, tags text[], initiator text, source_system text, reason text, created_at timestamp with time zone, step_name text, attempts_used integer, attempt_limit integer, handler_class text, config jsonb, timeout_seconds double precision, heartbeat_seconds double precision, progress jsonb, dependencies json)
+CREATE FUNCTION tasker.start_attempts(step_ids bigint[], attempts integer[], process_id bigint DEFAULT NULL::bigint, call_id bigint DEFAULT NULL::bigint) RETURNS TABLE(step_id bigint, attempt integer, refusal text, task_id bigint, namespace text, name text, version text, context jsonb, priority smallint, correlation_id text, parent_task_id bigint, tags text[], initiator text, source_system text, reason text, created_at timestamp with time zone, step_name text, attempts_used integer, attempt_limit integer, handler_class text, config jsonb, timeout_seconds double precision, heartbeat_seconds double precision, progress jsonb, dependencies json, carrier jsonb)
     LANGUAGE plpgsql
     SET enable_seqscan TO 'off'
     SET enable_hashjoin TO 'off'
@@ -2434,7 +2448,8 @@ BEGIN
            spec.heartbeat_seconds::double precision, j.progress,
            CASE WHEN cardinality(spec.depends_on) > 0 THEN (
                SELECT json_object_agg(u.name, u.result ORDER BY u.position)
-               FROM tasker.steps u WHERE u.task_id = j.task_id AND u.position = ANY (spec.depends_on)) END
+               FROM tasker.steps u WHERE u.task_id = j.task_id AND u.position = ANY (spec.depends_on)) END,
+           t.carrier
     FROM judged j
     LEFT JOIN tasker.tasks t ON t.task_id = j.task_id AND j.refusal IS NULL
     LEFT JOIN tasker.template_steps spec ON spec.template_id = t.template_id AND spec.position = j.position
@@ -4129,6 +4144,12 @@ CREATE TRIGGER leave_gates AFTER UPDATE ON tasker.steps FOR EACH ROW WHEN ((old.
 --
 
 CREATE TRIGGER prepare_task BEFORE INSERT ON tasker.tasks FOR EACH ROW EXECUTE FUNCTION tasker.prepare_task();
+
+--
+-- Name: tasks refuse_carrier; Type: TRIGGER; Schema: tasker; Owner: -
+--
+
+CREATE TRIGGER refuse_carrier BEFORE INSERT ON tasker.tasks FOR EACH ROW WHEN (((new.carrier IS NOT NULL) AND ((jsonb_typeof(new.carrier) <> 'object'::text) OR (pg_column_size(new.carrier) > 65536)))) EXECUTE FUNCTION tasker.refuse_carrier();
 
 --
 -- Name: tasks refuse_deadline; Type: TRIGGER; Schema: tasker; Owner: -

@@ -14,7 +14,7 @@ Gem::Specification.new do |spec|
   spec.required_ruby_version = ">= 3.1"
   spec.metadata = { "rubygems_mfa_required" => "true", "source_code_uri" => "#{spec.homepage}/tree/main/ruby_bridge" }
 
-  spec.files = Dir["lib/**/*.rb", "README.md", "CHANGELOG.md"]
+  spec.files = Dir["lib/**/*", "sig/**/*.rbs", "README.md", "CHANGELOG.md"].select { |file| File.file?(file) }
 
   spec.add_dependency "connection_pool", ">= 2.2.5", "< 4"
   spec.add_dependency "pg", ">= 1.4", "< 2"

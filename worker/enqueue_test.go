@@ -110,6 +110,8 @@ func TestBadInsertsAreRefusedWithAMessageThatSaysWhatToMend(t *testing.T) {
 		{"context too large", `INSERT INTO tasker.tasks (namespace, name, context) VALUES ('test', 'one', jsonb_build_object('a', repeat('x', 1100000)))`, "the context of a task may have 1 MiB"},
 		{"priority out of range", `INSERT INTO tasker.tasks (namespace, name, priority) VALUES ('test', 'one', 9)`, "the priority of a task is a number from 1, which goes first, to 4, not 9"},
 		{"run_at at the end of time", `INSERT INTO tasker.tasks (namespace, name, run_at) VALUES ('test', 'one', 'infinity')`, "run_at of a task is a time in the years 1 to 9999, not infinity"},
+		{"carrier is a list", `SELECT tasker.enqueue_task('test', 'one', carrier => '[1]')`, "the carrier of a task is a JSON object of at most 64 KiB, not array"},
+		{"carrier too large", `INSERT INTO tasker.tasks (namespace, name, carrier) SELECT 'test', 'one', jsonb_object_agg(n, gen_random_uuid()) FROM generate_series(1, 2000) n`, "not one of"},
 		{"run_at before all time", `SELECT tasker.enqueue_task('test', 'one', run_at => '-infinity')`, "run_at of a task is a time in the years 1 to 9999, not -infinity"},
 		{"run_at before the common era", `INSERT INTO tasker.tasks (namespace, name, run_at) VALUES ('test', 'one', '4000-01-01 BC')`, "run_at of a task is a time in the years 1 to 9999"},
 		{"run_at in ten thousand years", `INSERT INTO tasker.tasks (namespace, name, run_at) VALUES ('test', 'one', '12000-01-01')`, "run_at of a task is a time in the years 1 to 9999"},

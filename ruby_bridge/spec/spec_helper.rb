@@ -10,6 +10,8 @@ unless missing.empty?
   exit!(1) # RSpec would say it all again
 end
 
+require_relative "support/coverage" # before what it measures
+
 require "json"
 require "logger"
 require "stringio"

@@ -60,7 +60,11 @@ module TaskerCore
         task = TaskContext.new(@answer.fetch("task"))
         step = StepContext.new(@answer.fetch("step"), inputs: task.context, dependencies: @answer.fetch("dependencies"), heartbeat:)
         sequence = StepSequence.new(task.task_id, @answer.fetch("dependencies"), protocol: @protocol)
-        timed { Sidekiq::Context.with(log_context(task, step)) { ResultJson.dump(handler.new.handle(task, sequence, step)) } }
+        timed do
+          Sidekiq::Context.with(log_context(task, step)) do
+            @config.surroundings.call(task, step) { ResultJson.dump(handler.new.handle(task, sequence, step)) }
+          end
+        end
       end
     end
 

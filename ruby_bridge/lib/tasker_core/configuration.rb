@@ -9,6 +9,8 @@ module TaskerCore
   #     config.database_url = "postgres://localhost/tasker"
   #   end
   class Configuration
+    include HandlerSettings
+
     # @return [String, nil] where tasker's schema is; nil: TASKER_DATABASE_URL,
     #   else DATABASE_URL, else ActiveRecord's own database
     attr_accessor :database_url
@@ -35,9 +37,15 @@ module TaskerCore
     attr_accessor :permanent_errors
     # @return [Boolean] whether subscribers of events run in the Sidekiq process
     attr_accessor :events_in_sidekiq
+    # @return [Hash, nil] what connects_to of ActiveRecord takes, for the models Task, Step, …; nil: as database_url says
+    attr_accessor :connects_to
     attr_writer :logger
 
+    # @return [Array<Symbol>] names of all settings
+    def self.settings = @settings ||= public_instance_methods.grep(/[a-z]=\z/).map { |name| name.name.delete_suffix("=").to_sym }.sort.freeze
+
     def initialize
+      super
       @filter_parameters = SecretFilter::DEFAULTS
       @permanent_errors = []
       @pool_size = 5
@@ -53,8 +61,22 @@ module TaskerCore
       @logger ||= default_logger
     end
 
+    # @param settings [Hash{Symbol => Object}]
+    # @param called [String] for errors: where they were set
+    # @return [void]
+    # @raise [ConfigurationError] naming the first that there is not
+    def update(settings, called: "TaskerCore.config")
+      settings.each do |name, value|
+        next public_send(:"#{name}=", value) if self.class.settings.include?(name.to_sym)
+
+        near = DidYouMean::SpellChecker.new(dictionary: self.class.settings).correct(name).first if defined?(DidYouMean::SpellChecker)
+        raise ConfigurationError, "#{called}.#{name} is no setting#{"; did you mean #{near}?" if near} – there are: #{self.class.settings.join(', ')}"
+      end
+    end
+
     # @raise [ConfigurationError] naming the first setting that can't be
     def validate!
+      super
       sized = pool_size.is_a?(Integer) && pool_size.positive?
       raise ConfigurationError, "pool_size must be a positive Integer, not #{pool_size.inspect}" unless sized
 

@@ -10,14 +10,15 @@ module TaskerCore
     module_function
 
     # @param name [String] such as "Orders::Charge"
-    # @return [Class] a subclass of BaseStepHandler
+    # @return [Class, AdoptedJob] a subclass of BaseStepHandler, or what runs a job class as one
     # @raise [HandlerNotFoundError]
     def find(name)
       handler = constant(name)
       return handler if handler.is_a?(Class) && handler < BaseStepHandler
 
-      raise HandlerNotFoundError, "#{name} is not a step handler: let it inherit from TaskerCore::BaseStepHandler, " \
-                                  "or correct handler_class in the template"
+      AdoptedJob.for(handler) or
+        raise HandlerNotFoundError, "#{name} is not a step handler: let it inherit from TaskerCore::BaseStepHandler, name a job class of " \
+                                    "the app's own that config.adopt_jobs allows, or correct handler_class in the template"
     end
 
     def constant(name)

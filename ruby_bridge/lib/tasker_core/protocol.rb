@@ -62,6 +62,12 @@ module TaskerCore
                      [task_id, PG::TextEncoder::Array.new.encode(names)]).to_h { |row| [row["name"], row["state"]] }
     end
 
+    # @return [Hash, nil] what the task carries beside its context
+    def carrier_of(task_id)
+      carrier = value("SELECT carrier FROM tasker.tasks WHERE task_id = $1", [task_id])
+      carrier && JSON.parse(carrier, max_nesting: false)
+    end
+
     private
 
     def value(sql, values) = @database.exec(sql, values).getvalue(0, 0)

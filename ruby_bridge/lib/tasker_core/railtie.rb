@@ -3,9 +3,12 @@
 require "rails/railtie"
 
 module TaskerCore
-  # Settings in the Rails way: config.tasker_core.pool_size = 10
+  # Settings in the Rails way, in config/application.rb or an initializer:
+  #
+  #   config.tasker.pool_size = 10
   class Railtie < Rails::Railtie
-    config.tasker_core = ActiveSupport::OrderedOptions.new
+    config.tasker = ActiveSupport::OrderedOptions.new
+    config.tasker_core = config.tasker # its older name
 
     # Templates that are edited in development are read anew, as code is.
     initializer "tasker_core.watch_templates" do |app|
@@ -13,10 +16,14 @@ module TaskerCore
       app.reloader.to_prepare { TaskHandlerRegistry.instance.reload! }
     end
 
-    initializer "tasker_core.configure" do |app|
+    # After the app's own initializers, where settings may be, too.
+    initializer "tasker_core.configure", after: :load_config_initializers do |app|
       TaskerCore.configure do |tasker|
-        app.config.tasker_core.each { |name, value| tasker.public_send(:"#{name}=", value) }
+        tasker.executor ||= app.reloader
+        tasker.update(app.config.tasker, called: "config.tasker")
       end
     end
+
+    rake_tasks { load File.join(__dir__, "tasks.rake") }
   end
 end

@@ -23,7 +23,8 @@ module TaskerCore
       { "task_id" => row["task_id"].to_i, "namespace" => row["namespace"], "name" => row["name"], "version" => row["version"],
         "context" => json(row["context"]), "priority" => row["priority"].to_i, "correlation_id" => row["correlation_id"],
         "parent_task_id" => row["parent_task_id"]&.to_i, "tags" => tags(row["tags"]), "initiator" => row["initiator"],
-        "source_system" => row["source_system"], "reason" => row["reason"], "created_at" => row["task_created_at"] }
+        "source_system" => row["source_system"], "reason" => row["reason"], "carrier" => json(row["carrier"]),
+        "created_at" => row["task_created_at"] }
     end
 
     def step(row, depends_on)

@@ -23,6 +23,9 @@ module TaskerCore
     # @return [Time] UTC, microseconds
     attr_reader :created_at
 
+    # @return [Hash{String => Object}, nil] what travels with the task beside its context
+    attr_reader :carrier
+
     # @param answer [Hash] member "task" of contract/start_attempt.json
     def initialize(answer)
       @task_id, @namespace, @name, @version = answer.fetch_values("task_id", "namespace", "name", "version")
@@ -34,10 +37,16 @@ module TaskerCore
       @initiator = answer["initiator"]
       @source_system = answer["source_system"]
       @reason = answer["reason"]
+      @carrier = answer["carrier"]
+      @carrier_read = answer.key?("carrier")
       @created_at = Time.iso8601(answer.fetch("created_at")).utc
       instance_variables.each { |name| DeepFreeze.call(instance_variable_get(name)) }
       freeze
     end
+
+    # @private
+    # @return [Boolean] whether the answer said what the task carries; else Protocol#carrier_of does
+    def carrier_read? = @carrier_read
 
     # @param key [String, Symbol]
     # @return [Object, nil] a member of the context

@@ -10,11 +10,11 @@ module TaskerCore
     TYPES = { namespace: "text", name: "text", context: "jsonb", version: "text", priority: "smallint", run_at: "timestamptz",
               idempotency_key: "text", on_duplicate: "text", correlation_id: "text", tags: "text[]",
               initiator: "text", source_system: "text", reason: "text", deadline: "timestamptz", parent_task_id: "bigint",
-              bypass_steps: "text[]" }.freeze
+              bypass_steps: "text[]", carrier: "jsonb" }.freeze
 
     # @param arguments [Hash{Symbol => Object}] those that are nil are left to the function's defaults
     def initialize(arguments)
-      @arguments = arguments.compact
+      @arguments = { **arguments, carrier: CurrentValues.carrier }.compact
     end
 
     # @param connection [PG::Connection, ActiveRecord::ConnectionAdapters::AbstractAdapter, nil]

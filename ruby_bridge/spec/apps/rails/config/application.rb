@@ -3,6 +3,7 @@
 require "logger"
 require "rails"
 require "active_record/railtie"
+require "active_job/railtie"
 require "tasker_core"
 
 module Shop
@@ -12,7 +13,9 @@ module Shop
     config.eager_load = false
     config.logger = Logger.new($stdout)
     config.secret_key_base = "spec"
+    config.active_job.queue_adapter = :sidekiq
     config.tasker_core.pool_size = 3
-    config.tasker_core.events_in_sidekiq = ENV.key?("SPEC_EVENTS")
+    config.tasker.events_in_sidekiq = ENV.key?("SPEC_EVENTS")
+    config.tasker.current_attributes = ["Current"]
   end
 end

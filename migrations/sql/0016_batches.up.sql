@@ -9,7 +9,7 @@ RETURNS TABLE (
     task_id bigint, namespace text, name text, version text, context jsonb, priority smallint, correlation_id text, parent_task_id bigint,
     tags text[], initiator text, source_system text, reason text, created_at timestamptz,
     step_name text, attempts_used int, attempt_limit int, handler_class text, config jsonb, timeout_seconds double precision,
-    heartbeat_seconds double precision, progress jsonb, dependencies json)
+    heartbeat_seconds double precision, progress jsonb, dependencies json, carrier jsonb)
 LANGUAGE plpgsql SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off AS $$
 #variable_conflict use_column
 BEGIN
@@ -62,7 +62,8 @@ BEGIN
            spec.heartbeat_seconds::double precision, j.progress,
            CASE WHEN cardinality(spec.depends_on) > 0 THEN (
                SELECT json_object_agg(u.name, u.result ORDER BY u.position)
-               FROM tasker.steps u WHERE u.task_id = j.task_id AND u.position = ANY (spec.depends_on)) END
+               FROM tasker.steps u WHERE u.task_id = j.task_id AND u.position = ANY (spec.depends_on)) END,
+           t.carrier
     FROM judged j
     LEFT JOIN tasker.tasks t ON t.task_id = j.task_id AND j.refusal IS NULL
     LEFT JOIN tasker.template_steps spec ON spec.template_id = t.template_id AND spec.position = j.position
@@ -80,7 +81,7 @@ LANGUAGE sql AS $$
         'task', jsonb_build_object(
             'task_id', a.task_id, 'namespace', a.namespace, 'name', a.name, 'version', a.version,
             'context', a.context, 'priority', a.priority, 'correlation_id', a.correlation_id, 'parent_task_id', a.parent_task_id, 'tags', a.tags,
-            'initiator', a.initiator, 'source_system', a.source_system, 'reason', a.reason,
+            'initiator', a.initiator, 'source_system', a.source_system, 'reason', a.reason, 'carrier', a.carrier,
             'created_at', to_char(a.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')),
         'step', jsonb_build_object(
             'step_id', a.step_id, 'name', a.step_name, 'attempt', a.attempt, 'attempts_used', a.attempts_used, 'attempt_limit', a.attempt_limit,

@@ -1,0 +1,48 @@
+# frozen_string_literal: true
+
+# Each line shows a setting's default. docs/rails.md of tasker explains them.
+Rails.application.configure do
+  # Where tasker's schema is. nil: TASKER_DATABASE_URL, else DATABASE_URL, else this app's database.
+  # config.tasker.database_url = nil
+
+  # Connections that the steps of one process share for starting and reporting.
+  # config.tasker.pool_size = 5
+
+  # Raise an error of a handler again once it is reported, for error trackers that listen to Sidekiq.
+  # config.tasker.reraise_errors = true
+
+  # Seconds to go on starting and reporting an attempt while Postgres is away.
+  # config.tasker.start_timeout = 30
+  # config.tasker.report_timeout = 300
+
+  # Another logger than Sidekiq's or Rails's.
+  # config.tasker.logger = nil
+
+  # Values of these CurrentAttributes travel with a task, and are there around each of its handlers.
+  # config.tasker.current_attributes = ["Current"]; with some attributes only: { "Current" => [:user] }
+  # config.tasker.current_attributes = []
+
+  # Called around each handler, the first outermost: ->(task, step, &run) { run.call }
+  # config.tasker.middleware = []
+
+  # Told of errors that fail a step for good, as Rails.error is: ->(error, context) { … }
+  # config.tasker.on_error = []
+
+  # Tell on_error and Rails.error also of errors after which the step is tried again.
+  # config.tasker.report_retried_errors = false
+
+  # Tag what handlers write to Rails.logger with task and step.
+  # config.tasker.log_tags = true
+
+  # Let handler_class name job classes of this app's that were not written for tasker; or: ["InvoiceJob"]
+  # config.tasker.adopt_jobs = true
+
+  # Runs handlers outside of Sidekiq. nil: this app's reloader.
+  # config.tasker.executor = nil
+
+  # Another database for the models TaskerCore::Task, Step, …: { database: { writing: :tasker, reading: :tasker } }
+  # config.tasker.connects_to = nil
+end
+
+# Only if schema_search_path names the schema tasker, which `tasker migrate up` looks after, not Rails:
+# ActiveRecord::SchemaDumper.ignore_tables |= [/\Atasker\./, /\Ariver_/]

@@ -1,0 +1,111 @@
+# frozen_string_literal: true
+
+require "json"
+
+module TaskerCore
+  # Values of ActiveSupport::CurrentAttributes, from where a task is enqueued to
+  # its handlers. They travel in the task's carrier, in Postgres, and not in its
+  # context: they are no part of what the task is about.
+  #
+  # Written with ActiveJob's arguments where ActiveJob is there, so that records
+  # travel as GlobalIDs, and are found again or missed when a handler starts.
+  class CurrentValues
+    # Member of the carrier.
+    MEMBER = "current_attributes"
+    NAME = /\A[A-Z]\w*(::[A-Z]\w*)*\z/
+
+    class << self
+      # @raise [ConfigurationError]
+      def check(setting)
+        names = setting.is_a?(Hash) || setting.is_a?(Array) ? normalized(setting) : nil
+        wrong = names&.find { |name, attributes| !NAME.match?(name) || !(attributes.nil? || attributes.is_a?(Array)) }
+        return if names && !wrong
+
+        raise ConfigurationError, "current_attributes must be names of classes, such as [\"Current\"], or with their attributes, " \
+                                  "such as { \"Current\" => [:user] }, not #{(wrong || setting).inspect}"
+      end
+
+      # @return [CurrentValues, nil] nil: none are configured
+      def for(config) = config.current_attributes.any? ? new(normalized(config.current_attributes)) : nil
+
+      # @return [String, nil] the carrier of a task that is being enqueued; nil: it needs none
+      # @raise [TaskRefusedError] a value can't travel
+      def carrier(config = TaskerCore.config)
+        values = self.for(config)&.values
+        JSON.generate(JsonTree.build({ MEMBER => { "codec" => codec, "values" => values } }), max_nesting: 0) if values&.any?
+      end
+
+      def codec = active_job? ? "active_job" : "json"
+
+      # With Base, which may still have to be loaded, comes Arguments.
+      def active_job? = defined?(ActiveJob::Base) && ActiveJob::Base ? true : false
+
+      private
+
+      def normalized(setting)
+        return setting.to_h { |name, attributes| [name.to_s, attributes.is_a?(Array) ? attributes.map(&:to_sym) : attributes] } if setting.is_a?(Hash)
+
+        setting.map(&:to_s).to_h { |name| [name, nil] }
+      end
+    end
+
+    # @param classes [Hash{String => Array<Symbol>, nil}] nil: all attributes
+    def initialize(classes) = @classes = classes
+
+    # @return [Hash{String => Hash{String => Object}}] what is set now, by class and attribute, as JSON values
+    def values
+      @classes.each_with_object({}) do |(name, only), values|
+        set = find(name).instance.attributes.compact.transform_keys(&:to_sym)
+        set = set.slice(*only) if only
+        values[name] = set.to_h { |attribute, value| [attribute.name, dump(value, "#{name}.#{attribute}")] } if set.any?
+      end
+    end
+
+    # As a layer of HandlerSurroundings. Afterwards the classes are as they were.
+    def call(task, _step)
+      sent = carrier_of(task)[MEMBER] || {}
+      before = @classes.keys.map { |name| find(name) }.map { |current| [current, current.instance.attributes.dup] }
+      before.each { |current, _| assign(current, load(sent.dig("values", current.name) || {}, sent["codec"])) }
+      yield
+    ensure
+      before&.each { |current, attributes| assign(current, attributes) }
+    end
+
+    private
+
+    def carrier_of(task) = (task.carrier_read? ? task.carrier : TaskerCore.protocol.carrier_of(task.task_id)) || {}
+
+    # By name, for they are reloaded in development.
+    def find(name)
+      Object.const_get(name)
+    rescue NameError => e
+      raise unless name.split("::").include?(e.name.to_s)
+
+      raise ConfigurationError, "config.current_attributes names #{name}, and there is no such class: define it, or correct the setting"
+    end
+
+    # Through the writers, which may do more than store.
+    def assign(current, attributes)
+      current.reset
+      attributes.each do |attribute, value|
+        next current.public_send(:"#{attribute}=", value) if current.respond_to?(:"#{attribute}=")
+
+        TaskerCore.logger.warn { "tasker: #{current} has no attribute #{attribute} any more: the value that a task carries is left out" }
+      end
+    end
+
+    def dump(value, name)
+      self.class.codec == "json" ? JsonTree.build(value) : ActiveJob::Arguments.serialize([value]).first
+    rescue StandardError => e
+      raise TaskRefusedError, "#{name} can't travel with a task: #{e.message} – name the attributes that shall: " \
+                              "config.current_attributes = { #{name[/.*(?=\.)/].inspect} => [:…] }"
+    end
+
+    def load(values, codec)
+      return values if codec != "active_job"
+      raise ConfigurationError, "the task carries values that ActiveJob wrote: load it in this process" unless self.class.active_job?
+
+      values.transform_values { |value| ActiveJob::Arguments.deserialize([value]).first }
+    end
+  end
+end
