@@ -91,9 +91,15 @@ module TaskerCore
     def enqueue_task(namespace:, name:, context: {}, connection: nil, version: nil, priority: nil, run_at: nil,
                      idempotency_key: nil, on_duplicate: nil, correlation_id: nil, tags: nil,
                      initiator: nil, source_system: nil, reason: nil, deadline: nil, parent_task_id: nil)
-      TaskEnqueue.new({ namespace:, name:, context:, version:, priority:, run_at:, idempotency_key:, on_duplicate:,
-                        correlation_id:, tags:, initiator:, source_system:, reason:, deadline:, parent_task_id: }).call(connection)
+      enqueuing.new({ namespace:, name:, context:, version:, priority:, run_at:, idempotency_key:, on_duplicate:,
+                      correlation_id:, tags:, initiator:, source_system:, reason:, deadline:, parent_task_id: }).call(connection)
     end
+
+    # @private What enqueues; tasker_core/testing puts itself in between.
+    attr_writer :enqueuing
+
+    # @private
+    def enqueuing = @enqueuing || TaskEnqueue
 
     # @private
     def database = @database || @monitor.synchronize { @database ||= Database.new }
