@@ -10,5 +10,8 @@ module TaskerCore
 
     # A step runs in a Go worker, and the test says nothing in its place.
     class StubMissingError < Error; end
+
+    # A System does not come to rest, or its worker doesn't run. The message has the reasons.
+    class SystemError < Error; end
   end
 end

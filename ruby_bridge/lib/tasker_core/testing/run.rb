@@ -2,10 +2,10 @@
 
 module TaskerCore
   module Testing
-    # What became of a task that was run inline. Frozen.
+    # What became of a task. Frozen.
     class Run
-      # An attempt. +at+: seconds after the task began; +delay+: seconds until the
-      # next one, or nil; +state+: of its step afterwards.
+      # An attempt. +at+: seconds after the task began; +outcome+: nil while it is
+      # out; +delay+: seconds until the next one, or nil; +state+: of its step afterwards.
       Attempt = Struct.new(:step, :number, :at, :outcome, :delay, :state, keyword_init: true)
       # A step. +result+ and +error+ as they would be stored.
       Step = Struct.new(:name, :state, :attempts, :result, :error, keyword_init: true)
@@ -14,7 +14,7 @@ module TaskerCore
 
       # @return [String] namespace/name@version
       attr_reader :template
-      # @return [String] "complete" or "error"
+      # @return [String] "complete" or "error"; of a System any state of a task
       attr_reader :state
       # @return [Hash, nil] as in tasker.tasks.error: "message", "steps", of a deadline "code"
       attr_reader :error
@@ -40,7 +40,7 @@ module TaskerCore
       def complete? = state == "complete"
 
       # @return [Boolean]
-      def failed? = !complete?
+      def failed? = %w[error cancelled].include?(state)
 
       # @param name [String, Symbol]
       # @return [Step]

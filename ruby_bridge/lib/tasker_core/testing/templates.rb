@@ -5,8 +5,13 @@ module TaskerCore
     # The templates that enqueue_task finds in inline mode: those of a folder, and
     # those that were added. For the folder see Testing.templates_folder=.
     class Templates
+      # @return [Hash{String => String}] what ${NAME} stands for in the folder's templates
+      attr_accessor :variables
+
       def initialize
         @added = []
+        @read = {}
+        @variables = {}
       end
 
       # @param source [Hash, String] as for Testing.run_task
@@ -31,7 +36,9 @@ module TaskerCore
 
       private
 
-      def all = Dir[File.join(Testing.templates_folder, "**/*.{yaml,yml}")].map { |file| Template.read(file) } + @added
+      def all = Dir[File.join(Testing.templates_folder, "**/*.{yaml,yml}")].map { |file| read(file) } + @added
+
+      def read(file) = @read[[file, File.mtime(file), Testing.environment, variables]] ||= Template.read(file, variables:)
     end
   end
 end
