@@ -115,7 +115,7 @@ module TaskerCore
       #
       # @param options stub, skip and attempts of #run_task
       # @return [Array<Run>]
-      def drain(**options) = Tasks.run_due(**options)
+      def drain(**options) = Tasks.run_due(all: true, **options)
 
       # Forgets the recorded tasks and sets the clock back. Call it before each test.
       # @return [void]

@@ -75,15 +75,17 @@ RSpec.describe "Modes of TaskerCore::Testing" do
       File.write(File.join(folder, "a.yaml"), "{name: fulfil_order, namespace_name: shop, version: 1.9.0, step_templates: [{name: old, handler: x}]}")
       File.write(File.join(folder, "b.yml"), "{name: fulfil_order, namespace_name: shop, version: 1.10.0, step_templates: [{name: new, handler: x}]}")
       testing.templates_folder = folder
+      testing.fake! { enqueue } # is nobody's to run
       testing.inline!(stub: { "new" => ->(task, *) { [task.correlation_id, task["a"], task.task_id] } }) do
         id = enqueue(context: { a: 1 }, correlation_id: "c-1")
-        expect(testing.tasks.first.run["new"].result).to eq(["c-1", 1, id])
+        expect(testing.tasks.map(&:run)).to match([nil, be_complete])
+        expect(testing.tasks.last.run["new"].result).to eq(["c-1", 1, id])
         expect { enqueue("nothing") }
           .to raise_error(TaskerCore::TaskRefusedError, %r{there is no template shop/nothing; in #{folder}.* there are: shop/fulfil_order\z})
         expect { enqueue(version: "3.0.0") }
           .to raise_error(TaskerCore::TaskRefusedError, "template shop/fulfil_order has no version 3.0.0; it has: 1.9.0, 1.10.0")
       end
-      expect(testing.tasks.length).to eq(1)
+      expect(testing.tasks.length).to eq(2)
     ensure
       testing.templates_folder = nil
     end

@@ -17,6 +17,8 @@ module TaskerCore
       attr_accessor :run
       # @private Whether somebody runs it, or has.
       attr_accessor :taken
+      # @private Whether it is run when it is due, or only when the test says so.
+      attr_reader :inline
 
       # @!attribute [r] context
       #   @return [Hash] as it would be stored: JSON values, frozen
@@ -26,7 +28,8 @@ module TaskerCore
 
       # @param arguments [Hash{Symbol => Object}] of enqueue_task
       # @raise [TaskRefusedError] the context is not JSON
-      def initialize(arguments)
+      def initialize(arguments, inline:)
+        @inline = inline
         times = arguments.slice(:run_at, :deadline).transform_values { |time| time.is_a?(String) ? Time.parse(time).utc : time.to_time.utc }
         words = arguments.slice(:namespace, :name, :version, :idempotency_key, :correlation_id, :initiator, :source_system, :reason).transform_values(&:to_s)
         @arguments = { priority: 2, tags: [], **arguments, **times, **words, context: StoredJson.build(arguments.fetch(:context, {}), "the context") }.freeze

@@ -45,8 +45,8 @@ module TaskerCore
         return TaskEnqueue.new(@arguments).call(connection) if mode.name == :disabled
 
         Testing.templates.find(*@arguments.values_at(:namespace, :name, :version).map { |word| word&.to_s }) if mode.name == :inline # refused here and now
-        task, fresh = Tasks.record(EnqueuedTask.new(@arguments), refuse: @arguments[:on_duplicate].to_s == "refuse")
-        Tasks.run_due(**mode.options) if fresh && mode.name == :inline
+        task = Tasks.record(EnqueuedTask.new(@arguments, inline: mode.name == :inline), refuse: @arguments[:on_duplicate].to_s == "refuse")
+        Tasks.run_due(**mode.options) if task.inline
         task.task_id
       end
     end
@@ -63,22 +63,24 @@ module TaskerCore
 
       def clear = @mutex.synchronize { @all.clear }
 
-      # @return [Array(EnqueuedTask, Boolean)] whether it is new
+      # @return [EnqueuedTask] the one that has its idempotency key already, if there is one
       def record(task, refuse:)
         @mutex.synchronize do
           known = task.idempotency_key && @all.find { |other| other.full_name == task.full_name && other.idempotency_key == task.idempotency_key }
           raise TaskRefusedError, "task #{known.task_id} has the idempotency key #{task.idempotency_key.inspect} already" if known && refuse
 
           @all << task unless known
-          [known || task, known.nil?]
+          known || task
         end
       end
 
       # Runs what is due, in order, and what that enqueues.
+      #
+      # @param all [Boolean] also what was recorded in fake mode
       # @return [Array<Run>]
-      def run_due(**options)
+      def run_due(all: false, **options)
         runs = []
-        while (task = take)
+        while (task = take(all))
           template = Testing.templates.find(task.namespace, task.name, task.version)
           task.run = TaskRun.new(template, task.context, task: task.task, clock: Testing.stopped_clock, **options).call
           runs << task.run
@@ -86,10 +88,10 @@ module TaskerCore
         runs
       end
 
-      def take
+      def take(all)
         @mutex.synchronize do
           now = Testing.clock.now
-          due = @all.select { |task| !task.taken && (task.run_at.nil? || task.run_at <= now) }
+          due = @all.select { |task| !task.taken && (all || task.inline) && (task.run_at.nil? || task.run_at <= now) }
           due.min_by.with_index { |task, index| [task.run_at || task.enqueued_at, index] }&.tap { |task| task.taken = true }
         end
       end

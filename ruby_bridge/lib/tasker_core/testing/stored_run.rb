@@ -19,6 +19,7 @@ module TaskerCore
       SQL
       BEGINS = %w[step.execution_requested step.handle].freeze
       ENDS = TaskRun::EVENTS.invert.freeze
+      private_constant :TASK, :STEPS, :EVENTS, :BEGINS, :ENDS
 
       # @param database [#exec]
       def initialize(database, task_id)

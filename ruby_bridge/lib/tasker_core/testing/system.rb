@@ -42,6 +42,7 @@ module TaskerCore
         FROM tasker.step_readiness s JOIN tasker.tasks t USING (task_id)
         WHERE t.state IN ('pending', 'in_progress') AND ($1::bigint IS NULL OR t.task_id = $1) AND s.reason <> 'finished' ORDER BY s.task_id, s.position LIMIT 50
       SQL
+      private_constant :STANDS, :MOVES, :MOVING, :EXPLANATION, :SHORT_DELAY, :LOOK_EVERY
 
       # Starts one, and stops it after the block.
       #

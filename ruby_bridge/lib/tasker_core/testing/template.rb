@@ -18,6 +18,7 @@ module TaskerCore
       CHOICES = [%w[handler_class handler], %w[depends_on_step depends_on_steps]].freeze
 
       FILE = /\A[^\n]+\.ya?ml\z/
+      private_constant :KEYS, :STEP_KEYS, :RETRY_KEYS, :BACKOFFS, :CHOICES, :FILE
 
       # One step of it.
       Step = Struct.new(:name, :handler_class, :handler, :depends_on, :attempt_limit, :retryable, :retry_policy, :timeout_seconds,

@@ -8,6 +8,7 @@ module TaskerCore
     class WorkerProcess
       READY = "worker takes tasks"
       LINES = 200 # of its log are kept
+      private_constant :READY, :LINES
 
       # @param binary [String, nil] nil: TASKER_BINARY, else tasker in the PATH
       # @param options [Array<String>] more of them, see tasker worker --help

@@ -14,6 +14,7 @@ module TaskerCore
         /\A[-+]?(0|[1-9]\d*)\z/ => ->(text) { Integer(text, 10) },
         /\A[-+]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][-+]?\d+)?\z/ => :to_f.to_proc
       }.freeze
+      private_constant :SCALARS
 
       # @return [Object] Hash, Array, String, Integer, Float, true, false or nil
       attr_reader :value
