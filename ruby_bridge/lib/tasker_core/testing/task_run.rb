@@ -36,6 +36,8 @@ module TaskerCore
         skip = Array(skip).map(&:to_s)
         refuse_unknown(stub.keys + skip)
         @steps = template.steps.to_h { |spec| [spec.name, standing(spec, stub, skip.include?(spec.name))] }
+        @order = template.steps.map(&:name).each_with_index.to_h
+        @tried = []
         @log = []
         @events = []
       end
@@ -44,7 +46,7 @@ module TaskerCore
       def call
         event "task.start_requested"
         until ended?
-          wave = ready.first(@template.max_parallel_steps)
+          wave = next_wave
           wave.any? ? run(wave) : wait
         end
         finish
@@ -79,16 +81,26 @@ module TaskerCore
 
       def ready = @steps.each_value.select { |step| may_run?(step) && (step.due.nil? || step.due <= @clock.now) }
 
+      # In the order of the template. When there isn't room for all, those that were
+      # not tried just now go first, as the engine claims them with the outcome of
+      # the others.
+      def next_wave
+        again, others = ready.partition { |step| @tried.include?(step.spec.name) }
+        (others + again).first(@template.max_parallel_steps).sort_by { |step| @order[step.spec.name] }
+      end
+
       # Nothing may begin: until the first retry is due.
       def wait
         due = @steps.each_value.select { |step| may_run?(step) }.map(&:due).min
         @clock.advance([due, @deadline].compact.min - @clock.now)
+        @tried = []
         expire if late?
       end
 
       # All begin before the first has ended.
       def run(wave)
         began = since(@clock.now)
+        @tried = wave.map { |step| step.spec.name }
         answers = wave.map { |step| begin_attempt(step) }
         wave.zip(answers).each_with_index do |(step, answer), index|
           outcome = Attempt.new(step.handler, answer, steps: @steps.transform_values { |other| [other.state, other.result] }, clock: @clock).call
