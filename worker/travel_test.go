@@ -155,14 +155,14 @@ step_templates:
   - {name: b, handler: tasker.fail, handler_config: {times: 1}, retry: {base_seconds: 60}, depends_on_step: a}
   - {name: c, handler: works, depends_on_step: b}`)
 	b.start()
-	b.enqueueMany("chain", `{}`, 200)
-	for journeys := 0; b.number(`SELECT count(*) FROM tasker.tasks WHERE state = 'complete'`) < 200; journeys++ {
+	b.enqueueMany("chain", `{}`, 50)
+	for journeys := 0; b.number(`SELECT count(*) FROM tasker.tasks WHERE state = 'complete'`) < 50; journeys++ {
 		if journeys == 200 {
 			b.Fatal("200 minutes were not enough")
 		}
 		b.until("something waits, or all is done", func() bool {
 			return b.number(`SELECT count(*) FROM tasker.steps WHERE state = 'waiting_for_retry'`) > 0 ||
-				b.number(`SELECT count(*) FROM tasker.tasks WHERE state = 'complete'`) == 200
+				b.number(`SELECT count(*) FROM tasker.tasks WHERE state = 'complete'`) == 50
 		})
 		b.travel(61 * time.Second)
 		b.travel(6 * time.Second)
