@@ -138,8 +138,8 @@ module TaskerCore
                      idempotency_key: nil, on_duplicate: nil, correlation_id: nil, tags: nil,
                      initiator: nil, source_system: nil, reason: nil, deadline: nil, parent_task_id: nil,
                      bypass_steps: nil)
-      TaskEnqueue.new({ namespace:, name:, context:, version:, priority:, run_at:, idempotency_key:, on_duplicate:,
-                        correlation_id:, tags:, initiator:, source_system:, reason:, deadline:, parent_task_id:, bypass_steps: }).call(connection)
+      enqueuing.new({ namespace:, name:, context:, version:, priority:, run_at:, idempotency_key:, on_duplicate:,
+                      correlation_id:, tags:, initiator:, source_system:, reason:, deadline:, parent_task_id:, bypass_steps: }).call(connection)
     end
 
     # Waits for the ends of tasks.
@@ -162,6 +162,12 @@ module TaskerCore
       runner = @monitor.synchronize { @event_runner.tap { @event_runner = nil } }
       runner&.stop(timeout:)
     end
+
+    # @private What enqueues; tasker_core/testing puts itself in between.
+    attr_writer :enqueuing
+
+    # @private
+    def enqueuing = @enqueuing || TaskEnqueue
 
     # @private
     def database = @database || @monitor.synchronize { @database ||= Database.new }

@@ -40,16 +40,31 @@ module TestDatabase
     on_server { |server| server.exec("DROP DATABASE #{@name} WITH (FORCE)") }
   end
 
+  # Another one, for examples that need all of it to themselves.
+  #
+  # @yieldparam url [String]
+  def separate
+    name = "tasker_core_spec_#{SecureRandom.hex(6)}"
+    yield migrated(name)
+  ensure
+    on_server { |server| server.exec("DROP DATABASE IF EXISTS #{name} WITH (FORCE)") }
+  end
+
   def create
     @name = "tasker_core_spec_#{SecureRandom.hex(6)}"
-    on_server { |server| server.exec("CREATE DATABASE #{@name}") }
-    url = URI(ENV.fetch("TASKER_TEST_DATABASE_URL")).tap { |uri| uri.path = "/#{@name}" }.to_s
-    output, status = Open3.capture2e({ "TASKER_DATABASE_URL" => url }, ENV.fetch("TASKER_BIN"), "migrate", "up")
-    abort "#{ENV.fetch('TASKER_BIN')} migrate up failed:\n#{output}" unless status.success?
+    url = migrated(@name)
     # Ids that the fixtures of the contract don't use.
     PG.connect(url) do |connection|
       connection.exec("ALTER TABLE tasker.tasks ALTER task_id RESTART 1000; ALTER TABLE tasker.steps ALTER step_id RESTART 10000")
     end
+    url
+  end
+
+  def migrated(name)
+    on_server { |server| server.exec("CREATE DATABASE #{name}") }
+    url = URI(ENV.fetch("TASKER_TEST_DATABASE_URL")).tap { |uri| uri.path = "/#{name}" }.to_s
+    output, status = Open3.capture2e({ "TASKER_DATABASE_URL" => url }, ENV.fetch("TASKER_BIN"), "migrate", "up")
+    abort "#{ENV.fetch('TASKER_BIN')} migrate up failed:\n#{output}" unless status.success?
     url
   end
 

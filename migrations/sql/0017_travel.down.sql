@@ -1,0 +1,2 @@
+DROP FUNCTION tasker.travel(interval);
+DROP FUNCTION tasker.is_test_database();
