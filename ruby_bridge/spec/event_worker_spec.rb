@@ -148,6 +148,22 @@ RSpec.describe TaskerCore::EventWorker do
     expect(take_ids(2)).to eq([3, 4])
   end
 
+  it "is kept for as long as a handler takes" do
+    resume = Thread::Queue.new
+    subscribe(name: "long") do |event|
+      got << event
+      resume.pop
+    end
+    write_event("shop.sold")
+    take(got)
+    held_until = -> { TestDatabase.value("SELECT held_until FROM tasker.event_subscribers") }
+    before = held_until.call
+    eventually("it is held for longer") { held_until.call > before }
+
+    expect(TestDatabase.value("SELECT tasker.hold_subscriber('long', 'other')")).to eq("f")
+    resume << 1
+  end
+
   it "goes on where it was when its connection is lost" do
     subscribe(name: "cut")
     ids = Array.new(3) do
