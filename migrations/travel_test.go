@@ -93,7 +93,9 @@ func TestTravelMovesWhatBelongsToTasksAndNothingElse(t *testing.T) {
 		INSERT INTO tasker.gate_waiters (step_id, gate_id, task_id, rank) VALUES (1, 1, 1, now());
 		INSERT INTO tasker.dead_letters (task_id, reason, since, detail, resolved_at, resolution) VALUES (1, 'failed', now(), '', now(), 'moved_on');
 		INSERT INTO tasker.workers (name, client_id) VALUES ('w', 'w');
-		INSERT INTO tasker.processes (identity) VALUES ('p')`)
+		INSERT INTO tasker.processes (identity) VALUES ('p');
+		SELECT tasker.subscribe('s'); SELECT tasker.await_task(1, 'c');
+		INSERT INTO tasker.event_sleepers (name, channel, likes, until) VALUES ('s', 'c', '{%}', now())`)
 	tables := map[string]bool{}
 	for column := range pointsInTime {
 		table, name, _ := strings.Cut(column, ".")

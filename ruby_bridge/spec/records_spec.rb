@@ -105,7 +105,7 @@ RSpec.describe "The models of tasker's tables" do
       end
 
       expect(one.reload).to be_paused
-      expect { fail!(task).retry!(by: "ann", context: [1]) }.to raise_error(TaskerCore::TaskRefusedError, /must be a JSON object, not array/)
+      expect { fail!(task).retry!(by: "ann", context: [1]) }.to raise_error(TaskerCore::ValidationError, /must be a JSON object, not array/)
       expect { one.cancel! }.to raise_error(ArgumentError, /by/)
     end
 

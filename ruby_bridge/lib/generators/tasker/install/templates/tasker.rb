@@ -8,12 +8,24 @@ Rails.application.configure do
   # Connections that the steps of one process share for starting and reporting.
   # config.tasker.pool_size = 5
 
-  # Raise an error of a handler again once it is reported, for error trackers that listen to Sidekiq.
-  # config.tasker.reraise_errors = true
+  # Raise an error of a handler again, for error trackers that listen to Sidekiq: true, false, or :final, when no attempt follows.
+  # config.tasker.reraise_errors = :final
 
   # Seconds to go on starting and reporting an attempt while Postgres is away.
   # config.tasker.start_timeout = 30
   # config.tasker.report_timeout = 300
+
+  # Seconds that a process which stops goes on reporting; what is left then runs again elsewhere.
+  # config.tasker.stop_timeout = 10
+
+  # Errors that no further attempt mends, whichever handler they come from: ["ActiveRecord::RecordInvalid"]
+  # config.tasker.permanent_errors = []
+
+  # Names whose values are masked in what is kept of a failure, beside those of Rails' filter_parameters.
+  # config.tasker.filter_parameters = TaskerCore::SecretFilter::DEFAULTS
+
+  # Run subscribers of events in the Sidekiq process, not in `rails tasker:events`.
+  # config.tasker.events_in_sidekiq = false
 
   # Another logger than Sidekiq's or Rails's.
   # config.tasker.logger = nil
