@@ -1641,33 +1641,32 @@ CREATE FUNCTION tasker.report_results(reports jsonb) RETURNS TABLE(step_id bigin
     SET enable_seqscan TO 'off'
     SET enable_hashjoin TO 'off'
     SET enable_mergejoin TO 'off'
+    SET jit TO 'off'
+    SET plan_cache_mode TO 'force_generic_plan'
     AS $_$
 #variable_conflict use_column
 DECLARE
     bad jsonb;
+    ids bigint[];
 BEGIN
     IF jsonb_typeof(reports) IS DISTINCT FROM 'array' THEN
         RAISE EXCEPTION 'reports must be a JSON array, not %', coalesce(jsonb_typeof(reports), 'NULL') USING ERRCODE = 'TK007';
     END IF;
-    SELECT e INTO bad FROM jsonb_array_elements(reports) e
-    WHERE NOT coalesce(jsonb_typeof(e) = 'object' AND e ->> 'step_id' ~ '^\d{1,18}$' AND e ->> 'attempt' ~ '^\d{1,9}$'
-        AND (e ->> 'outcome' IN ('success', 'lost') OR e ->> 'outcome' = 'failure' AND jsonb_typeof(e -> 'failure') = 'object'), false)
+    SELECT j.e INTO bad FROM jsonb_array_elements(reports) AS j(e)
+    WHERE NOT coalesce(jsonb_typeof(j.e) = 'object' AND j.e ->> 'step_id' ~ '^\d{1,18}$' AND j.e ->> 'attempt' ~ '^\d{1,9}$'
+            AND (j.e ->> 'outcome' IN ('success', 'lost') OR j.e ->> 'outcome' = 'failure' AND jsonb_typeof(j.e -> 'failure') = 'object'), false)
+        OR pg_column_size(j.e) > 1048576 AND (pg_column_size(j.e -> 'result') > 4194304 OR pg_column_size(j.e -> 'failure') > 1048576)
     LIMIT 1;
-    IF FOUND THEN
+    IF pg_column_size(bad -> 'result') > 4194304 THEN
+        RAISE EXCEPTION 'the result of step % has % bytes, at most 4 MiB are kept', bad ->> 'step_id', pg_column_size(bad -> 'result')
+        USING ERRCODE = 'TK007', HINT = 'store the data and report a reference';
+    ELSIF pg_column_size(bad -> 'failure') > 1048576 THEN
+        RAISE EXCEPTION 'the failure of step % has % bytes, at most 1 MiB are kept', bad ->> 'step_id', pg_column_size(bad -> 'failure')
+        USING ERRCODE = 'TK007', HINT = 'shorten the message, the backtrace or the context';
+    ELSIF bad IS NOT NULL THEN
         RAISE EXCEPTION 'malformed report %', left(bad::text, 200)
         USING ERRCODE = 'TK007',
               HINT = 'a report has step_id, attempt, outcome (success, failure, lost), and with failure an object of that name';
-    END IF;
-
-    SELECT e INTO bad FROM jsonb_array_elements(reports) e WHERE pg_column_size(e -> 'result') > 4194304 LIMIT 1;
-    IF FOUND THEN
-        RAISE EXCEPTION 'the result of step % has % bytes, at most 4 MiB are kept', bad ->> 'step_id', pg_column_size(bad -> 'result')
-        USING ERRCODE = 'TK007', HINT = 'store the data and report a reference';
-    END IF;
-    SELECT e INTO bad FROM jsonb_array_elements(reports) e WHERE pg_column_size(e -> 'failure') > 1048576 LIMIT 1;
-    IF FOUND THEN
-        RAISE EXCEPTION 'the failure of step % has % bytes, at most 1 MiB are kept', bad ->> 'step_id', pg_column_size(bad -> 'failure')
-        USING ERRCODE = 'TK007', HINT = 'shorten the message, the backtrace or the context';
     END IF;
 
     -- A result that doesn't fit its schema is a failure that no retry mends.
@@ -1687,13 +1686,9 @@ BEGIN
 
     -- Serialises reports of one step with each other and with the loop's
     -- writes, in the order of ids.
-    PERFORM FROM tasker.steps s
-    WHERE s.step_id = ANY (ARRAY(SELECT (e ->> 'step_id')::bigint FROM jsonb_array_elements(reports) e))
-    ORDER BY s.step_id FOR NO KEY UPDATE;
-
-    PERFORM FROM tasker.dispatches d
-    WHERE d.step_id = ANY (ARRAY(SELECT (e ->> 'step_id')::bigint FROM jsonb_array_elements(reports) e))
-    ORDER BY d.step_id FOR UPDATE;
+    ids := ARRAY(SELECT (j.e ->> 'step_id')::bigint FROM jsonb_array_elements(reports) AS j(e));
+    PERFORM FROM tasker.steps s WHERE s.step_id = ANY (ids) ORDER BY s.step_id FOR NO KEY UPDATE;
+    PERFORM FROM tasker.dispatches d WHERE d.step_id = ANY (ids) ORDER BY d.step_id FOR UPDATE;
 
     -- A new snapshot from here on: what the locks waited for is visible.
     RETURN QUERY
@@ -1760,6 +1755,7 @@ CREATE FUNCTION tasker.reports_of(step_ids bigint[]) RETURNS TABLE(task_id bigin
     SET enable_hashjoin TO 'off'
     SET enable_mergejoin TO 'off'
     SET jit TO 'off'
+    SET plan_cache_mode TO 'force_generic_plan'
     AS $$
 #variable_conflict use_column
 BEGIN
@@ -2409,6 +2405,7 @@ CREATE FUNCTION tasker.start_attempts(step_ids bigint[], attempts integer[], pro
     SET enable_hashjoin TO 'off'
     SET enable_mergejoin TO 'off'
     SET jit TO 'off'
+    SET plan_cache_mode TO 'force_generic_plan'
     AS $_$
 #variable_conflict use_column
 BEGIN
@@ -2520,6 +2517,7 @@ CREATE FUNCTION tasker.steps_of(task_ids bigint[]) RETURNS TABLE(task_id bigint,
     SET enable_hashjoin TO 'off'
     SET enable_mergejoin TO 'off'
     SET jit TO 'off'
+    SET plan_cache_mode TO 'force_generic_plan'
     AS $$
 #variable_conflict use_column
 BEGIN
@@ -2752,6 +2750,7 @@ CREATE FUNCTION tasker.write_batch(worker bigint, task_ids bigint[], task_epochs
     SET enable_hashjoin TO 'off'
     SET enable_mergejoin TO 'off'
     SET lock_timeout TO '100ms'
+    SET plan_cache_mode TO 'force_generic_plan'
     SET jit TO 'off'
     AS $$
 DECLARE

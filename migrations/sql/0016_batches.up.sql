@@ -10,7 +10,9 @@ RETURNS TABLE (
     tags text[], initiator text, source_system text, reason text, created_at timestamptz,
     step_name text, attempts_used int, attempt_limit int, handler_class text, config jsonb, timeout_seconds double precision,
     heartbeat_seconds double precision, progress jsonb, dependencies json, carrier jsonb)
-LANGUAGE plpgsql SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off AS $$
+LANGUAGE plpgsql SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off 
+SET plan_cache_mode = force_generic_plan -- planning would cost more than all the rest
+AS $$
 #variable_conflict use_column
 BEGIN
     IF array_ndims(step_ids) > 1 OR cardinality(step_ids) IS DISTINCT FROM cardinality(attempts)
@@ -91,6 +93,114 @@ LANGUAGE sql AS $$
     FROM tasker.start_attempts(ARRAY[$1], ARRAY[$2], $3) a
 $$;
 
+-- As it was, but looked through once, and planned once.
+CREATE OR REPLACE FUNCTION tasker.report_results(reports jsonb)
+RETURNS TABLE (step_id bigint, attempt int, accepted boolean, reason text)
+LANGUAGE plpgsql
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
+SET plan_cache_mode = force_generic_plan
+AS $$
+#variable_conflict use_column
+DECLARE
+    bad jsonb;
+    ids bigint[];
+BEGIN
+    IF jsonb_typeof(reports) IS DISTINCT FROM 'array' THEN
+        RAISE EXCEPTION 'reports must be a JSON array, not %', coalesce(jsonb_typeof(reports), 'NULL') USING ERRCODE = 'TK007';
+    END IF;
+    SELECT j.e INTO bad FROM jsonb_array_elements(reports) AS j(e)
+    WHERE NOT coalesce(jsonb_typeof(j.e) = 'object' AND j.e ->> 'step_id' ~ '^\d{1,18}$' AND j.e ->> 'attempt' ~ '^\d{1,9}$'
+            AND (j.e ->> 'outcome' IN ('success', 'lost') OR j.e ->> 'outcome' = 'failure' AND jsonb_typeof(j.e -> 'failure') = 'object'), false)
+        OR pg_column_size(j.e) > 1048576 AND (pg_column_size(j.e -> 'result') > 4194304 OR pg_column_size(j.e -> 'failure') > 1048576)
+    LIMIT 1;
+    IF pg_column_size(bad -> 'result') > 4194304 THEN
+        RAISE EXCEPTION 'the result of step % has % bytes, at most 4 MiB are kept', bad ->> 'step_id', pg_column_size(bad -> 'result')
+        USING ERRCODE = 'TK007', HINT = 'store the data and report a reference';
+    ELSIF pg_column_size(bad -> 'failure') > 1048576 THEN
+        RAISE EXCEPTION 'the failure of step % has % bytes, at most 1 MiB are kept', bad ->> 'step_id', pg_column_size(bad -> 'failure')
+        USING ERRCODE = 'TK007', HINT = 'shorten the message, the backtrace or the context';
+    ELSIF bad IS NOT NULL THEN
+        RAISE EXCEPTION 'malformed report %', left(bad::text, 200)
+        USING ERRCODE = 'TK007',
+              HINT = 'a report has step_id, attempt, outcome (success, failure, lost), and with failure an object of that name';
+    END IF;
+
+    -- A result that doesn't fit its schema is a failure that no retry mends.
+    IF EXISTS (SELECT FROM tasker.template_steps ts WHERE ts.result_schema IS NOT NULL) THEN
+        SELECT jsonb_agg(CASE WHEN misfit.problem IS NULL THEN x.e ELSE x.e - 'result' || jsonb_build_object('outcome', 'failure', 'failure',
+                   jsonb_build_object('class', 'Result', 'code', 'result_schema', 'permanent', true, 'attempt', x.e -> 'attempt',
+                                      'message', 'the result does not fit the result_schema of its step: ' || misfit.problem)) END ORDER BY x.ord)
+        INTO reports
+        FROM jsonb_array_elements(reports) WITH ORDINALITY AS x(e, ord)
+        LEFT JOIN LATERAL (
+            SELECT tasker.schema_problem(ts.result_schema, coalesce(x.e -> 'result', 'null')) AS problem
+            FROM tasker.steps s JOIN tasker.tasks t USING (task_id)
+            JOIN tasker.template_steps ts ON ts.template_id = t.template_id AND ts.position = s.position
+            WHERE s.step_id = (x.e ->> 'step_id')::bigint AND ts.result_schema IS NOT NULL AND x.e ->> 'outcome' = 'success') misfit ON true;
+        reports := coalesce(reports, '[]');
+    END IF;
+
+    -- Serialises reports of one step with each other and with the loop's
+    -- writes, in the order of ids.
+    ids := ARRAY(SELECT (j.e ->> 'step_id')::bigint FROM jsonb_array_elements(reports) AS j(e));
+    PERFORM FROM tasker.steps s WHERE s.step_id = ANY (ids) ORDER BY s.step_id FOR NO KEY UPDATE;
+    PERFORM FROM tasker.dispatches d WHERE d.step_id = ANY (ids) ORDER BY d.step_id FOR UPDATE;
+
+    -- A new snapshot from here on: what the locks waited for is visible.
+    RETURN QUERY
+    WITH r AS (
+        SELECT (e ->> 'step_id')::bigint AS step_id, (e ->> 'attempt')::int AS attempt, e ->> 'outcome' AS outcome,
+               coalesce(e -> 'result', 'null') AS result, e -> 'failure' AS failure, ord,
+               row_number() OVER (PARTITION BY (e ->> 'step_id')::bigint, (e ->> 'attempt')::int ORDER BY ord) AS nth
+        FROM jsonb_array_elements(reports) WITH ORDINALITY AS x(e, ord)
+    ), judged AS MATERIALIZED (
+        SELECT r.*, s.task_id, CASE
+            WHEN s.step_id IS NULL THEN format('there is no step %s', r.step_id)
+            WHEN s.attempts <> r.attempt THEN format('step %s (%s) is at attempt %s, not %s', r.step_id, s.name, s.attempts, r.attempt)
+            WHEN s.state NOT IN ('enqueued', 'in_progress') THEN format('step %s (%s) is %s', r.step_id, s.name, s.state)
+            WHEN d.step_id IS NULL THEN format('step %s (%s) was not given to a process', r.step_id, s.name)
+            WHEN d.failure IS NOT NULL OR r.nth > 1 THEN format('attempt %s of step %s (%s) has been reported', r.attempt, r.step_id, s.name)
+        END AS refusal
+        FROM r LEFT JOIN tasker.steps s ON s.step_id = r.step_id
+               LEFT JOIN tasker.dispatches d ON d.step_id = r.step_id
+    ), completed AS (
+        UPDATE tasker.steps s SET state = 'complete', result = j.result, finished_at = clock_timestamp()
+        FROM judged j WHERE s.step_id = j.step_id AND j.refusal IS NULL AND j.outcome = 'success'
+    ), done AS (
+        DELETE FROM tasker.dispatches d USING judged j
+        WHERE d.step_id = j.step_id AND j.refusal IS NULL AND j.outcome = 'success'
+        RETURNING d.step_id, d.task_id, d.awaited_by
+    ), failed AS (
+        -- Kept here until the finalizer, which alone decides on retries, takes it.
+        UPDATE tasker.dispatches d SET failure = CASE j.outcome WHEN 'lost' THEN '{"lost": true}'::jsonb ELSE j.failure END
+        FROM judged j WHERE d.step_id = j.step_id AND j.refusal IS NULL AND j.outcome <> 'success'
+        RETURNING d.step_id, d.task_id, d.awaited_by
+    ), recorded AS (
+        INSERT INTO tasker.events (task_id, step_id, attempt, name, data)
+        SELECT j.task_id, j.step_id, j.attempt,
+               CASE WHEN j.refusal IS NULL THEN 'step.completed' ELSE 'step.report_refused' END,
+               CASE WHEN j.refusal IS NOT NULL THEN jsonb_build_object('reason', j.refusal, 'outcome', j.outcome) END
+        FROM judged j WHERE j.task_id IS NOT NULL AND (j.refusal IS NOT NULL OR j.outcome = 'success')
+        ORDER BY j.ord
+    ), woken AS (
+        SELECT * FROM done UNION ALL SELECT * FROM failed
+    ), parked AS (
+        -- Nobody holds these tasks: a River job makes a worker take them.
+        INSERT INTO tasker.river_job (kind, args, queue, priority, max_attempts)
+        SELECT 'task_execution', jsonb_build_object('task_id', t.task_id), 'default', t.priority, 1000
+        FROM tasker.tasks t
+        WHERE t.task_id = ANY (ARRAY(SELECT w.task_id FROM woken w WHERE w.awaited_by IS NULL)) ORDER BY t.task_id
+    ), rung AS (
+        SELECT count(pg_notify('tasker.worker_' || c.awaited_by, c.ids)) + (
+                   SELECT count(tasker.notify_river()) FROM (SELECT 1 FROM woken w WHERE w.awaited_by IS NULL LIMIT 1) one) AS n
+        FROM (SELECT w.awaited_by, string_agg(w.step_id::text, ',') AS ids
+              FROM (SELECT u.*, row_number() OVER (PARTITION BY u.awaited_by) / 300 AS chunk FROM woken u WHERE u.awaited_by IS NOT NULL) w -- a payload has less than 8,000 bytes
+              GROUP BY w.awaited_by, w.chunk) c
+    )
+    SELECT j.step_id, j.attempt, j.refusal IS NULL, j.refusal
+    FROM judged j, rung ORDER BY j.ord;
+END $$;
+
 ALTER TABLE tasker.processes ADD COLUMN seconds jsonb;
 COMMENT ON COLUMN tasker.processes.seconds IS
     'how long the handlers take that the process has run of late, by class, in seconds; NULL: it takes one attempt per Sidekiq job';
@@ -117,6 +227,7 @@ CREATE OR REPLACE FUNCTION tasker.write_batch(
 RETURNS bigint[]
 LANGUAGE plpgsql
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET lock_timeout = '100ms'
+SET plan_cache_mode = force_generic_plan
 SET jit = off -- a scan of the few gates has the price of a forbidden one, and that would have it compiled, for 90 ms
 AS $$
 DECLARE
@@ -270,7 +381,7 @@ END $$;
 CREATE FUNCTION tasker.steps_of(task_ids bigint[])
 RETURNS TABLE (task_id bigint, step_id bigint, state text, attempts int, losses int, forgiven int, retry_in double precision, dispatched boolean,
                progress jsonb, failure jsonb)
-LANGUAGE plpgsql STABLE SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off AS $$
+LANGUAGE plpgsql STABLE SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off SET plan_cache_mode = force_generic_plan AS $$
 #variable_conflict use_column
 BEGIN
     RETURN QUERY
@@ -282,7 +393,7 @@ END $$;
 
 CREATE FUNCTION tasker.reports_of(step_ids bigint[])
 RETURNS TABLE (task_id bigint, step_id bigint, state text, attempts int, failure jsonb)
-LANGUAGE plpgsql STABLE SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off AS $$
+LANGUAGE plpgsql STABLE SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off SET plan_cache_mode = force_generic_plan AS $$
 #variable_conflict use_column
 BEGIN
     RETURN QUERY

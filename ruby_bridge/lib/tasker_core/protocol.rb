@@ -5,11 +5,6 @@ require "json"
 module TaskerCore
   # The calls into schema tasker, one method each. docs/protocol.md explains them.
   class Protocol
-    START_ATTEMPTS = <<~SQL
-      SELECT *, to_char(created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS task_created_at
-      FROM tasker.start_attempts($1, $2, $3, $4)
-    SQL
-
     # @param database [#exec] a Database, a Connection or an ActiveRecordDatabase
     def initialize(database)
       @database = database
@@ -19,9 +14,9 @@ module TaskerCore
     # @param call_id [Integer, nil] the same for each try of this call: what an earlier one has started is started
     # @return [Array<Hash>] the answers in turn, as in contract/start_attempt.json
     def start_attempts(attempts, process_id, call_id = nil)
-      @database.exec(START_ATTEMPTS,
+      @database.exec(StartAnswer::SQL,
                      ["{#{attempts.map(&:first).join(',')}}", "{#{attempts.map(&:last).join(',')}}", process_id, call_id])
-               .map { |row| StartAnswer.build(row) }
+               .values.map { |row| StartAnswer.build(row) }
     end
 
     # @param reports [Array<String>] JSON, each as in contract/reports.json

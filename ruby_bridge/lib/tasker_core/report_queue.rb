@@ -46,7 +46,7 @@ module TaskerCore
     # @return [void]
     def post(report, patience:, &settled)
       @mutex.synchronize do
-        wait_for_room
+        wait_for_room until room?
         start
         @waiting << Entry.new(report, now + patience, settled, false)
         @held += 1
@@ -82,11 +82,11 @@ module TaskerCore
 
     private
 
+    def room? = @held < ROOM_REPORTS && @bytes < ROOM_BYTES
+
     # Sidekiq gives a job three seconds after its Shutdown: it must get through.
     def wait_for_room
-      Thread.handle_interrupt(Sidekiq::Shutdown => :immediate) do
-        @changed.wait(@mutex) until @held < ROOM_REPORTS && @bytes < ROOM_BYTES
-      end
+      Thread.handle_interrupt(Sidekiq::Shutdown => :immediate) { @changed.wait(@mutex) }
     end
 
     def start

@@ -6,32 +6,40 @@ require "pg"
 module TaskerCore
   # One row of tasker.start_attempts, as the document of contract/start_attempt.json.
   module StartAnswer
+    # By their places: a Hash for each row would cost as much as all the rest.
+    COLUMNS = %w[
+      refusal task_id namespace name version context priority correlation_id parent_task_id tags initiator source_system reason
+      created_at carrier step_id step_name attempt attempts_used attempt_limit handler_class config timeout_seconds heartbeat_seconds
+      progress dependencies
+    ].freeze
+    SQL = <<~SQL.freeze
+      SELECT #{COLUMNS.join(', ').sub('created_at', %q(to_char(created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')))}
+      FROM tasker.start_attempts($1, $2, $3, $4)
+    SQL
     TAGS = PG::TextDecoder::Array.new
 
     module_function
 
-    # @param row [Hash{String => String, nil}]
+    # @param row [Array<String, nil>] in the order of COLUMNS
     # @return [Hash{String => Object}]
     def build(row)
-      return { "status" => "refused", "reason" => row["refusal"] } if row["refusal"]
+      refusal, task_id, namespace, name, version, context, priority, correlation_id, parent_task_id, tags, initiator, source_system, reason,
+        created_at, carrier, step_id, step_name, attempt, used, limit, handler, config, timeout, heartbeat, progress, results = row
+      return { "status" => "refused", "reason" => refusal } if refusal
 
-      dependencies = json(row["dependencies"]) || {}
-      { "status" => "started", "task" => task(row), "step" => step(row, dependencies.keys), "dependencies" => dependencies }
-    end
-
-    def task(row)
-      { "task_id" => row["task_id"].to_i, "namespace" => row["namespace"], "name" => row["name"], "version" => row["version"],
-        "context" => json(row["context"]), "priority" => row["priority"].to_i, "correlation_id" => row["correlation_id"],
-        "parent_task_id" => row["parent_task_id"]&.to_i, "tags" => tags(row["tags"]), "initiator" => row["initiator"],
-        "source_system" => row["source_system"], "reason" => row["reason"], "carrier" => json(row["carrier"]),
-        "created_at" => row["task_created_at"] }
-    end
-
-    def step(row, depends_on)
-      { "step_id" => row["step_id"].to_i, "name" => row["step_name"], "attempt" => row["attempt"].to_i,
-        "attempts_used" => row["attempts_used"].to_i, "attempt_limit" => row["attempt_limit"].to_i,
-        "handler_class" => row["handler_class"], "config" => json(row["config"]), "timeout_seconds" => number(row["timeout_seconds"]),
-        "heartbeat_seconds" => number(row["heartbeat_seconds"]), "progress" => json(row["progress"]), "depends_on" => depends_on }
+      dependencies = json(results) || {}
+      { "status" => "started",
+        "task" => {
+          "task_id" => task_id.to_i, "namespace" => namespace, "name" => name, "version" => version, "context" => json(context),
+          "priority" => priority.to_i, "correlation_id" => correlation_id, "parent_task_id" => parent_task_id&.to_i, "tags" => tags(tags),
+          "initiator" => initiator, "source_system" => source_system, "reason" => reason, "created_at" => created_at, "carrier" => json(carrier)
+        },
+        "step" => {
+          "step_id" => step_id.to_i, "name" => step_name, "attempt" => attempt.to_i, "attempts_used" => used.to_i, "attempt_limit" => limit.to_i,
+          "handler_class" => handler, "config" => json(config), "timeout_seconds" => number(timeout), "heartbeat_seconds" => number(heartbeat),
+          "progress" => json(progress), "depends_on" => dependencies.keys
+        },
+        "dependencies" => dependencies }
     end
 
     # Ruby's parser stops at 100 levels: a context or a result of another

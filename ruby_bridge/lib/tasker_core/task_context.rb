@@ -20,8 +20,6 @@ module TaskerCore
     attr_reader :parent_task_id
     # @return [Array<String>]
     attr_reader :tags
-    # @return [Time] UTC, microseconds
-    attr_reader :created_at
 
     # @return [Hash{String => Object}, nil] what travels with the task beside its context
     attr_reader :carrier
@@ -39,7 +37,7 @@ module TaskerCore
       @reason = answer["reason"]
       @carrier = answer["carrier"]
       @carrier_read = answer.key?("carrier")
-      @created_at = Time.iso8601(answer.fetch("created_at")).utc
+      @created_at = answer.fetch("created_at")
       instance_variables.each { |name| DeepFreeze.call(instance_variable_get(name)) }
       freeze
     end
@@ -47,6 +45,9 @@ module TaskerCore
     # @private
     # @return [Boolean] whether the answer said what the task carries; else Protocol#carrier_of does
     def carrier_read? = @carrier_read
+
+    # @return [Time] UTC, microseconds
+    def created_at = Time.iso8601(@created_at).utc # when asked for: few handlers do, and reading it takes long
 
     # @param key [String, Symbol]
     # @return [Object, nil] a member of the context
