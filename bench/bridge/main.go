@@ -12,11 +12,14 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
+	"maps"
 	"math"
 	"os"
+	"os/exec"
 	"os/signal"
 	"slices"
 	"strings"
@@ -46,7 +49,7 @@ var ways = []string{"native", "chains", "fans"}
 
 func main() {
 	rounds := flag.Int("rounds", 7, "runs of each kind of work by each way")
-	only := flag.String("only", "", "the one kind of work: noop, '1 ms' or '10 ms'")
+	only := flag.String("only", "", "the one kind of work: noop, '1 ms' or '10 ms'; or calls")
 	by := flag.String("ways", strings.Join(ways, ","), "which ways")
 	functions := flag.Bool("functions", false, "show calls and time of the SQL functions too (which costs some)")
 	steps := flag.Int("steps", 0, "steps per run; 0: 20,000, and 6,000 of 10 ms")
@@ -79,6 +82,14 @@ func measure(ctx context.Context, rounds int, only string, steps int, functions 
 			return err
 		}
 	}
+	if only == "" || only == "calls" {
+		if err := calls(ctx, s); err != nil {
+			return err
+		}
+	}
+	if only == "calls" {
+		return nil
+	}
 	if err := s.Worker(ctx); err != nil {
 		return err
 	}
@@ -98,6 +109,33 @@ func measure(ctx context.Context, rounds int, only string, steps int, functions 
 		}
 	}
 	return nil
+}
+
+// calls measures the gem's calls while nothing else goes on: no worker runs yet.
+func calls(ctx context.Context, s *stage.Stage) error {
+	yaml := "name: idle\nnamespace_name: bench\nstep_templates:\n  - {name: a, handler_class: Work}\n" +
+		"  - {name: b, handler_class: Work, depends_on_step: a}\n  - {name: c, handler_class: Work, depends_on_step: a}\n  - {name: d, handler_class: Work, depends_on_steps: [b, c]}\n"
+	if err := s.Register(ctx, "idle", yaml); err != nil {
+		return err
+	}
+	cmd := exec.CommandContext(ctx, "ruby", "bench/bridge/calls.rb", "2000")
+	cmd.Env, cmd.Stderr = s.Env, os.Stderr
+	out, err := cmd.Output()
+	if err != nil {
+		return fmt.Errorf("calls.rb: %w", err)
+	}
+	var measured map[string]struct{ Median, P99, Max float64 }
+	if err := json.Unmarshal(out, &measured); err != nil {
+		return fmt.Errorf("calls.rb: %w", err)
+	}
+	fmt.Printf("%-34s %8s %8s %8s\n", "call, ms, idle (a task of 4 steps)", "median", "p99", "max")
+	for _, name := range slices.Sorted(maps.Keys(measured)) {
+		m := measured[name]
+		fmt.Printf("%-34s %8.3f %8.3f %8.3f\n", name, m.Median, m.P99, m.Max)
+	}
+	fmt.Println()
+	_, err = s.Pool.Exec(ctx, `SELECT tasker.cancel_task(task_id) FROM tasker.tasks`) // none is left for the worker
+	return err
 }
 
 func template(way string, x series) string {
@@ -224,7 +262,7 @@ func tasks(ctx context.Context, s *stage.Stage, x series, way string) error {
 		return err
 	}
 	var failed int
-	err := s.Pool.QueryRow(ctx, `SELECT count(*) FROM tasker.tasks WHERE state <> 'complete'`).Scan(&failed)
+	err := s.Pool.QueryRow(ctx, `SELECT count(*) FROM tasker.tasks WHERE name <> 'idle' AND state <> 'complete'`).Scan(&failed)
 	if err == nil && failed > 0 {
 		err = fmt.Errorf("%d tasks did not complete", failed)
 	}

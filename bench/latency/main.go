@@ -1,6 +1,7 @@
 // Command latency measures an idle system: how long one task of one step takes
 // from the commit of its INSERT to the commit that makes it complete, once with
-// a Go handler in the worker and once with a Ruby handler in a real Sidekiq.
+// a Go handler in the worker and once with a Ruby handler in a real Sidekiq, and
+// a task of four Ruby steps in a row.
 // And how late a retry is: from the time that it was due, counted from the
 // commit of its decision, to the commit of its start. It fails when half of
 // them are more than 50 ms late.
@@ -38,6 +39,13 @@ const templates = `
 	SELECT tasker.register_template('bench', 'ruby', '1.0.0', '', '{"namespace_name": "bench", "name": "ruby", "version": "1.0.0", "max_parallel_steps": 10,
 		"step_templates": [{"name": "only", "handler_class": "Noop", "default_retryable": true, "default_retry_limit": 3}]}', 'ruby', 10,
 		'[{"position": 0, "name": "only", "handler_class": "Noop", "attempt_limit": 3}]');
+	SELECT tasker.register_template('bench', 'ruby_4', '1.0.0', '', '{"namespace_name": "bench", "name": "ruby_4", "version": "1.0.0", "max_parallel_steps": 10,
+		"step_templates": [{"name": "a", "handler_class": "Noop", "default_retryable": true, "default_retry_limit": 3},
+			{"name": "b", "handler_class": "Noop", "depends_on_step": "a", "default_retryable": true, "default_retry_limit": 3},
+			{"name": "c", "handler_class": "Noop", "depends_on_step": "b", "default_retryable": true, "default_retry_limit": 3},
+			{"name": "d", "handler_class": "Noop", "depends_on_step": "c", "default_retryable": true, "default_retry_limit": 3}]}', 'ruby_4', 10,
+		'[{"position": 0, "name": "a", "handler_class": "Noop", "attempt_limit": 3}, {"position": 1, "name": "b", "handler_class": "Noop", "attempt_limit": 3, "depends_on": [0]},
+		  {"position": 2, "name": "c", "handler_class": "Noop", "attempt_limit": 3, "depends_on": [1]}, {"position": 3, "name": "d", "handler_class": "Noop", "attempt_limit": 3, "depends_on": [2]}]');
 	SELECT tasker.register_template('bench', 'retry', '1.0.0', '', '{"namespace_name": "bench", "name": "retry", "version": "1.0.0", "max_parallel_steps": 10,
 		"step_templates": [{"name": "only", "handler": "tasker.fail", "handler_config": {"times": 1, "retry_after": 0.1}, "default_retryable": true, "default_retry_limit": 3,
 			"retry": {"backoff": "fixed", "base_seconds": 1, "cap_seconds": 1, "retry_after_cap_seconds": 1}}]}', 'retry', 10,
@@ -47,6 +55,7 @@ const templates = `
 var kinds = []struct{ name, of string }{
 	{"go", sinceInsert},
 	{"ruby", sinceInsert},
+	{"ruby_4", sinceInsert},
 	{"retry", sinceDue},
 }
 

@@ -47,7 +47,10 @@ module TaskerCore
     def carrier_read? = @carrier_read
 
     # @return [Time] UTC, microseconds
-    def created_at = Time.iso8601(@created_at).utc # when asked for: few handlers do, and reading it takes long
+    def created_at
+      # Read when asked for: few handlers do, and it takes long.
+      Time.iso8601(@created_at).utc
+    end
 
     # @param key [String, Symbol]
     # @return [Object, nil] a member of the context
