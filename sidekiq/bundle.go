@@ -19,6 +19,11 @@ type Consumer struct {
 // SetConsumers says who takes jobs. Until then, none carries several attempts.
 func (p *Pusher) SetConsumers(consumers []Consumer) { p.consumers.Store(&consumers) }
 
+// grain is the work that is worth a job of its own, once there is more than the
+// threads can begin at once. Starting a job's attempts takes about half a
+// millisecond, so threads that share less than this hold each other up.
+const grain = 2 * time.Millisecond
+
 // bundles divides attempts of one queue among jobs. Attempts ride together only
 // when there are more than the idle threads could begin at once, and only those
 // whose handlers are known to be quick: so no thread runs out of work that rides
@@ -32,10 +37,21 @@ func (p *Pusher) bundles(ctx context.Context, queue string, attempts []tasker.Di
 			if err != nil {
 				waiting = 0 // Redis is away, and the push says so
 			}
-			jobs = min(jobs, max(threads-int(waiting), (len(attempts)+p.tuning.Bundle-1)/p.tuning.Bundle))
+			if free := threads - int(waiting); len(attempts) > free {
+				jobs = max(min(free, grains(attempts, takes)), (len(attempts)+p.tuning.Bundle-1)/p.tuning.Bundle)
+			}
 		}
 	}
 	return divide(attempts, jobs, p.tuning.BundleTime, takes)
+}
+
+// grains says how many jobs the attempts are worth.
+func grains(attempts []tasker.Dispatch, takes map[string]time.Duration) int {
+	var all time.Duration
+	for _, d := range attempts {
+		all += takes[d.Handler]
+	}
+	return int((all + grain - 1) / grain)
 }
 
 // divide makes so many jobs of attempts, all of about the same size, or more

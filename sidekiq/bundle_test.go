@@ -14,7 +14,7 @@ import (
 
 // quick is a process with ten threads where Noop takes next to nothing.
 func quick() sidekiq.Consumer {
-	return sidekiq.Consumer{Queues: []string{"default"}, Concurrency: 10, Bundles: true, Takes: map[string]time.Duration{"Noop": time.Microsecond, "Ten": 10 * time.Millisecond, "Slow": time.Second}}
+	return sidekiq.Consumer{Queues: []string{"default"}, Concurrency: 10, Bundles: true, Takes: map[string]time.Duration{"Noop": time.Microsecond, "Two": 2 * time.Millisecond, "Ten": 10 * time.Millisecond, "Slow": time.Second}}
 }
 
 func dispatches(n int, handler string) []tasker.Dispatch {
@@ -99,13 +99,15 @@ func TestAttemptsRideTogetherOnlyWhenWorkHasPiledUp(t *testing.T) {
 	}{
 		{"nobody has said who takes them", nil, 100, dispatches(40, "Noop"), fill(40, 1)},
 		{"as many as threads", []sidekiq.Consumer{quick()}, 0, dispatches(10, "Noop"), fill(10, 1)},
-		{"one more than threads", []sidekiq.Consumer{quick()}, 0, dispatches(11, "Noop"), append(fill(9, 1), 2)},
-		{"twice the threads", []sidekiq.Consumer{quick()}, 0, dispatches(20, "Noop"), fill(10, 2)},
-		{"half of what the threads need is there", []sidekiq.Consumer{quick()}, 5, dispatches(20, "Noop"), fill(5, 4)},
+		{"one more than threads", []sidekiq.Consumer{quick()}, 0, dispatches(11, "Two"), append(fill(9, 1), 2)},
+		{"twice the threads", []sidekiq.Consumer{quick()}, 0, dispatches(20, "Two"), fill(10, 2)},
+		{"half of what the threads need is there", []sidekiq.Consumer{quick()}, 5, dispatches(20, "Two"), fill(5, 4)},
+		{"next to no work for many threads", []sidekiq.Consumer{quick()}, 0, dispatches(30, "Noop"), fill(1, 30)},
+		{"next to no work, more than one job may carry", []sidekiq.Consumer{quick()}, 0, dispatches(80, "Noop"), fill(2, 40)},
 		{"a backlog", []sidekiq.Consumer{quick()}, 100, dispatches(120, "Noop"), fill(3, 40)},
 		{"one attempt in a backlog", []sidekiq.Consumer{quick()}, 100, dispatches(1, "Noop"), fill(1, 1)},
 		{"more processes", []sidekiq.Consumer{quick(), quick()}, 0, dispatches(20, "Noop"), fill(20, 1)},
-		{"threads of another queue don't count", []sidekiq.Consumer{quick(), elsewhere}, 0, dispatches(20, "Noop"), fill(10, 2)},
+		{"threads of another queue don't count", []sidekiq.Consumer{quick(), elsewhere}, 0, dispatches(20, "Two"), fill(10, 2)},
 		{"handlers that take a while: 50 ms together", []sidekiq.Consumer{quick()}, 100, dispatches(20, "Ten"), fill(4, 5)},
 		{"handlers that take long", []sidekiq.Consumer{quick()}, 100, dispatches(20, "Slow"), fill(20, 1)},
 		{"handlers of which nothing is known", []sidekiq.Consumer{quick()}, 100, dispatches(20, "New"), fill(20, 1)},
