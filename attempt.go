@@ -64,7 +64,10 @@ type Dispatch struct {
 	Queue         string
 	CorrelationID string // of the task; empty: none
 
-	Alone bool // gets a Sidekiq job of its own: one of its clocks is shorter than LeastShared
+	// Alone: it gets a Sidekiq job of its own, because one of its clocks is shorter
+	// than LeastShared, or because an attempt was lost before: perhaps it kills its
+	// process, and perhaps it rode with one that does.
+	Alone bool
 }
 
 // LeastShared is the shortest timeout, and heartbeat, of an attempt that may

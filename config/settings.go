@@ -104,7 +104,7 @@ var Settings = []Setting{
 		Why:   "At 50 what Sidekiq spends on a job is no longer felt; the attempts of a job run one after the other.",
 	},
 	{
-		Key: "redis.bundle_time", Kind: Duration, Default: "50ms", Least: "1ms", Most: "10s", field: func(c *Config) any { return &c.Redis.BundleTime },
+		Key: "redis.bundle_time", Kind: Duration, Default: "50ms", Least: "1ms", Most: "500ms", field: func(c *Config) any { return &c.Redis.BundleTime },
 		About: "How long the attempts of one job may be expected to take together",
 		Why:   "Long enough to carry five handlers of 10 ms, short enough that nobody notices waiting behind them.",
 	},

@@ -1638,6 +1638,17 @@ END $$;
 
 CREATE FUNCTION tasker.report_results(reports jsonb) RETURNS TABLE(step_id bigint, attempt integer, accepted boolean, reason text)
     LANGUAGE plpgsql
+    AS $$
+BEGIN
+    RETURN QUERY SELECT * FROM tasker.report_results(reports, true);
+END $$;
+
+--
+-- Name: report_results(jsonb, boolean); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.report_results(reports jsonb, wait boolean) RETURNS TABLE(step_id bigint, attempt integer, accepted boolean, reason text)
+    LANGUAGE plpgsql
     SET enable_seqscan TO 'off'
     SET enable_hashjoin TO 'off'
     SET enable_mergejoin TO 'off'
@@ -1647,13 +1658,16 @@ CREATE FUNCTION tasker.report_results(reports jsonb) RETURNS TABLE(step_id bigin
 #variable_conflict use_column
 DECLARE
     bad jsonb;
-    ids bigint[];
+    ids  bigint[];
+    free bigint[];
+    held bigint[] := '{}';
 BEGIN
     IF jsonb_typeof(reports) IS DISTINCT FROM 'array' THEN
         RAISE EXCEPTION 'reports must be a JSON array, not %', coalesce(jsonb_typeof(reports), 'NULL') USING ERRCODE = 'TK007';
     END IF;
     SELECT j.e INTO bad FROM jsonb_array_elements(reports) AS j(e)
     WHERE NOT coalesce(jsonb_typeof(j.e) = 'object' AND j.e ->> 'step_id' ~ '^\d{1,18}$' AND j.e ->> 'attempt' ~ '^\d{1,9}$'
+            AND coalesce(j.e ->> 'call_id', '0') ~ '^\d{1,18}$'
             AND (j.e ->> 'outcome' IN ('success', 'lost') OR j.e ->> 'outcome' = 'failure' AND jsonb_typeof(j.e -> 'failure') = 'object'), false)
         OR pg_column_size(j.e) > 1048576 AND (pg_column_size(j.e -> 'result') > 4194304 OR pg_column_size(j.e -> 'failure') > 1048576)
     LIMIT 1;
@@ -1687,22 +1701,33 @@ BEGIN
     -- Serialises reports of one step with each other and with the loop's
     -- writes, in the order of ids.
     ids := ARRAY(SELECT (j.e ->> 'step_id')::bigint FROM jsonb_array_elements(reports) AS j(e));
-    PERFORM FROM tasker.steps s WHERE s.step_id = ANY (ids) ORDER BY s.step_id FOR NO KEY UPDATE;
+    IF wait THEN
+        PERFORM FROM tasker.steps s WHERE s.step_id = ANY (ids) ORDER BY s.step_id FOR NO KEY UPDATE;
+    ELSE
+        SELECT coalesce(array_agg(l.step_id), '{}') INTO free
+        FROM (SELECT s.step_id FROM tasker.steps s WHERE s.step_id = ANY (ids) ORDER BY s.step_id FOR NO KEY UPDATE SKIP LOCKED) l;
+        -- Of those that are not free, none that could be accepted is judged.
+        held := ARRAY(SELECT s.step_id FROM tasker.steps s WHERE s.step_id = ANY (ids) AND s.step_id <> ALL (free));
+        ids := free;
+    END IF;
     PERFORM FROM tasker.dispatches d WHERE d.step_id = ANY (ids) ORDER BY d.step_id FOR UPDATE;
 
     -- A new snapshot from here on: what the locks waited for is visible.
     RETURN QUERY
     WITH r AS (
         SELECT (e ->> 'step_id')::bigint AS step_id, (e ->> 'attempt')::int AS attempt, e ->> 'outcome' AS outcome,
-               coalesce(e -> 'result', 'null') AS result, e -> 'failure' AS failure, ord,
+               coalesce(e -> 'result', 'null') AS result, e -> 'failure' AS failure, (e ->> 'call_id')::bigint AS call_id, ord,
                row_number() OVER (PARTITION BY (e ->> 'step_id')::bigint, (e ->> 'attempt')::int ORDER BY ord) AS nth
         FROM jsonb_array_elements(reports) WITH ORDINALITY AS x(e, ord)
+        WHERE (e ->> 'step_id')::bigint <> ALL (held)
     ), judged AS MATERIALIZED (
         SELECT r.*, s.task_id, CASE
             WHEN s.step_id IS NULL THEN format('there is no step %s', r.step_id)
             WHEN s.attempts <> r.attempt THEN format('step %s (%s) is at attempt %s, not %s', r.step_id, s.name, s.attempts, r.attempt)
             WHEN s.state NOT IN ('enqueued', 'in_progress') THEN format('step %s (%s) is %s', r.step_id, s.name, s.state)
             WHEN d.step_id IS NULL THEN format('step %s (%s) was not given to a process', r.step_id, s.name)
+            WHEN r.call_id IS NOT NULL AND d.call_id IS DISTINCT FROM r.call_id THEN
+                format('attempt %s of step %s (%s) was not started by call %s', r.attempt, r.step_id, s.name, r.call_id)
             WHEN d.failure IS NOT NULL OR r.nth > 1 THEN format('attempt %s of step %s (%s) has been reported', r.attempt, r.step_id, s.name)
         END AS refusal
         FROM r LEFT JOIN tasker.steps s ON s.step_id = r.step_id
@@ -1741,9 +1766,19 @@ BEGIN
               FROM (SELECT u.*, row_number() OVER (PARTITION BY u.awaited_by) / 300 AS chunk FROM woken u WHERE u.awaited_by IS NOT NULL) w -- a payload has less than 8,000 bytes
               GROUP BY w.awaited_by, w.chunk) c
     )
-    SELECT j.step_id, j.attempt, j.refusal IS NULL, j.refusal
-    FROM judged j, rung ORDER BY j.ord;
+    SELECT a.step_id, a.attempt, a.accepted, a.reason FROM (
+        SELECT j.step_id, j.attempt, j.refusal IS NULL AS accepted, j.refusal AS reason, j.ord FROM judged j, rung
+        UNION ALL
+        SELECT (e ->> 'step_id')::bigint, (e ->> 'attempt')::int, NULL, format('step %s is held by another transaction', e ->> 'step_id'), ord
+        FROM jsonb_array_elements(reports) WITH ORDINALITY AS x(e, ord) WHERE (e ->> 'step_id')::bigint = ANY (held)) a
+    ORDER BY a.ord;
 END $_$;
+
+--
+-- Name: FUNCTION report_results(reports jsonb, wait boolean); Type: COMMENT; Schema: tasker; Owner: -
+--
+
+COMMENT ON FUNCTION tasker.report_results(reports jsonb, wait boolean) IS 'With wait false, a report whose step an open transaction holds is left for later: accepted is NULL';
 
 --
 -- Name: reports_of(bigint[]); Type: FUNCTION; Schema: tasker; Owner: -
@@ -2408,6 +2443,8 @@ CREATE FUNCTION tasker.start_attempts(step_ids bigint[], attempts integer[], pro
     SET plan_cache_mode TO 'force_generic_plan'
     AS $_$
 #variable_conflict use_column
+DECLARE
+    free bigint[];
 BEGIN
     IF array_ndims(step_ids) > 1 OR cardinality(step_ids) IS DISTINCT FROM cardinality(attempts)
        OR (SELECT count(DISTINCT u) FROM unnest(step_ids) u) IS DISTINCT FROM cardinality(step_ids) THEN
@@ -2415,8 +2452,15 @@ BEGIN
     END IF;
 
     -- Locked first, looked at afterwards: a report that gives the attempt up
-    -- holds the same lock.
-    PERFORM FROM tasker.steps u WHERE u.step_id = ANY (step_ids) ORDER BY u.step_id FOR NO KEY UPDATE;
+    -- holds the same lock. Several don't wait for one that somebody's open
+    -- transaction holds: it stays enqueued, and is found and pushed again.
+    IF cardinality(step_ids) = 1 THEN
+        PERFORM FROM tasker.steps u WHERE u.step_id = step_ids[1] FOR NO KEY UPDATE;
+        free := step_ids;
+    ELSE
+        SELECT coalesce(array_agg(l.step_id), '{}') INTO free
+        FROM (SELECT u.step_id FROM tasker.steps u WHERE u.step_id = ANY (step_ids) ORDER BY u.step_id FOR NO KEY UPDATE SKIP LOCKED) l;
+    END IF;
 
     RETURN QUERY
     WITH wanted AS MATERIALIZED (
@@ -2424,7 +2468,7 @@ BEGIN
     ), begun AS (
         UPDATE tasker.steps u SET state = 'in_progress', started_at = clock_timestamp()
         FROM wanted w
-        WHERE u.step_id = w.step_id AND u.attempts = w.attempt AND u.state = 'enqueued'
+        WHERE u.step_id = w.step_id AND u.attempts = w.attempt AND u.state = 'enqueued' AND w.step_id = ANY (free)
           AND (SELECT d.failure IS NULL FROM tasker.dispatches d WHERE d.step_id = w.step_id)
         RETURNING u.step_id, u.task_id, u.position, u.started_at, w.attempt, w.ord
     ), marked AS (
@@ -2446,6 +2490,7 @@ BEGIN
             WHEN s.attempts <> w.attempt THEN format('step %s (%s) is at attempt %s, not %s', w.step_id, s.name, s.attempts, w.attempt)
             -- Begun by this very call, whose answer was lost.
             WHEN s.state = 'in_progress' AND EXISTS (SELECT FROM tasker.dispatches d WHERE d.step_id = w.step_id AND d.call_id = $4 AND d.failure IS NULL) THEN NULL
+            WHEN s.state = 'enqueued' AND w.step_id <> ALL (free) THEN format('step %s (%s) is held by another transaction', w.step_id, s.name)
             WHEN s.state = 'enqueued' THEN format('attempt %s of step %s (%s) has been reported', w.attempt, w.step_id, s.name)
             ELSE format('attempt %s of step %s (%s) is %s', w.attempt, w.step_id, s.name, s.state) END AS refusal
         FROM wanted w LEFT JOIN begun b ON b.step_id = w.step_id

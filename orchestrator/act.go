@@ -25,7 +25,7 @@ func (l *loop) act(act action) error {
 		}
 		dispatches = append(dispatches, tasker.Dispatch{
 			TaskID: l.id, StepID: s.id, Attempt: s.attempt, Handler: spec.HandlerClass, Queue: queueOf(spec), CorrelationID: l.task.CorrelationID,
-			Alone: hasty(spec.Timeout.Duration()) || hasty(spec.Heartbeat.Duration()),
+			Alone: s.losses > 0 || hasty(spec.Timeout.Duration()) || hasty(spec.Heartbeat.Duration()),
 		})
 		out = append(out, s.id)
 	}

@@ -109,7 +109,7 @@ func (s *Store) TakeUnstarted(ctx context.Context, age time.Duration, limit int)
 			WHERE d.step_id = old.step_id
 			RETURNING d.task_id, d.step_id, d.attempt, d.queue)
 		SELECT taken.task_id, taken.step_id, taken.attempt, coalesce(ts.handler_class, ''), taken.queue, coalesce(t.correlation_id, ''),
-		       coalesce(least(ts.timeout_seconds, ts.heartbeat_seconds) < $3, false)
+		       s.losses > 0 OR coalesce(least(ts.timeout_seconds, ts.heartbeat_seconds) < $3, false)
 		FROM taken JOIN tasker.steps s USING (step_id) JOIN tasker.tasks t ON t.task_id = taken.task_id
 		JOIN tasker.template_steps ts ON ts.template_id = t.template_id AND ts.position = s.position
 		ORDER BY taken.step_id`, age, limit, tasker.LeastShared.Seconds())
@@ -125,22 +125,33 @@ func (s *Store) TakeUnstarted(ctx context.Context, age time.Duration, limit int)
 
 // Process is a Sidekiq process that lives.
 type Process struct {
-	Queues      []string
-	Concurrency int
-	Bundles     bool               // it takes several attempts in one job
-	Seconds     map[string]float64 // that its handlers take, by class
+	Queues      []string           `json:"queues"`
+	Concurrency int                `json:"concurrency"`
+	Bundles     bool               `json:"-"` // it takes several attempts in one job
+	Seconds     map[string]float64 `json:"-"` // that its handlers take, by class
 }
 
 // Processes lists the Sidekiq processes that have given a sign of life within
 // the time.
 func (s *Store) Processes(ctx context.Context, within time.Duration) ([]Process, error) {
 	rows, err := s.pool.Query(ctx, `
-		SELECT coalesce(details -> 'queues', '[]'), coalesce((details ->> 'concurrency')::int, 0), seconds IS NOT NULL, coalesce(seconds, '{}')
-		FROM tasker.processes WHERE stopped_at IS NULL AND last_seen_at > clock_timestamp() - $1::interval`, within)
+		SELECT details, seconds FROM tasker.processes WHERE stopped_at IS NULL AND last_seen_at > clock_timestamp() - $1::interval`, within)
 	if err != nil {
 		return nil, fmt.Errorf("read sidekiq processes: %w", err)
 	}
-	list, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Process])
+	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (p Process, err error) {
+		var details, seconds []byte
+		if err = row.Scan(&details, &seconds); err != nil {
+			return p, err
+		}
+		// What a process says of itself is a hint, and may be anything: of one that
+		// can't be understood it is only known that it lives.
+		if json.Unmarshal(details, &p) != nil || seconds != nil && json.Unmarshal(seconds, &p.Seconds) != nil {
+			return Process{}, nil
+		}
+		p.Bundles = seconds != nil
+		return p, nil
+	})
 	if err != nil {
 		return nil, fmt.Errorf("read sidekiq processes: %w", err)
 	}

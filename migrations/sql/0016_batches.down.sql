@@ -216,6 +216,7 @@ BEGIN
     RETURN denied;
 END $$;
 
+DROP FUNCTION tasker.report_results(jsonb, boolean);
 CREATE OR REPLACE FUNCTION tasker.report_results(reports jsonb)
 RETURNS TABLE (step_id bigint, attempt int, accepted boolean, reason text)
 LANGUAGE plpgsql

@@ -22,7 +22,7 @@ RSpec.describe TaskerCore::ReportQueue do
   # Posts the first, and the others while its call waits for a lock.
   def post_together(first, *others)
     TestDatabase.connection.transaction do |transaction|
-      transaction.exec_params("SELECT FROM tasker.steps WHERE step_id = $1 FOR UPDATE", [first.step_id])
+      transaction.exec_params("SELECT FROM tasker.dispatches WHERE step_id = $1 FOR UPDATE", [first.step_id])
       post(first)
       eventually("the first call waits") { TestDatabase.gem_waits_for_lock? }
       others.each { |step, json = '"charged"'| post(step, json) }
@@ -77,7 +77,7 @@ RSpec.describe TaskerCore::ReportQueue do
   it "answers with the error when it may not try again" do
     step = started
     TestDatabase.connection.transaction do |transaction|
-      transaction.exec_params("SELECT FROM tasker.steps WHERE step_id = $1 FOR UPDATE", [step.step_id])
+      transaction.exec_params("SELECT FROM tasker.dispatches WHERE step_id = $1 FOR UPDATE", [step.step_id])
       post(step, patience: 0)
       eventually("the call waits") { TestDatabase.gem_waits_for_lock? }
       TestDatabase.terminate_gem
@@ -124,10 +124,52 @@ RSpec.describe TaskerCore::ReportQueue do
     expect(steps.map(&:state)).to eq(%w[complete complete complete in_progress])
   end
 
-  it "says how much is left when it may not wait any longer" do
+  it "lets nobody wait for a step that an open transaction holds" do
+    steps = Array.new(3) { started }
+    TestDatabase.connection.transaction do |transaction|
+      transaction.exec_params("SELECT FROM tasker.steps WHERE step_id = $1 FOR UPDATE", [steps[1].step_id])
+      steps.each { |step| post(step) }
+      eventually("the others are reported") { steps.map(&:state) == %w[complete in_progress complete] }
+    end
+    queue.drain
+
+    expect(answers.values_at(*steps)).to all(eq([nil, nil, false]))
+    expect(steps[1].state).to eq("complete")
+  end
+
+  it "answers with an error when its step is held and it may not try again" do
     step = started
     TestDatabase.connection.transaction do |transaction|
       transaction.exec_params("SELECT FROM tasker.steps WHERE step_id = $1 FOR UPDATE", [step.step_id])
+      post(step, patience: 0)
+      queue.drain
+    end
+
+    expect(answers[step][1]).to have_attributes(message: /holds the step/)
+  end
+
+  it "posts what a callback posts though there is no room" do
+    stub_const("#{described_class}::ROOM_REPORTS", 1)
+    first, second = Array.new(2) { started }
+    queue.post(success(first), patience: 60) { post(second) }
+    queue.drain
+
+    expect(second.state).to eq("complete")
+  end
+
+  it "starts again when something is posted after it was closed" do
+    step = started
+    queue.close
+    post(step)
+    queue.drain
+
+    expect(step.state).to eq("complete")
+  end
+
+  it "says how much is left when it may not wait any longer" do
+    step = started
+    TestDatabase.connection.transaction do |transaction|
+      transaction.exec_params("SELECT FROM tasker.dispatches WHERE step_id = $1 FOR UPDATE", [step.step_id])
       post(step)
       eventually("the call waits") { TestDatabase.gem_waits_for_lock? }
 

@@ -21,7 +21,7 @@ RSpec.describe TaskerCore::StepJob do
     end
     yield
     started.pop
-    transaction.exec_params("SELECT FROM tasker.steps WHERE step_id = $1 FOR UPDATE", [step.step_id])
+    transaction.exec_params("SELECT FROM tasker.dispatches WHERE step_id = $1 FOR UPDATE", [step.step_id])
     locked << true
     eventually("the report waits") { TestDatabase.gem_waits_for_lock? }
   end
@@ -370,12 +370,12 @@ RSpec.describe TaskerCore::StepJob do
 
     it "goes on reporting" do
       step = dispatch(handler { |*| "charged" })
-      break_once("report_results", %w[jsonb]) do
+      break_once("report_results", %w[jsonb boolean]) do
         TestDatabase.connection.exec(<<~SQL)
-          CREATE FUNCTION tasker.report_results(reports jsonb) RETURNS TABLE (step_id bigint, attempt int, accepted boolean, reason text)
+          CREATE FUNCTION tasker.report_results(reports jsonb, wait boolean) RETURNS TABLE (step_id bigint, attempt int, accepted boolean, reason text)
           LANGUAGE plpgsql AS $$ BEGIN
             IF nextval('public.calls') < 3 THEN PERFORM pg_terminate_backend(pg_backend_pid()), pg_sleep(60); END IF;
-            RETURN QUERY SELECT * FROM tasker.whole_report_results(reports);
+            RETURN QUERY SELECT * FROM tasker.whole_report_results(reports, wait);
           END $$;
         SQL
         perform(step)
@@ -408,6 +408,16 @@ RSpec.describe TaskerCore::StepJob do
       expect(step.events).to eq(%w[step.handle step.completed])
     end
 
+    it "leaves an attempt alone that another process has started, when its own start came to nothing" do
+      step = dispatch(handler { |*| "charged" })
+      TaskerCore.process_registration.id
+      TaskerCore.protocol.start_attempts([[step.step_id, 1]], nil, 1)
+      TaskerCore.process_registration.forsake(step.step_id, 1, 2)
+      eventually("the heartbeat asks") { step.events.include?("step.report_refused") }
+
+      expect([step.state, step.failure]).to eq(["in_progress", nil])
+    end
+
     # For the pool alone: the heartbeat, which runs, keeps its own connection.
     def lose_postgres
       TaskerCore.configure do |config|
@@ -416,10 +426,27 @@ RSpec.describe TaskerCore::StepJob do
       end
     end
 
-    it "raises when the time to start is over, and has the attempt reported as lost" do
+    it "raises when the time to start is over, and leaves an attempt that it has not started to others" do
       step = dispatch(handler { |*| "charged" })
       TaskerCore.process_registration.id
       lose_postgres
+
+      expect { perform(step) }.to raise_error(TaskerCore::DatabaseError)
+      eventually("the heartbeat asks") { step.events.include?("step.report_refused") }
+      expect([step.state, step.failure]).to eq(["enqueued", nil])
+    end
+
+    it "has an attempt reported as lost that it has started without ever hearing of it" do
+      step = dispatch(handler { |*| "charged" })
+      allow(TaskerCore).to receive(:protocol).and_wrap_original do |original|
+        original.call.tap do |protocol|
+          protocol.define_singleton_method(:start_attempts) do |*arguments|
+            super(*arguments)
+            raise TaskerCore::DatabaseError.new("the connection broke", answered: false)
+          end
+        end
+      end
+      TaskerCore.config.start_timeout = 0
 
       expect { perform(step) }.to raise_error(TaskerCore::DatabaseError)
       eventually("the heartbeat reports it") { step.failure == { "lost" => true } }
@@ -506,8 +533,49 @@ RSpec.describe TaskerCore::StepJob do
       expect(steps.map(&:failure)).to all(eq("lost" => true))
     end
 
+    it "can't be started where an open transaction holds one, and the others are" do
+      steps = Array.new(3) { dispatch(handler { |*| "done" }) }
+      TestDatabase.connection.transaction do |transaction|
+        transaction.exec_params("SELECT FROM tasker.steps WHERE step_id = $1 FOR UPDATE", [steps[1].step_id])
+        perform_all(steps)
+      end
+
+      expect(steps.map(&:state)).to eq(%w[complete enqueued complete])
+      expect(logged).to include("step #{steps[1].step_id} (work) is held by another transaction")
+    end
+
+    it "fail alone when their inputs can't be read" do
+      deep = { "deep" => nil }
+      10_000.times { deep = [deep] }
+      steps = [dispatch(handler { |*| "done" }), dispatch("Orders::Charge", context: { "deep" => 1 }), dispatch("Orders::Charge")]
+      TestDatabase.connection.exec_params("UPDATE tasker.tasks SET context = ('{\"deep\": ' || repeat('[', 10000) || repeat(']', 10000) || '}')::jsonb WHERE task_id = $1",
+                                          [steps[1].task_id])
+      Thread.new { perform_all(steps) }.tap { |thread| thread.report_on_exception = false }.join
+    rescue SystemStackError
+      expect(steps.map(&:state)).to eq(%w[complete in_progress complete])
+      expect(steps[1].failure).to include("class" => "SystemStackError")
+    end
+
+    it "are reported as lost by the heartbeat when the answer can't be read" do
+      stub_const("TaskerCore::ProcessRegistration::BEAT_SECONDS", 0.02)
+      steps = Array.new(2) { dispatch(handler { |*| "done" }) }
+      allow(TaskerCore::StartAnswer).to receive(:new).and_raise(NoMemoryError)
+
+      expect { perform_all(steps) }.to raise_error(NoMemoryError)
+      eventually("the heartbeat reports them") { steps.map(&:failure) == [{ "lost" => true }] * 2 }
+    end
+
+    it "tell Sidekiq of their errors when a later one ends the job" do
+      handled = []
+      allow(TaskerCore::SidekiqErrors).to receive(:handle) { |error| handled << error.message }
+      steps = [dispatch(handler { |_task, _sequence, step| step.attempt == 2 ? exit(3) : raise(IOError, "first") }), dispatch("Orders::Charge", attempt: 2)]
+
+      expect { perform_all(steps) }.to raise_error(SystemExit)
+      expect(handled).to eq(["first"])
+    end
+
     it "are given up when they wait long behind one that takes long" do
-      stub_const("TaskerCore::BundleWatch::PATIENCE_SECONDS", 0.01)
+      stub_const("TaskerCore::AttemptBundle::PATIENCE_SECONDS", 0.5)
       stub_const("TaskerCore::BundleWatch::EVERY_SECONDS", 0.01)
       begun = Queue.new
       let_go = Queue.new

@@ -1,9 +1,17 @@
 # frozen_string_literal: true
 
+require "securerandom"
+
 module TaskerCore
   # The attempts of one Sidekiq job: one, or several when work has piled up.
   # They are started by one call and run one after the other.
+  #
+  # The clocks of all of them run from that call. So one that waits behind others
+  # for longer than PATIENCE_SECONDS is given up and runs elsewhere: the engine
+  # bundles only what is expected to take milliseconds.
   class AttemptBundle
+    PATIENCE_SECONDS = 1.0
+
     # @param attempts [Array<Array(Integer, Integer)>] step_id and attempt of each
     def initialize(attempts, protocol: TaskerCore.protocol, reports: TaskerCore.reports, config: TaskerCore.config)
       @attempts = attempts
@@ -21,17 +29,19 @@ module TaskerCore
       # A Shutdown waits while a call to Postgres is under way, and comes
       # through in the handler and between tries.
       Thread.handle_interrupt(Sidekiq::Shutdown => :never) do
-        @runs = start
-        surface(@runs.size > 1 ? TaskerCore.bundle_watch.over(self) { run_all } : run_all)
+        start
+        waiting? ? TaskerCore.bundle_watch.over(self) { run_all } : run_all
       ensure
         give_up_rest
       end
     end
 
-    # @return [Float, nil] when the attempt began that others wait for; nil: none waits
-    attr_reader :waiting_since
+    # @return [Boolean] whether attempts wait that should have begun by now
+    def overdue? = waiting? && now - @began > PATIENCE_SECONDS
 
     # Gives up the attempts that have not begun: others run them.
+    #
+    # @return [Integer] how many
     def give_up_rest
       rest = @mutex.synchronize { @runs.slice!(0..) }
       rest.each(&:give_up)
@@ -42,51 +52,50 @@ module TaskerCore
 
     def start
       # The same for each try: what an earlier one has started is ours.
-      call_id = rand(1 << 62)
+      @call_id = SecureRandom.random_number(10**18)
+      @began = now
       answers = Patience.new(seconds: @config.start_timeout, activity: "start #{self}", logger: @config.logger).persist do
-        @protocol.start_attempts(@attempts, TaskerCore.process_registration.id, call_id)
+        @protocol.start_attempts(@attempts, TaskerCore.process_registration.id, @call_id)
       end
-      @attempts.zip(answers).filter_map { |(step_id, attempt), answer| run(step_id, attempt, answer) }
-    rescue DatabaseError => e
-      leave_to_heartbeat(e) unless e.refuses_data?
+      @runs = answers.filter_map { |answer| run(answer) }
+    rescue Exception => e # rubocop:disable Lint/RescueException -- whatever it was, they may have been started
+      leave_to_heartbeat(e) unless e.is_a?(DatabaseError) && e.refuses_data?
       raise
     end
 
-    def run(step_id, attempt, answer)
-      return AttemptRun.new(step_id, attempt, answer, protocol: @protocol, reports: @reports, config: @config) if answer["status"] == "started"
+    def run(answer)
+      return AttemptRun.new(answer, protocol: @protocol, reports: @reports, config: @config) unless answer.refusal
 
-      @config.logger.info { "tasker: step #{step_id} attempt #{attempt} not started: #{answer['reason']}" }
+      @config.logger.info { "tasker: step #{answer.step_id} attempt #{answer.attempt} not started: #{answer.refusal}" }
       nil
     end
 
-    # @return [Array<Exception>]
+    # Sidekiq hears of each error, and error trackers in its middleware of the last.
     def run_all
       errors = []
       while (run = take)
         errors << run.call
       end
-      errors.compact
+      last = errors.compact.last
+      errors.delete(last)
+      raise last if last
+    ensure
+      errors.compact.each { |error| SidekiqErrors.handle(error) }
     end
 
     def take
-      @mutex.synchronize do
-        run = @runs.shift
-        @waiting_since = @runs.empty? ? nil : Process.clock_gettime(Process::CLOCK_MONOTONIC)
-        run
-      end
+      give_up_rest if overdue?
+      @mutex.synchronize { @runs.shift }
     end
 
-    # Sidekiq hears of each error, and error trackers in its middleware of the last.
-    def surface(errors)
-      *others, last = errors
-      others.each { |error| SidekiqErrors.handle(error) }
-      raise last if last
-    end
+    def waiting? = @runs.any?
 
     def leave_to_heartbeat(error)
       @config.logger.error { "tasker: #{self} is left to the heartbeat, to be reported as lost: #{error.message}" }
-      @attempts.each { |step_id, attempt| TaskerCore.process_registration.forsake(step_id, attempt) }
+      @attempts.each { |step_id, attempt| TaskerCore.process_registration.forsake(step_id, attempt, @call_id) }
     end
+
+    def now = Process.clock_gettime(Process::CLOCK_MONOTONIC)
 
     def to_s = @attempts.map { |step_id, attempt| "step #{step_id} attempt #{attempt}" }.join(", ")
   end

@@ -13,14 +13,12 @@ module TaskerCore
     # Interrupt, isn't among them: it ends the process, not the step.
     FAILURES = [StandardError, ScriptError, SystemStackError, NoMemoryError].freeze
 
-    # @param step_id [Integer]
-    # @param attempt [Integer]
-    # @param answer [Hash] as in contract/start_attempt.json
-    def initialize(step_id, attempt, answer, protocol: TaskerCore.protocol, reports: TaskerCore.reports, config: TaskerCore.config)
-      @step_id = step_id
-      @attempt = attempt
+    # @param answer [StartAnswer] of an attempt that was started
+    def initialize(answer, protocol: TaskerCore.protocol, reports: TaskerCore.reports, config: TaskerCore.config)
+      @step_id = answer.step_id
+      @attempt = answer.attempt
       @answer = answer
-      @handler = answer.dig("step", "handler_class")
+      @handler = answer.handler_class
       @protocol = protocol
       @reports = reports
       @config = config
@@ -57,9 +55,10 @@ module TaskerCore
     # @return [String] JSON
     def handle(handler)
       interruptible do
-        task = TaskContext.new(@answer.fetch("task"))
-        step = StepContext.new(@answer.fetch("step"), inputs: task.context, dependencies: @answer.fetch("dependencies"), heartbeat:)
-        sequence = StepSequence.new(task.task_id, @answer.fetch("dependencies"), protocol: @protocol)
+        facts = @answer.to_h # read here, so that one which can't be read fails alone
+        task = TaskContext.new(facts.fetch("task"))
+        step = StepContext.new(facts.fetch("step"), inputs: task.context, dependencies: facts.fetch("dependencies"), heartbeat:)
+        sequence = StepSequence.new(task.task_id, facts.fetch("dependencies"), protocol: @protocol)
         timed do
           Sidekiq::Context.with(log_context(task, step)) do
             @config.surroundings.call(task, step) { ResultJson.dump(handler.new.handle(task, sequence, step)) }
@@ -76,7 +75,7 @@ module TaskerCore
     end
 
     def heartbeat
-      @heartbeat = Heartbeat.new(@step_id, @attempt, @answer.dig("step", "heartbeat_seconds"), protocol: @protocol, logger:)
+      @heartbeat = Heartbeat.new(@step_id, @attempt, @answer.heartbeat_seconds, protocol: @protocol, logger:)
     end
 
     # What Sidekiq's logger writes beside each line of the handler.
@@ -128,7 +127,8 @@ module TaskerCore
         next leave_to_heartbeat(error) unless error.refuses_data?
 
         # JSON that jsonb doesn't take, such as a number of 200,000 digits.
-        report_failure ResultNotSerializableError.new("Postgres doesn't take the result: #{error.message}")
+        error = report_failure(ResultNotSerializableError.new("Postgres doesn't take the result: #{error.message}"))
+        SidekiqErrors.handle(error) if error # the job has ended
       end
     end
 
@@ -137,12 +137,7 @@ module TaskerCore
       @heartbeat&.flush # the next attempt goes on from there
       failure = FailureRecord.new(error, handler: @handler).to_h
       post(Report.failure(@step_id, @attempt, failure)) { |e| leave_to_heartbeat(e) }
-      error if @config.reraise?(final: failure["permanent"] || last_attempt?)
-    end
-
-    def last_attempt?
-      used, limit = @answer.fetch("step").values_at("attempts_used", "attempt_limit")
-      used >= limit
+      error if @config.reraise?(final: failure["permanent"] || @answer.last_attempt?)
     end
 
     # The handler called exit, threw past us, raised an Exception of its own
@@ -169,6 +164,9 @@ module TaskerCore
         # A refusal of a repeated report is most likely the echo of the first.
         logger.public_send(repeated ? :info : :warn) { "tasker: report of #{self} refused: #{refusal}" } if refusal
       end
+    rescue Sidekiq::Shutdown => e
+      leave_to_heartbeat(e) # it came while the report waited for room
+      raise
     end
 
     def leave_to_heartbeat(error)

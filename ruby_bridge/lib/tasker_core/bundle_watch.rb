@@ -5,7 +5,6 @@ module TaskerCore
   # bundles only attempts that are expected to be short; should one take long
   # all the same, those behind it are given up and run elsewhere.
   class BundleWatch
-    PATIENCE_SECONDS = 1.0
     EVERY_SECONDS = 0.25
 
     def initialize(logger: TaskerCore.config.logger)
@@ -47,9 +46,7 @@ module TaskerCore
     end
 
     def look
-      limit = Process.clock_gettime(Process::CLOCK_MONOTONIC) - PATIENCE_SECONDS
-      late = @mutex.synchronize { @bundles.keys }.select { |bundle| (since = bundle.waiting_since) && since < limit }
-      late.each do |bundle|
+      @mutex.synchronize { @bundles.keys }.select(&:overdue?).each do |bundle|
         count = bundle.give_up_rest
         @logger.info { "tasker: #{count} attempts waited behind a slow one and are given up, to run elsewhere" } if count.positive?
       end

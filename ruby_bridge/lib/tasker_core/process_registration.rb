@@ -32,8 +32,10 @@ module TaskerCore
     # Reports an attempt as lost, when Postgres is back. For one that nobody
     # runs any more, and that would otherwise look alive as long as the process
     # is.
-    def forsake(step_id, attempt)
-      @mutex.synchronize { @forsaken << Report.lost(step_id, attempt) }
+    #
+    # @param call_id [Integer, nil] of the call that may have started it; nil: it was started
+    def forsake(step_id, attempt, call_id = nil)
+      @mutex.synchronize { @forsaken << Report.lost(step_id, attempt, call_id) }
     end
 
     # Leaves politely: what is done is reported, and what still runs here
@@ -94,8 +96,9 @@ module TaskerCore
       reports = @mutex.synchronize { @forsaken.dup }
       return if reports.empty?
 
-      @protocol.report(reports)
-      @mutex.synchronize { @forsaken.shift(reports.size) }
+      # Not waiting: a heart that stands still for 10 seconds is dead.
+      held = reports.zip(@protocol.report_free(reports)).filter_map { |report, answer| report if answer == :held }
+      @mutex.synchronize { @forsaken = held + @forsaken.drop(reports.size) }
     end
 
     def leave
@@ -127,9 +130,28 @@ module TaskerCore
       Sidekiq.respond_to?(:[]) ? Sidekiq : Sidekiq.options # 6.5, 6.4
     end
 
+    # Each queue once, without its weight.
+    def queues
+      return capsules.flat_map(&:queues) if capsules
+
+      sidekiq_settings&.[](:queues)
+    end
+
+    def concurrency
+      return capsules.sum(&:concurrency) if capsules
+
+      sidekiq_settings&.[](:concurrency)
+    end
+
+    # Groups of threads, from Sidekiq 7.
+    def capsules
+      settings = sidekiq_settings
+      settings.capsules.values if settings.respond_to?(:capsules)
+    end
+
     def details
-      { hostname: Socket.gethostname, pid: Process.pid, concurrency: sidekiq_settings&.[](:concurrency),
-        queues: sidekiq_settings&.[](:queues)&.uniq,
+      { hostname: Socket.gethostname, pid: Process.pid, concurrency:,
+        queues: queues&.uniq,
         ruby: RUBY_VERSION, sidekiq: Sidekiq::VERSION, tasker_core: VERSION }.compact
     end
 

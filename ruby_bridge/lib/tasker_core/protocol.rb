@@ -12,11 +12,11 @@ module TaskerCore
 
     # @param attempts [Array<Array(Integer, Integer)>] step_id and attempt of each, no step twice
     # @param call_id [Integer, nil] the same for each try of this call: what an earlier one has started is started
-    # @return [Array<Hash>] the answers in turn, as in contract/start_attempt.json
+    # @return [Array<StartAnswer>] the answers in turn
     def start_attempts(attempts, process_id, call_id = nil)
       @database.exec(StartAnswer::SQL,
                      ["{#{attempts.map(&:first).join(',')}}", "{#{attempts.map(&:last).join(',')}}", process_id, call_id])
-               .values.map { |row| StartAnswer.build(row) }
+               .values.map { |row| StartAnswer.new(row) }
     end
 
     # @param reports [Array<String>] JSON, each as in contract/reports.json
@@ -24,6 +24,14 @@ module TaskerCore
     def report(reports)
       @database.exec("SELECT CASE WHEN NOT accepted THEN reason END AS refusal FROM tasker.report_results($1::jsonb)",
                      ["[#{reports.join(',')}]"]).map { |row| row["refusal"] }
+    end
+
+    # The same without waiting for steps that somebody's open transaction holds.
+    #
+    # @return [Array<String, Symbol, nil>] :held for those
+    def report_free(reports)
+      @database.exec("SELECT accepted, reason FROM tasker.report_results($1::jsonb, false)", ["[#{reports.join(',')}]"])
+               .values.map { |accepted, reason| accepted.nil? ? :held : (reason if accepted == "f") }
     end
 
     # @param progress [String, nil] JSON

@@ -18,8 +18,9 @@ module TaskerCore
       JSON.generate({ "step_id" => step_id, "attempt" => attempt, "outcome" => "failure", "failure" => failure }, max_nesting: 0)
     end
 
-    def lost(step_id, attempt)
-      %({"step_id":#{step_id},"attempt":#{attempt},"outcome":"lost"})
+    # @param call_id [Integer, nil] lost only if this call has started it
+    def lost(step_id, attempt, call_id = nil)
+      %({"step_id":#{step_id},"attempt":#{attempt},"outcome":"lost"#{",\"call_id\":#{call_id}" if call_id}})
     end
   end
 end

@@ -19,6 +19,8 @@ module TaskerCore
     # From one call to the next, when the last one carried a few.
     PACE_SECONDS = 0.005
     PACE_FROM = 4
+    # For a report whose step an open transaction holds: from one try to the next.
+    HELD_SECONDS = 0.1
     FIRST_DELAY = 0.1
     LONGEST_DELAY = 5
 
@@ -33,7 +35,8 @@ module TaskerCore
       @arrived = ConditionVariable.new
       @changed = ConditionVariable.new # there is less to send than before
       @waiting = []
-      @held = @bytes = 0 # what waits and what is being sent
+      @later = [] # reports that were held, and when to try them again
+      @unsent = @bytes = 0 # what waits and what is being sent
     end
 
     # Returns when there is room, and before the report is sent.
@@ -46,10 +49,10 @@ module TaskerCore
     # @return [void]
     def post(report, patience:, &settled)
       @mutex.synchronize do
-        wait_for_room until room?
+        wait_for_room until room? || Thread.current == @thread # which alone makes room
         start
         @waiting << Entry.new(report, now + patience, settled, false)
-        @held += 1
+        @unsent += 1
         @bytes += report.bytesize
         @arrived.signal
       end
@@ -62,13 +65,13 @@ module TaskerCore
     def drain(seconds = nil)
       deadline = seconds && (now + seconds)
       @mutex.synchronize do
-        until @held.zero?
+        until @unsent.zero?
           left = deadline && (deadline - now)
           break if left && left <= 0
 
           @changed.wait(@mutex, left)
         end
-        @held
+        @unsent
       end
     end
 
@@ -82,7 +85,7 @@ module TaskerCore
 
     private
 
-    def room? = @held < ROOM_REPORTS && @bytes < ROOM_BYTES
+    def room? = @unsent < ROOM_REPORTS && @bytes < ROOM_BYTES
 
     # Sidekiq gives a job three seconds after its Shutdown: it must get through.
     def wait_for_room
@@ -107,8 +110,8 @@ module TaskerCore
     # @return [Array<Entry>, nil] nil: closed
     def take
       @mutex.synchronize do
-        @arrived.wait(@mutex) while @waiting.empty? && !@closed
-        return if @waiting.empty?
+        wait_for_reports
+        return @thread = nil if @waiting.empty? # whoever posts all the same starts another
 
         bytes = 0
         count = @waiting.take(LIMIT_REPORTS).take_while { |entry| (bytes += entry.report.bytesize) <= LIMIT_BYTES }.size
@@ -116,10 +119,19 @@ module TaskerCore
       end
     end
 
+    def wait_for_reports
+      loop do
+        @waiting << @later.shift.first while @later.any? && @later.first.last <= now
+        return unless @waiting.empty? && !(@closed && @later.empty?)
+
+        @arrived.wait(@mutex, @later.empty? ? nil : HELD_SECONDS)
+      end
+    end
+
     def deliver(batch)
-      refusals = @protocol.report(batch.map(&:report))
+      answers = @protocol.report_free(batch.map(&:report))
       @delay = nil
-      batch.zip(refusals) { |entry, refusal| settle(entry, refusal, nil) }
+      batch.zip(answers) { |entry, answer| answer == :held ? hold(entry) : settle(entry, answer, nil) }
     rescue DatabaseError => e
       if !e.refuses_data?
         put_back(batch, e)
@@ -129,10 +141,18 @@ module TaskerCore
         # One of them is to blame, and the whole call was rolled back.
         batch.each { |entry| deliver([entry]) }
       end
-    rescue StandardError => e
+    rescue Exception => e # rubocop:disable Lint/RescueException
       # A mistake of ours must not end the thread, and is no answer either.
       @logger.error { "tasker: #{batch.size} reports could not be sent: #{e.class}: #{e.message}" }
       batch.each { |entry| settle(entry, nil, DatabaseError.new(e.message)) }
+    end
+
+    # An operator's transaction, or one of the app's own, has the step: the
+    # others don't wait for it.
+    def hold(entry)
+      return settle(entry, nil, DatabaseError.new("an open transaction holds the step")) if now >= entry.deadline
+
+      @mutex.synchronize { @later << [entry, now + HELD_SECONDS] }
     end
 
     def put_back(batch, error)
@@ -149,11 +169,11 @@ module TaskerCore
 
     def settle(entry, refusal, error)
       entry.settled&.call(refusal, error, entry.repeated)
-    rescue StandardError => e
+    rescue Exception => e # rubocop:disable Lint/RescueException
       @logger.error { "tasker: after a report: #{e.class}: #{e.message}" }
     ensure
       @mutex.synchronize do
-        @held -= 1
+        @unsent -= 1
         @bytes -= entry.report.bytesize
         @changed.broadcast
       end

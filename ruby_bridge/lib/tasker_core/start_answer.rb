@@ -4,29 +4,46 @@ require "json"
 require "pg"
 
 module TaskerCore
-  # One row of tasker.start_attempts, as the document of contract/start_attempt.json.
-  module StartAnswer
+  # One row of tasker.start_attempts. What takes long to read is read on demand.
+  class StartAnswer
     # By their places: a Hash for each row would cost as much as all the rest.
     COLUMNS = %w[
-      refusal task_id namespace name version context priority correlation_id parent_task_id tags initiator source_system reason
-      created_at carrier step_id step_name attempt attempts_used attempt_limit handler_class config timeout_seconds heartbeat_seconds
-      progress dependencies
+      step_id attempt refusal handler_class attempts_used attempt_limit heartbeat_seconds
+      task_id namespace name version context priority correlation_id parent_task_id tags initiator source_system reason created_at carrier
+      step_name config timeout_seconds progress dependencies
     ].freeze
     SQL = <<~SQL.freeze
       SELECT #{COLUMNS.join(', ').sub('created_at', %q(to_char(created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')))}
       FROM tasker.start_attempts($1, $2, $3, $4)
     SQL
     TAGS = PG::TextDecoder::Array.new
+    private_constant :TAGS
 
-    module_function
+    # @return [Integer]
+    attr_reader :step_id, :attempt
+    # @return [String, nil] why it was not started
+    attr_reader :refusal
+    # @return [String]
+    attr_reader :handler_class
+    # @return [Numeric, nil]
+    attr_reader :heartbeat_seconds
 
     # @param row [Array<String, nil>] in the order of COLUMNS
-    # @return [Hash{String => Object}]
-    def build(row)
-      refusal, task_id, namespace, name, version, context, priority, correlation_id, parent_task_id, tags, initiator, source_system, reason,
-        created_at, carrier, step_id, step_name, attempt, used, limit, handler, config, timeout, heartbeat, progress, results = row
-      return { "status" => "refused", "reason" => refusal } if refusal
+    def initialize(row)
+      step_id, attempt, @refusal, @handler_class, used, limit, heartbeat, *@rest = row
+      @step_id = step_id.to_i
+      @attempt = attempt.to_i
+      @used = used.to_i
+      @limit = limit.to_i
+      @heartbeat_seconds = number(heartbeat)
+    end
 
+    def last_attempt? = @used >= @limit
+
+    # @return [Hash{String => Object}] as in contract/start_attempt.json
+    def to_h
+      task_id, namespace, name, version, context, priority, correlation_id, parent_task_id, tags, initiator, source_system, reason,
+        created_at, carrier, step_name, config, timeout, progress, results = @rest
       dependencies = json(results) || {}
       { "status" => "started",
         "task" => {
@@ -35,12 +52,14 @@ module TaskerCore
           "initiator" => initiator, "source_system" => source_system, "reason" => reason, "created_at" => created_at, "carrier" => json(carrier)
         },
         "step" => {
-          "step_id" => step_id.to_i, "name" => step_name, "attempt" => attempt.to_i, "attempts_used" => used.to_i, "attempt_limit" => limit.to_i,
-          "handler_class" => handler, "config" => json(config), "timeout_seconds" => number(timeout), "heartbeat_seconds" => number(heartbeat),
+          "step_id" => step_id, "name" => step_name, "attempt" => attempt, "attempts_used" => @used, "attempt_limit" => @limit,
+          "handler_class" => handler_class, "config" => json(config), "timeout_seconds" => number(timeout), "heartbeat_seconds" => heartbeat_seconds,
           "progress" => json(progress), "depends_on" => dependencies.keys
         },
         "dependencies" => dependencies }
     end
+
+    private
 
     # Ruby's parser stops at 100 levels: a context or a result of another
     # language may have more.
