@@ -180,6 +180,39 @@ RSpec.describe TaskerCore::HandlerSurroundings do
       expect(reports).to eq([["last", 3]])
     end
 
+    it "go to on_error at the first attempt when a rule says that no other mends it" do
+      on_error
+      stub_const("Declined", Class.new(StandardError))
+      handler { |*| raise Declined, "by the handler" }
+      Work.permanent_error(Declined)
+      expect { perform(dispatch("Work")) }.to raise_error(Declined)
+      TaskerCore.config.permanent_errors = [IOError]
+      failing(EOFError.new("by the settings"))
+
+      expect(reports).to eq([["by the handler", 1], ["by the settings", 1]])
+    end
+
+    # AttemptRun has it around its HandlerLookup.
+    it "go to on_error for a handler that there is not" do
+      all = reports
+      use_test_database(on_error: [->(error, context) { all << [error.class, context[:handler], context[:task_id]] }])
+      answer = contract("start_attempt")
+      lookup = lambda do |name|
+        answer["step"]["handler_class"] = name
+        TaskerCore::ErrorReports.around_lookup(answer, TaskerCore.config) { TaskerCore::HandlerLookup.find(name) }
+      end
+
+      expect(lookup.call(handler { |*| nil })).to eq(Work)
+      expect { lookup.call("Orders::Gone") }.to raise_error(TaskerCore::HandlerNotFoundError)
+      expect(reports).to eq([[TaskerCore::HandlerNotFoundError, "Orders::Gone", 7]])
+    end
+
+    it "leave a handler that there is not alone, where nobody is to hear" do
+      hide_const("Rails")
+
+      expect { TaskerCore::ErrorReports.around_lookup({}, TaskerCore.config) { raise "broken" } }.to raise_error("broken")
+    end
+
     it "may tell of what is retried as well" do
       on_error
       TaskerCore.config.report_retried_errors = true

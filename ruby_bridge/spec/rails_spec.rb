@@ -61,6 +61,8 @@ RSpec.describe "In a Rails app" do
                 *steps.map { |step| "spec/handlers/shop/fulfil_order/#{step}_spec.rb" }])
       output, status = validate
       expect(status).to be_success, output
+      expect(app.read("spec/handlers/shop/fulfil_order/charge_spec.rb"))
+        .to include('run_step(described_class, step: "charge", context: {}, dependencies: { "reserve" => { done: "reserve" } })')
       expect(app.run("rspec")).to include("3 examples, 0 failures")
       expect(app.rails("tasker:check")).to include("ok    handler Shop::FulfilOrder::SendMail", "ok    queue default")
       app.write("app/handlers/shop/fulfil_order/charge.rb", app.read("app/handlers/shop/fulfil_order/charge.rb").sub("step.name", '"other"'))
@@ -73,10 +75,30 @@ RSpec.describe "In a Rails app" do
 
       expect(app.files("app/handlers", "test")).to eq(%w[app/handlers/nightly/clean.rb app/handlers/nightly_handler.rb app/handlers/orders/charge.rb
                                                          test/handlers/nightly/clean_test.rb test/test_helper.rb])
-      expect(app.read("app/handlers/nightly_handler.rb")).to include("class NightlyHandler < TaskerCore::BaseTaskHandler")
       expect(app.read("config/tasker/tasks/nightly.yaml")).to include("namespace_name: default", "task_handler_class: NightlyHandler")
       expect(validate.last).to be_success
-      expect(app.run(RbConfig.ruby, "-Itest", "test/handlers/nightly/clean_test.rb")).to include("1 runs, 1 assertions, 0 failures, 0 errors")
+      tests = -> { app.run(RbConfig.ruby, "-Itest", "test/handlers/nightly/clean_test.rb") }
+      expect(tests.call).to include("1 runs, 2 assertions, 0 failures, 0 errors")
+      app.write("app/handlers/nightly/clean.rb", app.read("app/handlers/nightly/clean.rb").sub("step.name", '"other"'))
+      expect(tests.call).to include("1 runs, 2 assertions, 1 failures, 0 errors")
+    end
+
+    it "writes a task handler that makes tasks of the template" do
+      name = "nightly_#{SecureRandom.hex(4)}"
+      app.rails("generate", "tasker:task_handler", "maintenance/#{name}", "clean", "report:clean", "--task-handler", "--test-framework", "none")
+      output, status = Open3.capture2e({ "TASKER_DATABASE_URL" => TestDatabase.url }, ENV.fetch("TASKER_BIN"), "template", "register",
+                                       File.join(app.folder, "config/tasker/tasks"))
+      expect(status).to be_success, output
+
+      made = app.ruby(<<~RUBY)
+        handler = Maintenance::#{name.split('_').map(&:capitalize).join}Handler
+        found = TaskerCore::TaskHandlerRegistry.new.handler_for(namespace: "maintenance", name: "#{name}")
+        result = found.initialize_task({ context: { day: 1 } })
+        print [found.class == handler, result.step_mapping.keys, handler.enqueue({ day: 2 }).task_id - result.task_id].inspect
+      RUBY
+      expect(made).to end_with('[true, ["clean", "report"], 1]')
+      expect(TestDatabase.connection.exec_params("SELECT context ->> 'day' AS day FROM tasker.tasks WHERE name = $1 ORDER BY task_id", [name]).column_values(0))
+        .to eq(%w[1 2])
     end
 
     {
@@ -102,9 +124,20 @@ RSpec.describe "In a Rails app" do
         .to include("class OrderMailer < TaskerCore::EventSubscriber", 'subscribe_to "task.completed", "step.failed"', "def handle_task_completed(event)",
                     "def handle_step_failed(event)")
       expect(app.run(RbConfig.ruby, "-c", "app/subscribers/order_mailer.rb", "spec/subscribers/order_mailer_spec.rb")).to include("Syntax OK")
-      # Comes with events; the generated spec runs from then on.
-      expect(app.run("rspec")).to include("2 examples, 0 failures") if TaskerCore.const_defined?(:EventSubscriber)
+      expect(app.run("rspec")).to include("2 examples, 0 failures")
+      app.write("app/subscribers/order_mailer.rb", app.read("app/subscribers/order_mailer.rb").sub("handle_step_failed(event)", "handle_step_failed"))
+      expect(app.run("rspec")).to include("2 examples, 1 failure")
       expect(app.rails("generate", "tasker:subscriber", "OrderMailer", "completed")).to include('"completed" is no event')
+      expect(app.rails("generate", "tasker:subscriber", "OrderMailer", "task.complete")).to include("did you mean task.completed?")
+    end
+
+    it "writes a class that the app can subscribe, and Minitest tests where the app has those" do
+      app.write("test/test_helper.rb", "require_relative \"../config/environment\"\nrequire \"rails/test_help\"\n")
+      app.rails("generate", "tasker:subscriber", "OrderMailer", "task.completed", "order.item.shipped")
+
+      expect(app.run(RbConfig.ruby, "-Itest", "test/subscribers/order_mailer_test.rb")).to include("2 runs, 2 assertions, 0 failures, 0 errors")
+      expect(app.ruby("OrderMailer; TaskerCore::EventPublisher.subscriptions.each { |one| print one.tap(&:check!).inspect }"))
+        .to eq("#<TaskerCore::EventSubscription order_mailer: task.completed, order.item.shipped>")
     end
   end
 
@@ -170,6 +203,25 @@ RSpec.describe "In a Rails app" do
         expect(app.rails("tasker:templates", env:)).to eq("default/old@1.0.0  1 steps\n")
         expect(app.rails("tasker:status", env:)).to eq("no tasks\n")
       end
+    end
+
+    it "finds steps that go to another queue than their handler is meant for" do
+      app.write("app/handlers/orders/slow.rb", "class Orders::Slow < TaskerCore::BaseStepHandler\n  queue :low\nend\n")
+      app.write("app/handlers/orders/slower.rb", "class Orders::Slower < Orders::Slow\nend\n")
+      app.write("config/sidekiq.yml", ":queues: [default, low]\n")
+      { a: %w[Orders::Slow low], b: %w[Orders::Slow default], c: %w[Orders::Slower default], d: %w[Orders::Charge low], e: %w[InvoiceJob low] }
+        .each { |name, (handler, queue)| app.write("config/tasker/tasks/#{name}.yaml", template(handler, queue:)) }
+      output = on_empty_database do |env, tasker|
+        tasker.call("migrate", "up")
+        app.rails("tasker:check", env:)
+      end
+
+      expect(app).not_to be_success
+      expect(output.lines.grep(/^WRONG/).map(&:chomp)).to contain_exactly(
+        "WRONG config/tasker/tasks/b.yaml (work): Orders::Slow is meant for the queue low, and its jobs go to default: " \
+        'say queue: low in the template, or queue "default" in the handler',
+        %r{\AWRONG config/tasker/tasks/c\.yaml \(work\): Orders::Slower is meant for the queue low}
+      )
     end
 
     it "counts a queue that a running Sidekiq listens to, and misses Redis" do

@@ -61,6 +61,14 @@ module TaskerCore
     #   @param body [String, nil] instead of json
     #   @return [Response] of status 2xx
     #   @raise (see #get)
+    # @!method put(url, json: nil, body: nil, query: nil, headers: {})
+    #   (see #post)
+    # @!method patch(url, json: nil, body: nil, query: nil, headers: {})
+    #   (see #post)
+    # @!method head(url, query: nil, headers: {})
+    #   (see #get)
+    # @!method delete(url, json: nil, body: nil, query: nil, headers: {})
+    #   (see #post)
     %w[get head delete post put patch].each do |verb|
       define_method(verb) { |url, **options| call(verb, url, **options) }
     end

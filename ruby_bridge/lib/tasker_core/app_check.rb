@@ -103,13 +103,24 @@ module TaskerCore
 
     def handlers(steps)
       steps.group_by(&:handler_class).each do |name, uses|
-        HandlerLookup.find(name)
+        handler = HandlerLookup.find(name)
       rescue HandlerNotFoundError => e
         wrong "#{places(uses)}: #{e.message}"
       rescue StandardError, ScriptError => e
         wrong "#{places(uses)}: #{name} can't be loaded: #{e.class}: #{e.message.lines.first&.strip}"
       else
         fine "handler #{name}"
+        own_queue(name, handler, uses)
+      end
+    end
+
+    # What a handler says of its queue, the engine doesn't know.
+    def own_queue(name, handler, uses)
+      meant = handler.queue if handler.respond_to?(:queue)
+      elsewhere = meant ? uses.reject { |use| use.queue == meant } : []
+      elsewhere.group_by(&:queue).each do |queue, there|
+        wrong "#{places(there)}: #{name} is meant for the queue #{meant}, and its jobs go to #{queue}: " \
+              "say queue: #{meant} in the template, or queue #{queue.inspect} in the handler"
       end
     end
 

@@ -99,7 +99,7 @@ module TaskerCore
       changed = before_initialize(request)
       request = changed if changed.is_a?(TaskRequest)
       in_transaction(connection || active_record) do |open|
-        task_id, steps = TaskEnqueue.new(request.to_arguments).call_with_steps(open)
+        task_id, steps = TaskerCore.enqueuing.new(request.to_arguments).call_with_steps(open)
         TaskInitializationResult.new(task_id:, step_count: steps.size, step_mapping: steps).tap { |result| after_initialize(result) }
       end
     end

@@ -54,6 +54,7 @@ module TaskerCore
       error
     end
 
+    # @private
     def build(failure, message)
       mapped = FAILURES[failure["code"]]
       return mapped.new(message) if mapped
@@ -62,7 +63,7 @@ module TaskerCore
       RetryableError.new(message, retry_after: failure["retry_after"], context: failure["context"] || {})
     end
 
-    # ActiveRecord's error has PG's as its cause.
+    # @private ActiveRecord's error has PG's as its cause.
     def result_of(error)
       3.times do
         return error.result if error.is_a?(PG::Error) && error.respond_to?(:result) && error.result

@@ -13,13 +13,25 @@ module TaskerCore
     # @return [ActiveSupport::ErrorReporter, nil]
     def self.reporter = defined?(Rails) && Rails.respond_to?(:error) ? Rails.error : nil
 
+    # Around the lookup of a handler, which comes before its surroundings.
+    #
+    # @param answer [Hash] as in contract/start_attempt.json
+    # @param config [Configuration]
+    # @return [Object] what the block returned
+    def self.around_lookup(answer, config)
+      yield
+    rescue *AttemptRun::FAILURES => e
+      reports = self.for(config) or raise
+      reports.call(TaskContext.new(answer.fetch("task")), StepContext.new(answer.fetch("step"))) { raise e }
+    end
+
     # An attempt that is over, or that a shutdown ended, fails nothing.
     #
     # @return [Boolean] whether the step fails for good with this error
-    def self.final?(error, step)
+    def self.final?(error, step, config = TaskerCore.config)
       return false if error.is_a?(AttemptOverError) || shutdown?(error)
 
-      error.is_a?(PermanentError) || step.last_attempt?
+      step.last_attempt? || ErrorRules.decide(error, handler: step.handler_class, permanent: config.permanent_errors).permanent
     end
 
     def self.shutdown?(error) = Enumerator.produce(error, &:cause).lazy.take_while(&:itself).first(100).any?(Sidekiq::Shutdown)
@@ -32,7 +44,7 @@ module TaskerCore
     def call(task, step)
       yield
     rescue *AttemptRun::FAILURES => e
-      report(e, HandlerSurroundings::Surrounded.describe(task, step)) if @config.report_retried_errors || self.class.final?(e, step)
+      report(e, HandlerSurroundings::Surrounded.describe(task, step)) if @config.report_retried_errors || self.class.final?(e, step, @config)
       raise
     end
 

@@ -52,6 +52,9 @@ module TaskerCore
                                "name it after what happened in your domain, such as order.fulfilled"
     end
 
+    # @param pattern [String]
+    # @param name [String] of an event
+    # @return [Boolean]
     def match?(pattern, name)
       return true if pattern == "*"
 
@@ -73,6 +76,8 @@ module TaskerCore
     # @return [String] of a method, without its prefix
     def method_suffix(name) = name.tr(".", "_")
 
+    # @param name [String] of an event, or a pattern
+    # @return [Boolean] whether only the engine gives such names
     def reserved?(name) = RESERVED.include?(name.split(".", 2).first)
   end
 end

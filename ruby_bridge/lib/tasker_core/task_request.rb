@@ -14,6 +14,30 @@ module TaskerCore
     #   @return [String, nil] nil: the latest
     # @!attribute [r] context
     #   @return [Hash{String => Object}] JSON values
+    # @!attribute [r] priority
+    #   @return [Integer, nil] 1 (goes first) to 4
+    # @!attribute [r] run_at
+    #   @return [Time, String, nil] not before; nil: at once
+    # @!attribute [r] idempotency_key
+    #   @return [String, nil] unique per namespace and name
+    # @!attribute [r] on_duplicate
+    #   @return [String, nil] "return_existing" or "refuse"
+    # @!attribute [r] correlation_id
+    #   @return [String, nil]
+    # @!attribute [r] tags
+    #   @return [Array<String>, nil]
+    # @!attribute [r] initiator
+    #   @return [String, nil]
+    # @!attribute [r] source_system
+    #   @return [String, nil]
+    # @!attribute [r] reason
+    #   @return [String, nil]
+    # @!attribute [r] deadline
+    #   @return [Time, String, nil] after which the task fails, whatever is still to do
+    # @!attribute [r] parent_task_id
+    #   @return [Integer, nil] the task whose step enqueues this one
+    # @!attribute [r] bypass_steps
+    #   @return [Array<String>, nil] names of steps that are skipped from the start
     attributes :namespace, :name, :version, :context, :priority, :run_at, :idempotency_key, :on_duplicate, :correlation_id,
                :tags, :initiator, :source_system, :reason, :deadline, :parent_task_id, :bypass_steps
 

@@ -132,6 +132,7 @@ module TaskerCore
       def templates_folder
         @templates_folder || File.join(defined?(Rails) && Rails.respond_to?(:root) && Rails.root ? Rails.root.to_s : Dir.pwd, "config/tasker/tasks")
       end
+      # Where it is, for an app that has it elsewhere.
       attr_writer :templates_folder
 
       # Lets time pass. In a handler that is run inline: for its attempt, whose timeout or heartbeat may be over then.

@@ -40,11 +40,17 @@ module TaskerCore
     # @return [Value] the like with other attributes
     def with(**changes) = self.class.new(**to_h, **changes)
 
+    # For pattern matching.
+    #
+    # @param names [Array<Symbol>, nil] nil: all
+    # @return [Hash{Symbol => Object}]
     def deconstruct_keys(names) = names ? to_h.slice(*names) : to_h
 
+    # @return [Boolean] whether it is of the same class, with equal attributes
     def ==(other) = other.instance_of?(self.class) && other.to_h == to_h
     alias eql? ==
 
+    # @return [Integer] the same for equal values
     def hash = [self.class, to_h].hash
 
     def inspect = "#<#{self.class} #{to_h.map { |name, value| "#{name}=#{value.inspect}" }.join(' ')}>"

@@ -28,6 +28,21 @@ RSpec.describe "Modes of TaskerCore::Testing" do
       expect(testing.tasks).to be_empty
     end
 
+    it "records what task handlers make too" do
+      fulfil = Class.new(TaskerCore::BaseTaskHandler) { task_template(namespace: "shop", name: "fulfil_order") }
+      made = testing.fake! { fulfil.enqueue({ order_id: 5 }, connection: TestDatabase.connection) }
+      expect([made.step_count, made.step_mapping]).to eq([0, {}])
+      testing.templates.add(name: "fulfil_order", namespace_name: "shop", step_templates: [{ name: "only", handler: "go" }])
+      known = testing.fake! { fulfil.enqueue({ order_id: 6 }, connection: TestDatabase.connection) }
+      testing.inline!(stub: { only: 1 }) { fulfil.enqueue({ order_id: 7 }, connection: TestDatabase.connection) }
+
+      expect(known.step_mapping.keys).to eq(["only"])
+      expect(testing.tasks.map { |task| [task.full_name, task.context["order_id"], task.run&.state] })
+        .to eq([["shop/fulfil_order", 5, nil], ["shop/fulfil_order", 6, nil], ["shop/fulfil_order", 7, "complete"]])
+      expect(testing.tasks.first.task_id).to eq(made.task_id)
+      expect { testing.disable! { fulfil.enqueue({}, connection: TestDatabase.connection) } }.to raise_error(TaskerCore::TaskRefusedError)
+    end
+
     it "refuses what the engine would" do
       testing.fake! do
         expect { enqueue(context: { a: Float::NAN }) }

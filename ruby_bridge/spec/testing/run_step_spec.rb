@@ -68,6 +68,32 @@ RSpec.describe "TaskerCore::Testing.run_step" do
     expect { run_step { |*| RSpec::Expectations.fail_with("wrong") } }.to raise_error(RSpec::Expectations::ExpectationNotMetError)
   end
 
+  it "gives the step its inputs too" do
+    outcome = run_step(context: { order_id: 5 }, dependencies: { reserve: { price: 10 } }) do |_, _, step|
+      [step.inputs["order_id"], step.results_of(:reserve)["price"], step.dependencies.keys]
+    end
+
+    expect(outcome).to be_step_success.with([5, 10, ["reserve"]])
+  end
+
+  it "has a task that is known to carry no values of CurrentAttributes, so that nobody asks Postgres" do
+    require "active_support/current_attributes"
+    stub_const("Current", Class.new(ActiveSupport::CurrentAttributes) { attribute :locale })
+    TaskerCore.configure do |config|
+      config.current_attributes = ["Current"]
+      config.database_url = "postgres://127.0.0.1:1/nowhere"
+    end
+    surrounded = ->(task, step) { TaskerCore.config.surroundings.call(task, step) { [Current.locale] } }
+    handler = handler { |task, _, step| surrounded.call(task, step) }
+    template = { name: "t", step_templates: [{ name: "only", handler_class: "Orders::Surrounded" }] }
+    stub_const("Orders::Surrounded", handler)
+
+    expect(TaskerCore::Testing.run_step(handler)).to be_step_success.with([nil])
+    expect(TaskerCore::Testing.run_task(template)).to be_complete
+    carried = { carrier: { current_attributes: { codec: "json", values: { Current: { locale: "de" } } } } }
+    expect(TaskerCore::Testing.run_step(handler, task: carried)).to be_step_success.with(["de"])
+  end
+
   it "refuses inputs that are not JSON, with the place" do
     expect { run_step(context: { a: { b: Object } }) { nil } }.to raise_error(TaskerCore::Testing::InputError, /\Athe context is not JSON: \$\.a\.b is a Class/)
     expect { run_step(dependencies: { a: Float::INFINITY }) { nil } }

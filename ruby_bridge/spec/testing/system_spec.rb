@@ -40,6 +40,18 @@ RSpec.describe "TaskerCore::Testing::System" do
     stub_const(name, Class.new(TaskerCore::BaseStepHandler) { define_method(:process, &) })
   end
 
+  # Takes the jobs of so many attempts out of their queue, and puts them there again as one.
+  def push_together(redis, count)
+    attempts = []
+    eventually("all are in the queue") do
+      job = redis.rpop("queue:default")
+      attempts += JSON.parse(job)["args"].flat_map { |given| given["attempts"] || [given.values_at("step_id", "attempt")] } if job
+      attempts.size == count
+    end
+    job = contract("sidekiq_bundle")["job"]
+    redis.lpush("queue:default", JSON.generate({ **job, "args" => [{ **job["args"].first, "attempts" => attempts.sort }] }))
+  end
+
   it "runs Ruby steps here, between the steps of the worker" do
     threads = []
     handler("Sys::Double") { |task, sequence, _| { n: sequence.results_of("first")["n"] + task["n"] }.tap { threads << Thread.current } }
@@ -119,6 +131,41 @@ RSpec.describe "TaskerCore::Testing::System" do
       system.travel(100)
       system.drain
       expect(ids.map { |id| system.task(id) }).to all(be_complete)
+    end
+  end
+
+  it "runs jobs of several attempts, each as if it were alone" do
+    threads = []
+    handler("Sys::Number") do |task, *|
+      threads << Thread.current
+      task["n"] == 2 ? raise(TaskerCore::PermanentError, "two") : task["n"]
+    end
+    template([{ name: "only", handler_class: "Sys::Number" }])
+    redis = Redis.new(url: redis_url)
+
+    open_system do |system|
+      ids = Array.new(3) { |n| enqueue(context: { n: n + 1 }) }
+      push_together(redis, 3)
+      system.drain
+      runs = ids.map { |id| system.task(id) }
+
+      expect(runs.map { |run| [run.state, run["only"].result] }).to eq([["complete", 1], ["error", nil], ["complete", 3]])
+      expect(runs.map { |run| run["only"].attempts.map(&:number) }).to eq([[1]] * 3)
+      expect(threads).to eq([Thread.current] * 3)
+    end
+  end
+
+  it "lets an assertion through that fails in a job of several attempts, and the others run again" do
+    handler("Sys::Asserts") { |task, *| task["fails"] ? RSpec::Expectations.fail_with("not what the test expects") : 1 }
+    template([{ name: "only", handler_class: "Sys::Asserts" }])
+    redis = Redis.new(url: redis_url)
+
+    open_system do |system|
+      ids = [true, false].map { |fails| enqueue(context: { fails: }) }
+      push_together(redis, 2)
+
+      expect { system.drain }.to raise_error(RSpec::Expectations::ExpectationNotMetError, "not what the test expects")
+      expect(system.drain(ids.last)["only"].result).to eq(1)
     end
   end
 

@@ -43,8 +43,9 @@ module TaskerCore
       private
 
       def run(heart)
-        task = TaskContext.new(@answer.fetch("task"))
-        step = StepContext.new(@answer.fetch("step"), heartbeat: heart)
+        # Known to carry nothing: nobody has to ask Postgres.
+        task = TaskContext.new({ "carrier" => nil, **@answer.fetch("task") })
+        step = StepContext.new(@answer.fetch("step"), inputs: task.context, dependencies: @answer.fetch("dependencies"), heartbeat: heart)
         sequence = StepSequence.new(task.task_id, @answer.fetch("dependencies"), protocol: self)
         Testing.with_clock(@clock) { ResultJson.dump(@handler.call(task, sequence, step)) }
       end

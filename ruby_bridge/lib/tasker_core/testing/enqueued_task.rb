@@ -6,7 +6,7 @@ module TaskerCore
   module Testing
     # A task that TaskerCore.enqueue_task was asked for while a test recorded them.
     class EnqueuedTask
-      ARGUMENTS = TaskEnqueue::TYPES.keys.freeze
+      ARGUMENTS = TaskRequest.attribute_names
       private_constant :ARGUMENTS
 
       # @return [Integer] what enqueue_task returned
@@ -48,6 +48,7 @@ module TaskerCore
                                             .transform_keys(&:name) }
       end
 
+      # @return [String] in words, for messages of failing tests
       def to_s = "#{full_name} with #{context.inspect}"
 
       def inspect = "#<#{self.class} #{task_id} #{self}>"

@@ -44,10 +44,30 @@ module TaskerCore
         mode = Mode.current
         return TaskEnqueue.new(@arguments).call(connection) if mode.name == :disabled
 
-        Testing.templates.find(*@arguments.values_at(:namespace, :name, :version).map { |word| word&.to_s }) if mode.name == :inline # refused here and now
+        template if mode.name == :inline # refused here and now
         task = Tasks.record(EnqueuedTask.new(@arguments, inline: mode.name == :inline), refuse: @arguments[:on_duplicate].to_s == "refuse")
         Tasks.run_due(**mode.options) if task.inline
         task.task_id
+      end
+
+      # As BaseTaskHandler asks.
+      #
+      # @return [Array(Integer, Hash{String => Integer})]
+      def call_with_steps(connection)
+        return TaskEnqueue.new(@arguments).call_with_steps(connection) if Mode.current.name == :disabled
+
+        [call(connection), steps]
+      end
+
+      private
+
+      def template = Testing.templates.find(*@arguments.values_at(:namespace, :name, :version).map { |word| word&.to_s })
+
+      # In fake mode there need not be a template.
+      def steps
+        template.steps.to_h { |step| [step.name, Testing.next_id] }
+      rescue TaskRefusedError, TemplateError
+        {}
       end
     end
 

@@ -43,8 +43,16 @@ module TaskerCore
         raise TemplateError, "there is no file #{File.expand_path(source)}"
       end
 
-      attr_reader :namespace, :name, :version, :max_parallel_steps, :deadline_seconds, :steps
+      # @return [String]
+      attr_reader :namespace, :name, :version
+      # @return [Integer]
+      attr_reader :max_parallel_steps
+      # @return [Numeric, nil] nil: none
+      attr_reader :deadline_seconds
+      # @return [Array<Step>]
+      attr_reader :steps
 
+      # @private
       def initialize(tree, environment)
         @tree = tree
         root = mapping([], tree.value, KEYS)

@@ -10,14 +10,16 @@ module Tasker
     class SubscriberGenerator < Rails::Generators::NamedBase
       include TestFramework
 
-      EVENT_NAME = /\A[a-z]\w*\.[a-z]\w*\z/
-
       source_root File.join(__dir__, "templates")
       argument :events, type: :array, banner: "EVENT"
 
       def check_events
-        wrong = events.find { |event| !EVENT_NAME.match?(event) }
-        raise Thor::Error, "#{wrong.inspect} is no event: two words with a dot, such as task.completed" if wrong
+        wrong = events.find { |event| !TaskerCore::EventNames::NAME.match?(event) }
+        raise Thor::Error, "#{wrong.inspect} is no event: words with dots, such as task.completed" if wrong
+
+        events.each { |event| TaskerCore::EventNames.check_pattern(event) }
+      rescue TaskerCore::ConfigurationError => e
+        raise Thor::Error, e.message
       end
 
       def create_subscriber = template("subscriber.rb.tt", File.join("app/subscribers", class_path, "#{file_name}.rb"))

@@ -88,6 +88,11 @@ module Tasker
 
       def module_name = class_name
 
+      def run_step_arguments(step)
+        results = step.depends_on.map { |name| "#{name.inspect} => { done: #{name.inspect} }" }
+        ["step: #{step.name.inspect}", "context: {}", *("dependencies: { #{results.join(', ')} }" if results.any?)].join(", ")
+      end
+
       def handler_name(step) = "#{module_name}::#{step.class_name}"
     end
   end
