@@ -51,6 +51,26 @@ RSpec.describe "Bad input" do
     end
   end
 
+  it "may be a Postgres that is gone for longer than a process may be silent: what ran there may run again, once" do
+    run_engine do |engine|
+      task_id = engine.enqueue("waits", { gate: gate = engine.gate })
+      running = open_gate(gate)
+      log = -> { engine.sidekiqs.first.output }
+      engine.without_postgres do
+        engine.value("UPDATE tasker.processes SET last_seen_at = now() - interval '1 hour' RETURNING 1")
+        running.close
+        eventually("beats are missed") { log.call.include?("misses its heartbeat") }
+      end
+      eventually("the process beats") { log.call.include?("beats again") }
+      again = Thread.new { loop { open_gate(gate).close } }
+      engine.await(task_id, "complete")
+
+      expect(engine.step(task_id)["losses"].to_i).to be <= 1
+    ensure
+      again&.kill
+    end
+  end
+
   it "may be a Redis that is gone while a handler runs, and comes back empty" do
     OwnRedis.run do |redis|
       run_engine(redis) do |engine|

@@ -87,13 +87,12 @@ class Engine
     end
   end
 
-  # Nobody gets into Postgres, and nobody is in any more.
+  # Nobody gets into Postgres, and nobody is in any more but this.
   def without_postgres
-    @connection&.close
-    @connection = nil
+    own = value("SELECT pg_backend_pid()")
     TestDatabase.on_server do |server|
       server.exec("ALTER DATABASE #{@name} ALLOW_CONNECTIONS false")
-      server.exec_params("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1", [@name])
+      server.exec_params("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1 AND pid <> $2", [@name, own])
       yield
     ensure
       server.exec("ALTER DATABASE #{@name} ALLOW_CONNECTIONS true")
