@@ -79,7 +79,7 @@ RSpec.describe TaskerCore::HandlerSurroundings do
   end
 
   it "calls the handler directly where nothing is loaded or configured" do
-    hide_const("ActiveSupport")
+    %w[ActiveSupport ActiveRecord].each { |name| hide_const(name) }
     surroundings = described_class.new(TaskerCore.config)
     depth = surroundings.call(nil, nil) { caller_locations(0).size }
 

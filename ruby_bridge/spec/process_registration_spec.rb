@@ -63,6 +63,16 @@ RSpec.describe TaskerCore::ProcessRegistration do
     expect(logged.scan("misses its heartbeat").size).to eq(1)
   end
 
+  it "beats before anything starts, when it has missed beats" do
+    stub_const("#{described_class}::BEAT_SECONDS", 60)
+    id = registration.id
+    registration.instance_variable_set(:@silent, true)
+    long_ago = TestDatabase.value("UPDATE tasker.processes SET last_seen_at = now() - interval '1 hour' WHERE process_id = $1 RETURNING last_seen_at", id)
+
+    expect(registration.id).to eq(id)
+    expect(row(id)["last_seen_at"]).to be > long_ago
+  end
+
   it "says when it stops" do
     others = backends
     id = registration.id

@@ -11,6 +11,8 @@ module TaskerCore
   # must not make the process look dead.
   class ProcessRegistration
     BEAT_SECONDS = 2
+    # After a beat that failed.
+    MISSED_SECONDS = 0.5
 
     # @param connection [Connection]
     def initialize(connection = Connection.new(DatabaseParameters.method(:current)))
@@ -21,11 +23,15 @@ module TaskerCore
       @forsaken = []
     end
 
-    # Registers on the first call.
+    # Registers on the first call. When beats were missed, this is one: Postgres
+    # may have been away for so long that the process counts as dead, and what it
+    # starts then would be lost at once, time and again.
     #
     # @return [Integer] the process's number, for start_attempt
     # @raise [DatabaseError]
     def id
+      known = @id
+      TaskerCore.protocol.process_beat(known, TaskerCore.handler_times.to_h) if known && @silent
       @id || @mutex.synchronize { @id || start }
     end
 
@@ -75,7 +81,7 @@ module TaskerCore
     # @return [Boolean] false: the process stops
     def sleep_until_next_beat
       @mutex.synchronize do
-        @wake.wait(@mutex, BEAT_SECONDS) unless @stopping
+        @wake.wait(@mutex, @silent ? [MISSED_SECONDS, BEAT_SECONDS].min : BEAT_SECONDS) unless @stopping
         !@stopping
       end
     end

@@ -9,23 +9,24 @@ class SidekiqProcess
   LIB = File.expand_path("../../lib", __dir__)
   APPS = File.expand_path("../apps", __dir__)
 
-  attr_reader :redis
+  attr_reader :redis, :pid
 
   # @param app [String] folder in spec/apps, or a file in it
-  def self.run(app, *options, env: {})
-    process = new(app, *options, env:)
+  # @param servers [Hash] redis_url:, database_url:; else an empty Redis, and the run's database
+  def self.run(app, *options, env: {}, **servers)
+    process = new(app, *options, env:, **servers)
     process.start
     yield process
   ensure
     process&.kill
   end
 
-  def initialize(app, *options, env: {})
-    @redis_url = TestRedis.take
-    @redis = Redis.new(url: @redis_url)
+  def initialize(app, *options, env: {}, redis_url: TestRedis.take, database_url: TestDatabase.url)
+    @database_url = database_url
+    @redis = Redis.new(url: redis_url)
     @log = Tempfile.new("sidekiq")
     @command = ["sidekiq", "-r", File.join(APPS, app), "-q", "default", "-c", "5", "-e", "test", *options]
-    @env = { "RUBYLIB" => LIB, "REDIS_URL" => @redis_url, "TASKER_DATABASE_URL" => TestDatabase.url, "BUNDLE_GEMFILE" => nil, **env }
+    @env = { "RUBYLIB" => LIB, "REDIS_URL" => redis_url, "TASKER_DATABASE_URL" => database_url, "BUNDLE_GEMFILE" => nil, **env }
   end
 
   def start
@@ -69,7 +70,9 @@ class SidekiqProcess
 
   # Row of tasker.processes.
   def registration
-    TestDatabase.row("SELECT * FROM tasker.processes WHERE details ->> 'pid' = $1 ORDER BY process_id DESC LIMIT 1", @pid.to_s)
+    PG.connect(@database_url) do |connection|
+      connection.exec_params("SELECT * FROM tasker.processes WHERE details ->> 'pid' = $1 ORDER BY process_id DESC LIMIT 1", [@pid.to_s]).first
+    end
   end
 
   private
