@@ -50,6 +50,7 @@ type Redis struct {
 	Backlog     int
 	Bundle      int
 	BundleTime  time.Duration
+	BundleWait  time.Duration
 }
 
 // Worker is what one worker takes on, and how it watches over the others.

@@ -108,6 +108,11 @@ var Settings = []Setting{
 		About: "How long the attempts of one job may be expected to take together",
 		Why:   "Long enough to carry five handlers of 10 ms, short enough that nobody notices waiting behind them.",
 	},
+	{
+		Key: "redis.bundle_wait", Kind: Duration, Default: "4ms", Least: "1ms", Most: "100ms", field: func(c *Config) any { return &c.Redis.BundleWait },
+		About: "How long attempts wait for company while a queue holds more jobs than there are threads",
+		Why:   "Every thread has its next job then, so nobody waits for these, and a few milliseconds bring several together.",
+	},
 
 	{
 		Key: "worker.max_tasks", Kind: Whole, Default: "500", Least: "1", Most: "10000", Flag: "max-tasks", field: func(c *Config) any { return &c.Worker.MaxTasks },

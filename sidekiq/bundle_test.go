@@ -3,6 +3,7 @@ package sidekiq_test
 import (
 	"encoding/json"
 	"fmt"
+	"log/slog"
 	"os"
 	"slices"
 	"testing"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/taskerhq/tasker"
 	"github.com/taskerhq/tasker/sidekiq"
+	"github.com/taskerhq/tasker/testenv"
 )
 
 // quick is a process with ten threads where Noop takes next to nothing.
@@ -191,4 +193,46 @@ func TestAttemptsThatRideTogetherAreNotMissing(t *testing.T) {
 	if got, want := fmt.Sprint(missing), fmt.Sprint(all[200:]); got != want {
 		t.Errorf("missing %s, want %s", got, want)
 	}
+}
+
+func TestAttemptsWaitForCompanyOnlyWhileThreadsHaveWork(t *testing.T) {
+	t.Parallel()
+	client, err := sidekiq.Open(testenv.Redis(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = client.Close() }) // the test is over
+	wait := 500 * time.Millisecond
+	p := sidekiq.Tuning{BundleWait: wait}.NewPusher(client, slog.New(slog.DiscardHandler))
+	p.SetConsumers([]sidekiq.Consumer{quick()})
+	go p.Run(t.Context())
+	length := func(want int64) {
+		t.Helper()
+		for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+			n, err := client.LLen(t.Context(), "queue:default").Result()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if n == want {
+				return
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("the queue has %d jobs, want %d", n, want)
+			}
+		}
+	}
+	all := dispatches(20, "Slow") // one job each
+	p.Push(all[:10])
+	length(10)
+	begun := time.Now()
+	p.Push(all[10:15]) // as many as threads, so these come at once
+	length(15)
+	if took := time.Since(begun); took >= wait {
+		t.Errorf("with no more jobs than threads, a push took %s", took)
+	}
+	noop := dispatches(3, "Noop")
+	for i := range noop {
+		p.Push(noop[i : i+1])
+	}
+	length(16) // all three in one job
 }

@@ -22,6 +22,7 @@ type Tuning struct {
 	Backlog     int           // most attempts in memory while Redis is away
 	Bundle      int           // most attempts in one job; 1: no job carries two
 	BundleTime  time.Duration // that the attempts of one job may be expected to take together
+	BundleWait  time.Duration // to wait for company while a queue holds more jobs than there are threads
 }
 
 // WithDefaults has the default in place of each zero.
@@ -32,6 +33,7 @@ func (t Tuning) WithDefaults() Tuning {
 	t.Backlog = cmp.Or(t.Backlog, 100_000)
 	t.Bundle = cmp.Or(t.Bundle, 50)
 	t.BundleTime = cmp.Or(t.BundleTime, 50*time.Millisecond)
+	t.BundleWait = cmp.Or(t.BundleWait, 4*time.Millisecond)
 	return t
 }
 
@@ -59,6 +61,7 @@ type Pusher struct {
 	tuning    Tuning
 	consumers atomic.Pointer[[]Consumer]
 	used      atomic.Bool
+	plenty    atomic.Bool // the last push found its queues with more jobs than threads
 
 	mu      sync.Mutex
 	waiting []tasker.Dispatch
@@ -105,6 +108,13 @@ func (p *Pusher) Run(ctx context.Context) {
 		case <-p.signal:
 		case <-ctx.Done():
 			return
+		}
+		if p.plenty.Load() { // no thread waits for these, and together they cost less
+			select {
+			case <-time.After(p.tuning.BundleWait):
+			case <-ctx.Done():
+				return
+			}
 		}
 		p.mu.Lock()
 		n := min(len(p.waiting), p.tuning.Batch)
@@ -166,12 +176,13 @@ func (p *Pusher) PushNow(ctx context.Context, dispatches []tasker.Dispatch) erro
 			jobs[q] = append(jobs[q], payload(attempts, now))
 		}
 	}
+	lengths := map[string]*redis.IntCmd{}
 	_, err := p.redis.TxPipelined(ctx, func(pipe redis.Pipeliner) error {
 		for _, q := range queues {
 			pipe.SAdd(ctx, "queues", q)
 			for rest := jobs[q]; len(rest) > 0; {
 				n := min(len(rest), most)
-				pipe.LPush(ctx, "queue:"+q, rest[:n]...)
+				lengths[q] = pipe.LPush(ctx, "queue:"+q, rest[:n]...)
 				rest = rest[n:]
 			}
 		}
@@ -180,6 +191,12 @@ func (p *Pusher) PushNow(ctx context.Context, dispatches []tasker.Dispatch) erro
 	if err != nil {
 		return fmt.Errorf("push %d attempts to redis: %w", len(dispatches), err)
 	}
+	plenty := true
+	for q, length := range lengths {
+		threads, _ := p.threads(q)
+		plenty = plenty && threads > 0 && length.Val() > int64(threads)
+	}
+	p.plenty.Store(plenty)
 	return nil
 }
 

@@ -146,7 +146,7 @@ func (s *Store) Processes(ctx context.Context, within time.Duration) ([]Process,
 		}
 		// What a process says of itself is a hint, and may be anything: of one that
 		// can't be understood it is only known that it lives.
-		if json.Unmarshal(details, &p) != nil || seconds != nil && json.Unmarshal(seconds, &p.Seconds) != nil {
+		if !understood(details, &p) || !understood(seconds, &p.Seconds) {
 			return Process{}, nil
 		}
 		p.Bundles = seconds != nil
@@ -157,6 +157,9 @@ func (s *Store) Processes(ctx context.Context, within time.Duration) ([]Process,
 	}
 	return list, nil
 }
+
+// understood reads what a process says of itself; nothing said is understood.
+func understood(doc []byte, v any) bool { return doc == nil || json.Unmarshal(doc, v) == nil }
 
 // Listen calls rung with the steps whose reports were committed, and changed
 // with a task that an operator has changed, and admitted with one that has steps

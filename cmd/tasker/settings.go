@@ -109,6 +109,7 @@ func workerConfig(l *config.Loaded) (worker.Config, error) {
 			Backlog:     l.Redis.Backlog,
 			Bundle:      l.Redis.Bundle,
 			BundleTime:  l.Redis.BundleTime,
+			BundleWait:  l.Redis.BundleWait,
 		},
 		Live: live,
 	}, nil

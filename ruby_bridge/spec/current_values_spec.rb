@@ -24,7 +24,7 @@ RSpec.describe TaskerCore::CurrentValues do
     end)
   end
 
-  after { ActiveSupport::CurrentAttributes.reset_all }
+  after { ActiveSupport::CurrentAttributes.clear_all } # before Rails 7.2 it keeps instances by the class's name
 
   let(:saw) { [] }
   let(:template) { register_template([{ position: 0, name: "work", handler_class: "Work", attempt_limit: 3 }]) }

@@ -152,6 +152,15 @@ RSpec.describe TaskerCore::HandlerSurroundings do
       end
     end
 
+    it "go to on_error for a handler that there is not" do
+      all = []
+      use_test_database(on_error: [->(error, context) { all << [error.class, context[:handler], context[:step]] }])
+      step = dispatch("Orders::Gone")
+
+      expect { perform(step) }.to raise_error(TaskerCore::HandlerNotFoundError)
+      expect(all).to eq([[TaskerCore::HandlerNotFoundError, "Orders::Gone", "work"]])
+    end
+
     def failing(error, attempt: 1)
       step = dispatch(handler { |*| raise error }, attempt:)
       expect { perform(step) }.to raise_error(error.class)

@@ -545,13 +545,13 @@ RSpec.describe TaskerCore::StepJob do
     end
 
     it "fail alone when their inputs can't be read" do
-      deep = { "deep" => nil }
-      10_000.times { deep = [deep] }
       steps = [dispatch(handler { |*| "done" }), dispatch("Orders::Charge", context: { "deep" => 1 }), dispatch("Orders::Charge")]
-      TestDatabase.connection.exec_params("UPDATE tasker.tasks SET context = ('{\"deep\": ' || repeat('[', 10000) || repeat(']', 10000) || '}')::jsonb WHERE task_id = $1",
-                                          [steps[1].task_id])
-      Thread.new { perform_all(steps) }.tap { |thread| thread.report_on_exception = false }.join
-    rescue SystemStackError
+      deep = %({"deep": #{'[' * 10_000}#{']' * 10_000}})
+      TestDatabase.connection.exec_params("UPDATE tasker.tasks SET context = $2::jsonb WHERE task_id = $1", [steps[1].task_id, deep])
+      thread = Thread.new { perform_all(steps) } # a thread's stack is small
+      thread.report_on_exception = false
+
+      expect { thread.join }.to raise_error(SystemStackError)
       expect(steps.map(&:state)).to eq(%w[complete in_progress complete])
       expect(steps[1].failure).to include("class" => "SystemStackError")
     end

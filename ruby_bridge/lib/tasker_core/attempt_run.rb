@@ -29,7 +29,7 @@ module TaskerCore
     # @return [Exception, nil] what the handler raised and Sidekiq is to hear of
     # @raise [Exception] what ends more than this attempt
     def call
-      handler = interruptible { HandlerLookup.find(@handler) }
+      handler = interruptible { ErrorReports.around_lookup(@answer, @config) { HandlerLookup.find(@handler) } }
       if handler.transactional?
         settle_in_transaction(handler)
       else

@@ -15,14 +15,15 @@ module TaskerCore
 
     # Around the lookup of a handler, which comes before its surroundings.
     #
-    # @param answer [Hash] as in contract/start_attempt.json
+    # @param answer [#to_h] as in contract/start_attempt.json
     # @param config [Configuration]
     # @return [Object] what the block returned
     def self.around_lookup(answer, config)
       yield
     rescue *AttemptRun::FAILURES => e
       reports = self.for(config) or raise
-      reports.call(TaskContext.new(answer.fetch("task")), StepContext.new(answer.fetch("step"))) { raise e }
+      facts = answer.to_h
+      reports.call(TaskContext.new(facts.fetch("task")), StepContext.new(facts.fetch("step"))) { raise e }
     end
 
     # An attempt that is over, or that a shutdown ended, fails nothing.

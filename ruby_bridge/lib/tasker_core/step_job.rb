@@ -37,7 +37,7 @@ module TaskerCore
     end
 
     def unknown(arguments)
-      version = arguments.is_a?(Hash) ? arguments["v"].inspect : arguments.class
+      version = arguments.is_a?(Hash) ? CleanText.call(arguments["v"].inspect, limit: 100) : arguments.class
       "arguments of version #{version}; tasker_core #{TaskerCore::VERSION} understands #{VERSIONS.join(' and ')}: update the gem"
     end
   end
