@@ -5,6 +5,7 @@ require "active_support/current_attributes"
 
 RSpec.describe TaskerCore::CurrentValues do
   before do
+    ActiveSupport::CurrentAttributes.clear_all # before Rails 7.2 it keeps instances by the class's name, also those of other specs
     stub_const("Current", Class.new(ActiveSupport::CurrentAttributes) { attribute :user, :locale, :request })
     stub_const("Audit::Current", Class.new(ActiveSupport::CurrentAttributes) { attribute :actor })
     use_test_database(current_attributes: ["Current", Audit::Current])
@@ -24,7 +25,7 @@ RSpec.describe TaskerCore::CurrentValues do
     end)
   end
 
-  after { ActiveSupport::CurrentAttributes.clear_all } # before Rails 7.2 it keeps instances by the class's name
+  after { ActiveSupport::CurrentAttributes.clear_all }
 
   let(:saw) { [] }
   let(:template) { register_template([{ position: 0, name: "work", handler_class: "Work", attempt_limit: 3 }]) }
