@@ -41,6 +41,12 @@ test/long: setup ## run the property tests for minutes instead of seconds
 	go test -timeout 60m -count 1 ./dag ./finalizer ./orchestrator -run 'Progress|ATaskRuns|AnyDAG|NeverHangs|TheEnd|ATaskEnds' -rapid.checks=10000
 	go test -timeout 60m -count 1 ./store -run TheView -rapid.checks=5000
 
+.PHONY: bench/bridge
+bench/bridge: setup ## measure Ruby steps against native Sidekiq jobs, events to Ruby, and latencies (12 minutes, on a quiet machine)
+	go run ./bench/bridge
+	go run ./bench/events
+	go run ./bench/latency
+
 .PHONY: lint
 lint: setup bin/golangci-lint ## check the code: gofmt, vet, golangci-lint with the import rules, rubocop
 	@scripts/lint
