@@ -28,18 +28,15 @@ const grain = 2 * time.Millisecond
 // when there are more than the idle threads could begin at once, and only those
 // whose handlers are known to be quick: so no thread runs out of work that rides
 // with another, and nobody waits long behind another.
-func (p *Pusher) bundles(ctx context.Context, queue string, attempts []tasker.Dispatch) [][]tasker.Dispatch {
-	jobs, takes := len(attempts), map[string]time.Duration(nil)
-	if len(attempts) > 1 && p.tuning.Bundle > 1 {
-		var threads int
-		if threads, takes = p.threads(queue); threads > 0 {
-			waiting, err := p.redis.LLen(ctx, "queue:"+queue).Result()
-			if err != nil {
-				waiting = 0 // Redis is away, and the push says so
-			}
-			if free := threads - int(waiting); len(attempts) > free {
-				jobs = max(min(free, grains(attempts, takes)), (len(attempts)+p.tuning.Bundle-1)/p.tuning.Bundle)
-			}
+func (p *Pusher) bundles(ctx context.Context, queue string, attempts []tasker.Dispatch, threads int, takes map[string]time.Duration) [][]tasker.Dispatch {
+	jobs := len(attempts)
+	if len(attempts) > 1 && p.tuning.Bundle > 1 && threads > 0 {
+		waiting, err := p.redis.LLen(ctx, "queue:"+queue).Result()
+		if err != nil {
+			waiting = 0 // Redis is away, and the push says so
+		}
+		if free := threads - int(waiting); len(attempts) > free {
+			jobs = max(min(free, grains(attempts, takes)), (len(attempts)+p.tuning.Bundle-1)/p.tuning.Bundle)
 		}
 	}
 	return divide(attempts, jobs, p.tuning.BundleTime, takes)

@@ -171,8 +171,11 @@ func (p *Pusher) PushNow(ctx context.Context, dispatches []tasker.Dispatch) erro
 	}
 	now := time.Now()
 	jobs := map[string][]any{}
+	threads := map[string]int{}
 	for _, q := range queues {
-		for _, attempts := range p.bundles(ctx, q, byQueue[q]) {
+		var takes map[string]time.Duration
+		threads[q], takes = p.threads(q)
+		for _, attempts := range p.bundles(ctx, q, byQueue[q], threads[q], takes) {
 			jobs[q] = append(jobs[q], payload(attempts, now))
 		}
 	}
@@ -193,8 +196,7 @@ func (p *Pusher) PushNow(ctx context.Context, dispatches []tasker.Dispatch) erro
 	}
 	plenty := true
 	for q, length := range lengths {
-		threads, _ := p.threads(q)
-		plenty = plenty && threads > 0 && length.Val() > int64(threads)
+		plenty = plenty && threads[q] > 0 && length.Val() > int64(threads[q])
 	}
 	p.plenty.Store(plenty)
 	return nil

@@ -16,7 +16,6 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
-	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -24,10 +23,8 @@ import (
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
-	"github.com/taskerhq/tasker/devstack"
-	"github.com/taskerhq/tasker/migrations"
+	"github.com/taskerhq/tasker/bench/stage"
 	"github.com/taskerhq/tasker/store"
-	"github.com/taskerhq/tasker/template"
 	"github.com/taskerhq/tasker/worker"
 )
 
@@ -57,39 +54,19 @@ func main() {
 }
 
 func measure(ctx context.Context, rounds, tasks int) (err error) {
-	dir, cleanup, err := devstack.WorkDir("")
+	servers, err := stage.Open(ctx)
 	if err != nil {
 		return err
 	}
-	defer cleanup()
-	postgres, err := devstack.StartPostgres(ctx, devstack.PostgresOptions{Dir: filepath.Join(dir, "postgres"), Fsync: true})
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, postgres.Stop(context.WithoutCancel(ctx))) }()
-	if err := postgres.CreateDatabase(ctx, "bench"); err != nil {
-		return err
-	}
-	pool, err := store.Open(ctx, postgres.URL("bench"), "bench", 4)
-	if err != nil {
-		return err
-	}
-	defer pool.Close()
-	if err := migrations.Up(ctx, pool); err != nil {
-		return err
-	}
-	s := store.New(pool)
+	defer func() { err = errors.Join(err, servers.Close()) }()
+	pool, s := servers.Pool, store.New(servers.Pool)
 	for _, name := range []string{"chain", "other"} {
 		var yaml strings.Builder
 		fmt.Fprintf(&yaml, "name: %s\nnamespace_name: bench\nstep_templates:\n  - {name: s0, handler: tasker.echo}\n", name)
 		for i := 1; i < steps; i++ {
 			fmt.Fprintf(&yaml, "  - {name: s%d, handler: tasker.echo, depends_on_step: s%d}\n", i, i-1)
 		}
-		t, err := template.Parse(name, []byte(yaml.String()), template.Options{})
-		if err != nil {
-			return err
-		}
-		if _, err := s.RegisterTemplate(ctx, t, template.Checksum(t)); err != nil {
+		if err := servers.Register(ctx, name, yaml.String()); err != nil {
 			return err
 		}
 	}
@@ -97,7 +74,7 @@ func measure(ctx context.Context, rounds, tasks int) (err error) {
 	defer end()
 	started, ended := make(chan int64, 1), make(chan error, 1)
 	go func() {
-		ended <- worker.Run(working, worker.Config{DatabaseURL: postgres.URL("bench"), Logger: slog.New(slog.DiscardHandler), Started: func(id int64) { started <- id }})
+		ended <- worker.Run(working, worker.Config{DatabaseURL: servers.DatabaseURL(), Logger: slog.New(slog.DiscardHandler), Started: func(id int64) { started <- id }})
 	}()
 	select {
 	case <-started:

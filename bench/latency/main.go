@@ -19,17 +19,14 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"os/exec"
 	"os/signal"
-	"path/filepath"
 	"slices"
 	"syscall"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
-	"github.com/taskerhq/tasker/devstack"
-	"github.com/taskerhq/tasker/migrations"
+	"github.com/taskerhq/tasker/bench/stage"
 )
 
 const templates = `
@@ -86,50 +83,20 @@ func main() {
 }
 
 func measure(ctx context.Context, n int, pause time.Duration) (err error) {
-	dir, cleanup, err := devstack.WorkDir("")
+	s, err := stage.Open(ctx, "track_commit_timestamp = on")
 	if err != nil {
 		return err
 	}
-	defer cleanup()
-	postgres, err := devstack.StartPostgres(ctx, devstack.PostgresOptions{Dir: filepath.Join(dir, "postgres"), Fsync: true})
-	if err != nil {
+	defer func() { err = errors.Join(err, s.Close()) }()
+	pool := s.Pool
+	if _, err := pool.Exec(ctx, templates); err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, postgres.Stop(context.WithoutCancel(ctx))) }()
-	redis, err := devstack.StartRedis(ctx, devstack.RedisOptions{Dir: filepath.Join(dir, "redis")})
-	if err != nil {
+	if err := s.Worker(ctx); err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, redis.Stop(context.WithoutCancel(ctx))) }()
-	pool, err := prepare(ctx, postgres)
-	if err != nil {
+	if err := s.Sidekiq(ctx, "./bench/latency/boot.rb", 5, "default"); err != nil {
 		return err
-	}
-	defer pool.Close()
-
-	env := append(os.Environ(), "TASKER_DATABASE_URL="+postgres.URL("bench"), "TASKER_REDIS_URL="+redis.URL(0), "REDIS_URL="+redis.URL(0))
-	bridge, err := filepath.Abs("ruby_bridge/lib")
-	if err != nil {
-		return err
-	}
-	tasker := filepath.Join(dir, "tasker")
-	if out, err := exec.CommandContext(ctx, "go", "build", "-o", tasker, "./cmd/tasker").CombinedOutput(); err != nil {
-		return fmt.Errorf("build tasker: %w\n%s", err, out)
-	}
-	for _, command := range [][]string{
-		{tasker, "worker", "--log-level", "warn"},
-		{"sidekiq", "-r", "./bench/latency/boot.rb", "-q", "default", "-c", "5"},
-	} {
-		cmd := exec.CommandContext(ctx, command[0], command[1:]...)
-		cmd.Env, cmd.Stderr = append(env, "RUBYLIB="+bridge), os.Stderr
-		cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
-		if err := cmd.Start(); err != nil {
-			return fmt.Errorf("start %s: %w", command[0], err)
-		}
-		defer func() {
-			_ = cmd.Process.Signal(syscall.SIGTERM) // it may have ended: Wait says how
-			err = errors.Join(err, cmd.Wait())
-		}()
 	}
 	for _, kind := range kinds {
 		for range 20 { // until the plans are cached and Sidekiq is up
@@ -152,44 +119,17 @@ func measure(ctx context.Context, n int, pause time.Duration) (err error) {
 	}
 	fmt.Printf("%-6s %6s %9s %9s %9s %9s\n", "step", "tasks", "min", "median", "p95", "max")
 	for _, kind := range kinds {
-		s := series[kind.name]
-		slices.Sort(s)
+		took := series[kind.name]
+		slices.Sort(took)
 		at := func(q float64) time.Duration {
-			return s[min(int(q*float64(len(s))), len(s)-1)].Round(10 * time.Microsecond)
+			return took[min(int(q*float64(len(took))), len(took)-1)].Round(10 * time.Microsecond)
 		}
-		fmt.Printf("%-6s %6d %9s %9s %9s %9s\n", kind.name, len(s), at(0), at(0.5), at(0.95), at(1))
+		fmt.Printf("%-6s %6d %9s %9s %9s %9s\n", kind.name, len(took), at(0), at(0.5), at(0.95), at(1))
 	}
 	if late := series["retry"][n/2]; late > tooLate {
 		return fmt.Errorf("half of the retries were more than %s late", late)
 	}
 	return nil
-}
-
-func prepare(ctx context.Context, postgres *devstack.Postgres) (*pgxpool.Pool, error) {
-	if err := postgres.CreateDatabase(ctx, "bench"); err != nil {
-		return nil, err
-	}
-	settings, err := pgxpool.New(ctx, postgres.URL("bench"))
-	if err != nil {
-		return nil, err
-	}
-	_, err = settings.Exec(ctx, `ALTER SYSTEM SET track_commit_timestamp = on`)
-	settings.Close()
-	if err != nil {
-		return nil, err
-	}
-	if err := postgres.Restart(ctx); err != nil {
-		return nil, err
-	}
-	pool, err := pgxpool.New(ctx, postgres.URL("bench"))
-	if err != nil {
-		return nil, err
-	}
-	if err := migrations.Up(ctx, pool); err != nil {
-		return nil, err
-	}
-	_, err = pool.Exec(ctx, templates)
-	return pool, err
 }
 
 // once runs one task and returns what the query says of it.

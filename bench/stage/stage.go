@@ -39,9 +39,10 @@ type Stage struct {
 	closers  []func() error
 }
 
-// Open starts Postgres and Redis and migrates the database "bench". When it
-// fails, it leaves nothing running.
-func Open(ctx context.Context) (_ *Stage, err error) {
+// Open starts Postgres, with settings such as "track_commit_timestamp = on", and
+// Redis, and migrates the database "bench". When it fails, it leaves nothing
+// running.
+func Open(ctx context.Context, settings ...string) (_ *Stage, err error) {
 	s := &Stage{pids: map[string]int{}}
 	defer func() {
 		if err != nil {
@@ -67,6 +68,11 @@ func Open(ctx context.Context) (_ *Stage, err error) {
 	if err := s.postgres.CreateDatabase(ctx, "bench"); err != nil {
 		return nil, err
 	}
+	if len(settings) > 0 {
+		if err := s.set(ctx, settings); err != nil {
+			return nil, err
+		}
+	}
 	if s.Pool, err = store.Open(ctx, s.DatabaseURL(), "bench", 4); err != nil {
 		return nil, err
 	}
@@ -84,6 +90,23 @@ func Open(ctx context.Context) (_ *Stage, err error) {
 	}
 	s.Env = append(os.Environ(), "TASKER_DATABASE_URL="+s.DatabaseURL(), "TASKER_REDIS_URL="+server.URL(0), "REDIS_URL="+server.URL(0), "RUBYLIB="+bridge)
 	return s, nil
+}
+
+// set changes settings that need a restart.
+func (s *Stage) set(ctx context.Context, settings []string) error {
+	conn, err := pgx.Connect(ctx, s.DatabaseURL())
+	if err != nil {
+		return err
+	}
+	for _, setting := range settings {
+		if _, err = conn.Exec(ctx, `ALTER SYSTEM SET `+setting); err != nil {
+			break
+		}
+	}
+	if err = errors.Join(err, conn.Close(ctx)); err != nil {
+		return err
+	}
+	return s.postgres.Restart(ctx)
 }
 
 // DatabaseURL is that of the database "bench".

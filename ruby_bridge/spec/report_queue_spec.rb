@@ -65,7 +65,7 @@ RSpec.describe TaskerCore::ReportQueue do
   end
 
   it "sends again when the connection broke, and says so" do
-    stub_const("#{described_class}::FIRST_DELAY", 0.01)
+    stub_const("TaskerCore::Patience::FIRST_DELAY", 0.01)
     steps = Array.new(3) { started }
     post_together(*steps) { TestDatabase.terminate_gem }
 

@@ -100,14 +100,7 @@ module TaskerCore
     end
 
     # What the attempt was given is frozen, and a job may change its arguments.
-    def copy(value)
-      case value
-      when Hash then value.transform_values { |member| copy(member) }
-      when Array then value.map { |member| copy(member) }
-      when String then value.dup
-      else value
-      end
-    end
+    def copy(value) = DeepCopy.call(value)
 
     def unresolvable(message)
       PermanentError.new("arguments of #{@step.handler_class} in step #{@step.name}: #{message}", error_code: "arguments_unresolvable")

@@ -37,7 +37,7 @@ module TaskerCore
       end
     rescue *FAILURES => e
       reported = true
-      raise_after_loss(e) if shutdown?(e)
+      raise_after_loss(e) if SidekiqErrors.shutdown?(e)
       report_failure(e)
     else
       reported = true
@@ -104,18 +104,6 @@ module TaskerCore
     end
 
     def interruptible(&) = Thread.handle_interrupt(Sidekiq::Shutdown => :immediate, &)
-
-    # A handler that rescues Exception may have wrapped the Shutdown.
-    def shutdown?(error)
-      seen = {}.compare_by_identity
-      while error && !seen.key?(error)
-        return true if error.is_a?(Sidekiq::Shutdown)
-
-        seen[error] = true
-        error = error.cause
-      end
-      false
-    end
 
     def raise_after_loss(error)
       report_lost

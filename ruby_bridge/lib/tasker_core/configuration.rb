@@ -69,7 +69,7 @@ module TaskerCore
       settings.each do |name, value|
         next public_send(:"#{name}=", value) if self.class.settings.include?(name.to_sym)
 
-        near = DidYouMean::SpellChecker.new(dictionary: self.class.settings).correct(name).first if defined?(DidYouMean::SpellChecker)
+        near = NearNames.near(name, self.class.settings).first
         raise ConfigurationError, "#{called}.#{name} is no setting#{"; did you mean #{near}?" if near} – there are: #{self.class.settings.join(', ')}"
       end
     end

@@ -30,13 +30,10 @@ module TaskerCore
     #
     # @return [Boolean] whether the step fails for good with this error
     def self.final?(error, step, config = TaskerCore.config)
-      return false if error.is_a?(AttemptOverError) || shutdown?(error)
+      return false if error.is_a?(AttemptOverError) || SidekiqErrors.shutdown?(error)
 
       step.last_attempt? || ErrorRules.decide(error, handler: step.handler_class, permanent: config.permanent_errors).permanent
     end
-
-    def self.shutdown?(error) = Enumerator.produce(error, &:cause).lazy.take_while(&:itself).first(100).any?(Sidekiq::Shutdown)
-    private_class_method :shutdown?
 
     # @param config [Configuration]
     def initialize(config) = @config = config

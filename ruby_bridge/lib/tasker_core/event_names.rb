@@ -36,7 +36,7 @@ module TaskerCore
       raise ConfigurationError, "#{pattern.inspect} is not the name of an event: like step.completed, task.* or *" unless PATTERN.match?(pattern)
       return pattern if !reserved?(pattern) || (CATALOGUE + ALIASES.keys).any? { |name| match?(pattern, name) }
 
-      guess = DidYouMean::SpellChecker.new(dictionary: CATALOGUE + ALIASES.keys).correct(pattern).first
+      guess = NearNames.near(pattern, CATALOGUE + ALIASES.keys).first
       raise ConfigurationError, "there is no event #{pattern}#{": did you mean #{guess}?" if guess} docs/events.md lists all"
     end
 

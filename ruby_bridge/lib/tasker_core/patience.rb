@@ -7,6 +7,13 @@ module TaskerCore
     FIRST_DELAY = 0.1
     LONGEST_DELAY = 5
 
+    # @param delay [Numeric, nil] the last one; nil: there was none
+    # @return [Numeric] seconds
+    def self.next_delay(delay) = delay ? [delay * 2, LONGEST_DELAY].min : FIRST_DELAY
+
+    # @return [Float] seconds
+    def self.scatter(delay) = delay * rand(0.75..1.25)
+
     # @param seconds [Numeric] after which the last error is raised
     # @param activity [String] for the log, such as "report step 7"
     def initialize(seconds:, activity:, logger: TaskerCore.config.logger)
@@ -19,7 +26,7 @@ module TaskerCore
     # @raise [DatabaseError]
     def persist
       deadline = now + @seconds
-      delay = FIRST_DELAY
+      delay = self.class.next_delay(nil)
       unanswered = false
       begin
         yield unanswered
@@ -28,8 +35,8 @@ module TaskerCore
         raise if e.refuses_data? || now + delay > deadline
 
         @logger.warn { "tasker: cannot #{@activity} yet: #{e.message}" }
-        wait delay * rand(0.75..1.25)
-        delay = [delay * 2, LONGEST_DELAY].min
+        wait self.class.scatter(delay)
+        delay = self.class.next_delay(delay)
         retry
       end
     end

@@ -21,8 +21,6 @@ module TaskerCore
     PACE_FROM = 4
     # For a report whose step an open transaction holds: from one try to the next.
     HELD_SECONDS = 0.1
-    FIRST_DELAY = 0.1
-    LONGEST_DELAY = 5
 
     Entry = Struct.new(:report, :deadline, :settled, :repeated)
     private_constant :Entry
@@ -162,9 +160,9 @@ module TaskerCore
 
       patient.each { |entry| entry.repeated ||= error.unanswered? }
       @mutex.synchronize { @waiting.unshift(*patient) }
-      @delay = @delay ? [@delay * 2, LONGEST_DELAY].min : FIRST_DELAY
+      @delay = Patience.next_delay(@delay)
       @logger.warn { "tasker: cannot report #{patient.size} attempts yet: #{error.message}" }
-      sleep @delay * rand(0.75..1.25)
+      sleep Patience.scatter(@delay)
     end
 
     def settle(entry, refusal, error)

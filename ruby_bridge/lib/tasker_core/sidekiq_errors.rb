@@ -1,9 +1,24 @@
 # frozen_string_literal: true
 
 module TaskerCore
-  # Hands an error to Sidekiq's error handlers, as it does with one that a job raises.
+  # What an error means to Sidekiq; and hands one to its error handlers, as it
+  # does with one that a job raises.
   module SidekiqErrors
     module_function
+
+    # A handler that rescues Exception may have wrapped the Shutdown.
+    #
+    # @return [Boolean] whether the error comes of Sidekiq's shutdown
+    def shutdown?(error)
+      seen = {}.compare_by_identity
+      while error && !seen.key?(error)
+        return true if error.is_a?(Sidekiq::Shutdown)
+
+        seen[error] = true
+        error = error.cause
+      end
+      false
+    end
 
     # @param error [Exception]
     # @return [void]

@@ -76,18 +76,9 @@ module TaskerCore
     def context_of(context)
       raise ValidationError, "the context of a task is a Hash, not #{context.class}" unless context.is_a?(Hash)
 
-      copy(JsonTree.build(context))
+      DeepCopy.call(JsonTree.build(context))
     rescue JsonTree::Refused => e
       raise TaskRefusedError, "the context is not JSON: #{e.message}"
-    end
-
-    def copy(tree)
-      case tree
-      when Hash then tree.transform_values { |value| copy(value) }
-      when Array then tree.map { |value| copy(value) }
-      when String then tree.dup
-      else tree
-      end
     end
 
     def times(attributes) = attributes.slice(:run_at, :deadline).transform_values(&:dup)
