@@ -112,6 +112,14 @@ func (s *Stage) set(ctx context.Context, settings []string) error {
 // DatabaseURL is that of the database "bench".
 func (s *Stage) DatabaseURL() string { return s.postgres.URL("bench") }
 
+// Database creates one more database and returns its URL.
+func (s *Stage) Database(ctx context.Context, name string) (url string, err error) {
+	return s.postgres.URL(name), s.postgres.CreateDatabase(ctx, name)
+}
+
+// Watch counts the CPU time of a process that somebody else has started.
+func (s *Stage) Watch(name string, pid int) { s.pids[name] = pid }
+
 // Close stops all, the last first.
 func (s *Stage) Close() error {
 	var err error

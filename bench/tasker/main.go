@@ -1,0 +1,114 @@
+// Command tasker runs this repository's worker as an engine of the comparison.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"strings"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/lmittmann/tint"
+
+	"github.com/taskerhq/tasker"
+	"github.com/taskerhq/tasker/bench/contest"
+	"github.com/taskerhq/tasker/handler"
+	"github.com/taskerhq/tasker/migrations"
+	"github.com/taskerhq/tasker/store"
+	"github.com/taskerhq/tasker/template"
+	"github.com/taskerhq/tasker/worker"
+)
+
+func main() { contest.Serve(start) }
+
+type engine struct {
+	pool  *pgxpool.Pool
+	store *store.Store
+}
+
+func start(ctx context.Context, databaseURL string) (contest.Engine, func() error, error) {
+	pool, err := store.Open(ctx, databaseURL, "bench", 2)
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := migrations.Up(ctx, pool); err != nil {
+		return nil, nil, err
+	}
+	handlers := handler.NewRegistry()
+	handlers.Register("bench.noop", func(context.Context, *tasker.Attempt) (any, error) {
+		return json.RawMessage(contest.Result), nil
+	})
+	working, end := context.WithCancel(context.WithoutCancel(ctx))
+	started, ended := make(chan struct{}), make(chan error, 1)
+	go func() {
+		ended <- worker.Run(working, worker.Config{
+			DatabaseURL: databaseURL, Handlers: handlers, Started: func(int64) { close(started) },
+			Logger: slog.New(tint.NewHandler(os.Stderr, &tint.Options{Level: slog.LevelWarn, NoColor: true})),
+		})
+	}()
+	select {
+	case <-started:
+	case err := <-ended:
+		end()
+		return nil, nil, errors.Join(err, errors.New("the worker ended before it started"))
+	}
+	return &engine{pool, store.New(pool)}, func() error {
+		end()
+		err := <-ended
+		pool.Close()
+		return err
+	}, nil
+}
+
+func (e *engine) Prepare(ctx context.Context, o contest.Order) error {
+	t, err := template.Parse(o.Name(), []byte(yaml(o)), template.Options{})
+	if err != nil {
+		return err
+	}
+	_, err = e.store.RegisterTemplate(ctx, t, template.Checksum(t))
+	return err
+}
+
+func yaml(o contest.Order) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "name: %s\nnamespace_name: bench\nmax_parallel_steps: 100\nstep_templates:\n", o.Name())
+	step := func(name string, after ...string) {
+		fmt.Fprintf(&b, "  - {name: %s, handler: bench.noop, depends_on_steps: [%s]}\n", name, strings.Join(after, ", "))
+	}
+	switch o.Shape {
+	case contest.Single:
+		step("only")
+	case contest.Chain:
+		step("s0")
+		for i := 1; i < o.Size; i++ {
+			step(fmt.Sprint("s", i), fmt.Sprint("s", i-1))
+		}
+	case contest.Diamond:
+		step("a")
+		step("b", "a")
+		step("c", "a")
+		step("d", "b", "c")
+	case contest.Fan:
+		step("first")
+		var all []string
+		for i := range o.Size {
+			all = append(all, fmt.Sprint("s", i))
+			step(all[i], "first")
+		}
+		step("last", all...)
+	}
+	return b.String()
+}
+
+func (e *engine) Enqueue(ctx context.Context, o contest.Order, n int) error {
+	_, err := e.pool.Exec(ctx, `INSERT INTO tasker.tasks (namespace, name, context) SELECT 'bench', $1, '{"order_id": 7}' FROM generate_series(1, $2)`, o.Name(), n)
+	return err
+}
+
+func (e *engine) Open(ctx context.Context, _ contest.Order) (open int, err error) {
+	err = e.pool.QueryRow(ctx, `SELECT count(*) FROM tasker.tasks WHERE state IN ('pending', 'in_progress')`).Scan(&open)
+	return open, err
+}
