@@ -11,7 +11,6 @@ import (
 	"strings"
 
 	"github.com/jackc/pgx/v5/pgxpool"
-	"github.com/lmittmann/tint"
 
 	"github.com/taskerhq/tasker"
 	"github.com/taskerhq/tasker/bench/contest"
@@ -46,7 +45,7 @@ func start(ctx context.Context, databaseURL string) (contest.Engine, func() erro
 	go func() {
 		ended <- worker.Run(working, worker.Config{
 			DatabaseURL: databaseURL, Handlers: handlers, Started: func(int64) { close(started) },
-			Logger: slog.New(tint.NewHandler(os.Stderr, &tint.Options{Level: slog.LevelWarn, NoColor: true})),
+			Logger: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
 		})
 	}()
 	select {
