@@ -59,10 +59,11 @@ func main() {
 	only := flag.String("only", "", "some of the workloads, such as w1,w4")
 	who := flag.String("engines", "", "some of the engines, such as tasker")
 	out := flag.String("json", "", "a file for all figures")
+	top := flag.Int("statements", 0, "show so many of each engine's statements, those that took longest")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	err := compare(ctx, *rounds, choose(workloads, *only, func(w workload) string { return w.name }),
-		choose(engines, *who, func(e engine) string { return e.name }), *out)
+		choose(engines, *who, func(e engine) string { return e.name }), *out, *top)
 	stop()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
@@ -82,7 +83,7 @@ func choose[T any](all []T, list string, name func(T) string) []T {
 // settings are those of the peers' measurements.
 var settings = []string{"shared_buffers = '512MB'", "max_connections = 200", "shared_preload_libraries = 'pg_stat_statements'"}
 
-func compare(ctx context.Context, rounds int, workloads []workload, engines []engine, out string) (err error) {
+func compare(ctx context.Context, rounds int, workloads []workload, engines []engine, out string, top int) (err error) {
 	if len(workloads) == 0 || len(engines) == 0 {
 		return errors.New("no such engine or workload")
 	}
@@ -126,7 +127,15 @@ func compare(ctx context.Context, rounds int, workloads []workload, engines []en
 		s.Watch(e.name, c.PID())
 	}
 	var figures []figure
+	done := 0 // steps, of all engines alike, since the warm-up
 	for round := range rounds + 1 {
+		if round == 1 {
+			for _, meter := range meters {
+				if _, err := meter.Exec(ctx, `SELECT pg_stat_statements_reset()`); err != nil {
+					return err
+				}
+			}
+		}
 		for _, w := range workloads {
 			for _, c := range contestants {
 				order := w.order
@@ -142,9 +151,17 @@ func compare(ctx context.Context, rounds int, workloads []workload, engines []en
 					figures = append(figures, f)
 				}
 			}
+			if round > 0 {
+				done += w.order.Tasks * w.order.StepsPerTask()
+			}
 		}
 	}
 	report(os.Stdout, workloads, engines, figures)
+	for _, e := range engines {
+		if err := statements(ctx, os.Stdout, meters[e.name], e, top, done); err != nil {
+			return err
+		}
+	}
 	if out == "" {
 		return nil
 	}

@@ -1,9 +1,12 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"slices"
+
+	"github.com/jackc/pgx/v5"
 )
 
 // report prints a table per workload: each engine's median and spread, and how
@@ -40,6 +43,32 @@ func report(out io.Writer, workloads []workload, engines []engine, figures []fig
 				median(func(f figure) float64 { return f.Commits }))
 		}
 	}
+}
+
+// statements prints the top-level statements of an engine that took longest.
+func statements(ctx context.Context, out io.Writer, meter *pgx.Conn, e engine, most, steps int) error {
+	if most == 0 {
+		return nil
+	}
+	rows, err := meter.Query(ctx, `SELECT calls, total_exec_time, wal_bytes::float8, left(regexp_replace(query, '\s+', ' ', 'g'), 120)
+		FROM pg_stat_statements WHERE dbid = (SELECT oid FROM pg_database WHERE datname = current_database()) AND query NOT LIKE '%pg_stat_statements%'
+		ORDER BY total_exec_time DESC LIMIT $1`, most)
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(out, "\n%s, per step (%d steps):\n%10s %12s %12s %8s  statement\n", e.name, steps, "calls", "µs", "µs per call", "WAL B")
+	var (
+		calls  int
+		ms     float64
+		wal    float64
+		query  string
+		perUse = float64(steps)
+	)
+	_, err = pgx.ForEachRow(rows, []any{&calls, &ms, &wal, &query}, func() error {
+		_, err := fmt.Fprintf(out, "%10.4f %12.1f %12.1f %8.0f  %s\n", float64(calls)/perUse, ms*1000/perUse, ms*1000/float64(calls), wal/perUse, query)
+		return err
+	})
+	return err
 }
 
 // middle is the median of a value.

@@ -30,5 +30,8 @@ RSpec.configure do |config|
   config.include TestConfiguration
   config.include WorkflowHelpers
 
+  # What a spec leaves behind would be the next one's: the clock that it set ahead, the tasks that it recorded.
+  config.before { TaskerCore::Testing.clear if defined?(TaskerCore::Testing) }
+
   config.after(:suite) { TestDatabase.drop }
 end
