@@ -170,6 +170,23 @@ BEGIN
 END $$;
 
 --
+-- Name: assert_gates(bigint, bigint[], text[]); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.assert_gates(seen bigint, step_tasks bigint[], step_states text[]) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    faults text;
+BEGIN
+    IF seen <> (SELECT coalesce(sum(g.version), 0) FROM tasker.gates g) THEN
+        SELECT string_agg(DISTINCT w.task_id::text, ',') INTO faults FROM unnest(step_tasks, step_states) AS w(task_id, state)
+        WHERE w.state IN ('enqueued', 'in_progress');
+        RAISE EXCEPTION 'the gates have changed' USING ERRCODE = 'TK009', DETAIL = coalesce(faults, '');
+    END IF;
+END $$;
+
+--
 -- Name: assert_worker(bigint); Type: FUNCTION; Schema: tasker; Owner: -
 --
 
@@ -177,7 +194,9 @@ CREATE FUNCTION tasker.assert_worker(worker bigint) RETURNS void
     LANGUAGE plpgsql
     AS $$
 BEGIN
-    PERFORM pg_advisory_xact_lock_shared(tasker.fence_class(), worker::int);
+    IF NOT pg_try_advisory_xact_lock_shared(tasker.fence_class(), worker::int) THEN -- an expression costs less than a statement
+        PERFORM pg_advisory_xact_lock_shared(tasker.fence_class(), worker::int);
+    END IF;
     -- A statement of its own: its snapshot is taken after the lock is held.
     IF NOT EXISTS (SELECT FROM tasker.workers w WHERE w.worker_id = worker AND w.state = 'alive') THEN
         RAISE EXCEPTION 'worker % has been declared dead', worker USING ERRCODE = 'TK004';
@@ -294,31 +313,33 @@ END $$;
 -- Name: claim_tasks(bigint, bigint[]); Type: FUNCTION; Schema: tasker; Owner: -
 --
 
-CREATE FUNCTION tasker.claim_tasks(worker bigint, ids bigint[]) RETURNS TABLE(task_id bigint, template_id bigint, epoch integer, first boolean, priority smallint, context jsonb, correlation_id text, created_at timestamp with time zone)
+CREATE FUNCTION tasker.claim_tasks(worker bigint, ids bigint[]) RETURNS TABLE(task_id bigint, template_id bigint, epoch integer, context jsonb, correlation_id text, fresh bigint[])
     LANGUAGE plpgsql
     SET enable_seqscan TO 'off'
     SET enable_hashjoin TO 'off'
     SET enable_mergejoin TO 'off'
+    SET jit TO 'off'
+    SET plan_cache_mode TO 'force_generic_plan'
     SET lock_timeout TO '100ms'
     AS $$
 #variable_conflict use_column
 DECLARE
-    again bigint[]; -- claimed before, by whomever
+    taken bigint[];
+    again bigint[]; -- of those: claimed before, by whomever
 BEGIN
     PERFORM tasker.assert_worker(worker);
-    PERFORM FROM tasker.tasks t WHERE t.task_id = ANY (ids) ORDER BY t.task_id FOR NO KEY UPDATE;
 
-    SELECT coalesce(array_agg(t.task_id), '{}') INTO again FROM tasker.tasks t
-    WHERE t.task_id = ANY (ids) AND (t.owner IS NULL OR t.owner = worker) AND t.state = 'in_progress' AND t.paused_at IS NULL;
-
-    INSERT INTO tasker.events (task_id, name)
-    SELECT t.task_id, 'task.start_requested' FROM tasker.tasks t WHERE t.task_id = ANY (ids) AND t.state = 'pending' AND t.paused_at IS NULL ORDER BY t.task_id;
-
-    RETURN QUERY
-    UPDATE tasker.tasks t
-    SET owner = worker, epoch = t.epoch + 1, state = 'in_progress', started_at = coalesce(t.started_at, now())
-    WHERE t.task_id = ANY (ids) AND (t.owner IS NULL OR t.owner = worker) AND t.state IN ('pending', 'in_progress') AND t.paused_at IS NULL
-    RETURNING t.task_id, t.template_id, t.epoch, t.task_id <> ALL (again), t.priority, t.context, t.correlation_id, t.created_at;
+    WITH claimed AS (
+        UPDATE tasker.tasks t
+        SET owner = worker, epoch = t.epoch + 1, state = 'in_progress', started_at = coalesce(t.started_at, now())
+        FROM (SELECT DISTINCT u.id FROM unnest(ids) AS u(id) ORDER BY u.id) AS l(id) -- the lock order
+        WHERE t.task_id = l.id AND coalesce(t.owner, worker) = worker AND t.paused_at IS NULL
+          AND CASE t.state WHEN 'pending' THEN true WHEN 'in_progress' THEN true ELSE false END
+        RETURNING t.task_id, t.started_at = now() AS first
+    ), told AS (
+        INSERT INTO tasker.events (task_id, name) SELECT c.task_id, 'task.start_requested' FROM claimed c WHERE c.first
+    )
+    SELECT array_agg(c.task_id), coalesce(array_agg(c.task_id) FILTER (WHERE NOT c.first), '{}') INTO taken, again FROM claimed c;
 
     -- Reports of these attempts ring here from now on. One whose row is locked
     -- is being reported by a transaction that may stay open for long: it rings
@@ -328,7 +349,21 @@ BEGIN
         FROM (SELECT l.step_id FROM tasker.dispatches l WHERE l.task_id = ANY (again) ORDER BY l.step_id FOR UPDATE SKIP LOCKED) free
         WHERE d.step_id = free.step_id;
     END IF;
+
+    -- Of a task whose steps nobody has touched, their ids are all there is to know.
+    RETURN QUERY
+    SELECT t.task_id, t.template_id, t.epoch, t.context, t.correlation_id,
+           CASE WHEN t.epoch = 1 THEN (
+               SELECT CASE WHEN bool_and(s.state = 'pending' AND s.attempts = 0) THEN array_agg(s.step_id ORDER BY s.position) END
+               FROM tasker.steps s WHERE s.task_id = t.task_id) END
+    FROM unnest(taken) AS l(id) CROSS JOIN LATERAL (SELECT * FROM tasker.tasks u WHERE u.task_id = l.id OFFSET 0) t; -- by its key, one by one
 END $$;
+
+--
+-- Name: FUNCTION claim_tasks(worker bigint, ids bigint[]); Type: COMMENT; Schema: tasker; Owner: -
+--
+
+COMMENT ON FUNCTION tasker.claim_tasks(worker bigint, ids bigint[]) IS 'The worker becomes owner of those tasks that are free; fresh: the ids of the steps, by position, of a task whose steps are all untouched';
 
 --
 -- Name: close_dead_letters(integer); Type: FUNCTION; Schema: tasker; Owner: -
@@ -882,7 +917,7 @@ CREATE TABLE tasker.steps (
     gated boolean DEFAULT false NOT NULL,
     CONSTRAINT steps_state_check CHECK ((state = ANY (ARRAY['pending'::text, 'enqueued'::text, 'in_progress'::text, 'waiting_for_retry'::text, 'complete'::text, 'error'::text, 'cancelled'::text, 'skipped'::text, 'resolved_manually'::text])))
 )
-WITH (fillfactor='70', autovacuum_vacuum_scale_factor='0.02', autovacuum_vacuum_cost_delay='0');
+WITH (autovacuum_vacuum_scale_factor='0.02', autovacuum_vacuum_cost_delay='0', fillfactor='45');
 
 --
 -- Name: lock_step(bigint); Type: FUNCTION; Schema: tasker; Owner: -
@@ -1969,12 +2004,17 @@ CREATE FUNCTION tasker.ring() RETURNS trigger
     SET enable_hashjoin TO 'off'
     SET enable_mergejoin TO 'off'
     AS $$
+DECLARE
+    sleepers boolean;
+    waiters  boolean;
 BEGIN
-    IF EXISTS (SELECT FROM tasker.event_sleepers s WHERE s.until > statement_timestamp()) THEN
+    SELECT EXISTS (SELECT FROM tasker.event_sleepers s WHERE s.until > statement_timestamp()),
+           EXISTS (SELECT FROM tasker.task_waiters a WHERE a.until > statement_timestamp()) INTO sleepers, waiters;
+    IF sleepers THEN
         PERFORM pg_notify(s.channel, 'events ' || s.name) FROM tasker.event_sleepers s
         WHERE s.until > statement_timestamp() AND EXISTS (SELECT FROM written w WHERE w.name LIKE ANY (s.likes));
     END IF;
-    IF EXISTS (SELECT FROM tasker.task_waiters a WHERE a.until > statement_timestamp()) THEN
+    IF waiters THEN
         PERFORM pg_notify(a.channel, 'task ' || a.task_id) FROM written w JOIN tasker.task_waiters a USING (task_id)
         WHERE w.name IN ('task.completed', 'task.failed', 'task.cancelled', 'task.resolved_manually');
     END IF;
@@ -2542,10 +2582,11 @@ CREATE FUNCTION tasker.step_may_become(was text, becomes text) RETURNS boolean
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$
     SELECT was || '>' || becomes = ANY ('{
-        pending>enqueued,pending>in_progress,pending>cancelled,pending>skipped,pending>resolved_manually,
-        enqueued>in_progress,enqueued>complete,enqueued>waiting_for_retry,enqueued>error,
+        pending>in_progress,in_progress>complete,pending>enqueued,enqueued>in_progress,enqueued>complete,
+        pending>cancelled,pending>skipped,pending>resolved_manually,
+        enqueued>waiting_for_retry,enqueued>error,
         enqueued>cancelled,enqueued>skipped,enqueued>resolved_manually,
-        in_progress>complete,in_progress>waiting_for_retry,in_progress>error,
+        in_progress>waiting_for_retry,in_progress>error,
         in_progress>cancelled,in_progress>skipped,in_progress>resolved_manually,
         waiting_for_retry>enqueued,waiting_for_retry>in_progress,
         waiting_for_retry>cancelled,waiting_for_retry>skipped,waiting_for_retry>resolved_manually,
@@ -2802,39 +2843,41 @@ DECLARE
     n      int;
     faults text;
     denied bigint[] := '{}'; -- claims that a gate did not let pass
+    moved  bigint[];         -- tasks that were given a state, or given up
+    alive  boolean;
+    gates  bigint;
+    lost   int;
 BEGIN
-    PERFORM tasker.assert_worker(worker);
-
-    -- Who claims must know the gates as they are.
-    IF gates_seen <> (SELECT coalesce(sum(g.version), 0) FROM tasker.gates g) THEN
-        SELECT string_agg(DISTINCT w.task_id::text, ',') INTO faults FROM unnest(step_tasks, step_states) AS w(task_id, state)
-        WHERE w.state IN ('enqueued', 'in_progress');
-        RAISE EXCEPTION 'the gates have changed' USING ERRCODE = 'TK009', DETAIL = coalesce(faults, '');
+    -- As tasker.assert_worker does it; whether the worker is alive is asked below.
+    IF NOT pg_try_advisory_xact_lock_shared(tasker.fence_class(), worker::int) THEN
+        PERFORM tasker.assert_worker(worker);
+    END IF;
+    IF gates_seen > 0 THEN
+        PERFORM tasker.assert_gates(gates_seen, step_tasks, step_states);
     END IF;
 
     -- Only tasks that change are locked; of the others it is enough that the
     -- loop still owns them, as only this worker or its reaper can change that.
-    SELECT count(*) INTO n FROM unnest(task_ids, task_epochs) AS l(task_id, epoch)
-    JOIN tasker.tasks t ON t.task_id = l.task_id AND t.owner + 0 = worker AND t.epoch = l.epoch; -- by the task's key, not by its owner's
-    IF n <> cardinality(task_ids) THEN
-        SELECT string_agg(l.task_id::text, ',') INTO faults FROM unnest(task_ids, task_epochs) AS l(task_id, epoch)
-        WHERE NOT EXISTS (SELECT FROM tasker.tasks t WHERE t.task_id = l.task_id AND t.owner = worker AND t.epoch = l.epoch);
-        RAISE EXCEPTION 'a loop has lost its task' USING ERRCODE = 'TK005', DETAIL = faults;
-    END IF;
-
-    IF EXISTS (SELECT FROM unnest(task_states, task_release) AS l(state, release) WHERE l.state IS NOT NULL OR l.release) THEN
-        UPDATE tasker.tasks t
-        SET state       = coalesce(l.state, t.state),
-            error       = coalesce(l.error::jsonb, t.error),
-            owner       = CASE WHEN l.release THEN NULL ELSE t.owner END,
-            finished_at = CASE WHEN l.state IS NOT NULL THEN clock_timestamp() ELSE t.finished_at END,
-            paused_at   = CASE WHEN l.state IS NOT NULL THEN NULL ELSE t.paused_at END
-        FROM unnest(task_ids, task_epochs, task_states, task_errors, task_release)
-             AS l(task_id, epoch, state, error, release)
-        WHERE t.task_id = l.task_id AND t.owner + 0 = worker AND t.epoch = l.epoch AND (l.state IS NOT NULL OR l.release);
-        GET DIAGNOSTICS n = ROW_COUNT;
-        IF n <> (SELECT count(*) FROM unnest(task_states, task_release) AS l(state, release) WHERE l.state IS NOT NULL OR l.release) THEN
-            RAISE EXCEPTION 'a loop has lost its task' USING ERRCODE = 'TK005';
+    IF true = ANY (task_release) OR cardinality(array_remove(task_states, NULL)) > 0 THEN
+        WITH changed AS (
+            UPDATE tasker.tasks t
+            SET state       = coalesce(l.state, t.state),
+                error       = coalesce(l.error::jsonb, t.error),
+                owner       = CASE WHEN l.release THEN NULL ELSE t.owner END,
+                finished_at = CASE WHEN l.state IS NOT NULL THEN clock_timestamp() ELSE t.finished_at END,
+                paused_at   = CASE WHEN l.state IS NOT NULL THEN NULL ELSE t.paused_at END
+            FROM unnest(task_ids, task_epochs, task_states, task_errors, task_release)
+                 AS l(task_id, epoch, state, error, release)
+            WHERE t.task_id = l.task_id AND coalesce(t.owner, 0) = worker AND t.epoch = l.epoch AND (l.state IS NOT NULL OR l.release)
+            RETURNING t.task_id)
+        SELECT coalesce(array_agg(c.task_id), '{}'),
+               (SELECT count(*) FROM unnest(task_states, task_release) AS l(state, release) WHERE l.state IS NOT NULL OR l.release)
+        INTO moved, n FROM changed c;
+        IF n <> cardinality(moved) THEN
+            PERFORM tasker.assert_worker(worker);
+            SELECT string_agg(l.task_id::text, ',') INTO faults FROM unnest(task_ids, task_states, task_release) AS l(task_id, state, release)
+            WHERE (l.state IS NOT NULL OR l.release) AND l.task_id <> ALL (moved);
+            RAISE EXCEPTION 'a loop has lost its task' USING ERRCODE = 'TK005', DETAIL = faults;
         END IF;
     END IF;
 
@@ -2861,6 +2904,7 @@ BEGIN
         WHERE s.step_id = w.step_id AND s.state = w.was AND s.attempts = w.was_attempt AND w.step_id <> ALL (denied);
         GET DIAGNOSTICS n = ROW_COUNT;
         IF n <> cardinality(step_ids) - cardinality(denied) THEN
+            PERFORM tasker.assert_worker(worker);
             -- What was written has its new state by now; the rest has not.
             SELECT string_agg(DISTINCT w.task_id::text, ',') INTO faults
             FROM unnest(step_ids, step_tasks, step_states, step_attempts) AS w(step_id, task_id, state, attempt)
@@ -2869,25 +2913,14 @@ BEGIN
             RAISE EXCEPTION 'a step is not in the state that its loop saw' USING ERRCODE = 'TK005', DETAIL = coalesce(faults, '');
         END IF;
 
-        -- Looked at again now that the steps are held: a deadline that passed
-        -- meanwhile has left steps alone that had not begun.
-        IF gates_seen IS NOT NULL THEN
-            SELECT count(*) - count(t.epoch) INTO n
-            FROM unnest(task_ids, task_epochs, task_states, task_release) AS l(task_id, epoch, state, release)
-            CROSS JOIN LATERAL (SELECT (SELECT u.epoch FROM tasker.tasks u WHERE u.task_id = l.task_id AND u.epoch = l.epoch)) AS t(epoch) -- by its key, one by one
-            WHERE l.state IS NULL AND NOT l.release;
-            IF n > 0 THEN
-                SELECT string_agg(l.task_id::text, ',') INTO faults FROM unnest(task_ids, task_epochs, task_states, task_release) AS l(task_id, epoch, state, release)
-                WHERE l.state IS NULL AND NOT l.release AND NOT EXISTS (SELECT FROM tasker.tasks t WHERE t.task_id = l.task_id AND t.epoch = l.epoch);
-                RAISE EXCEPTION 'a loop has lost its task' USING ERRCODE = 'TK005', DETAIL = faults;
-            END IF;
+        IF 'enqueued' = ANY (step_states) THEN
+            INSERT INTO tasker.dispatches AS d (step_id, task_id, attempt, queue, awaited_by, start_by)
+            SELECT w.step_id, w.task_id, w.attempt, w.queue, worker, clock_timestamp() + make_interval(secs => w.start_in)
+            FROM unnest(step_ids, step_tasks, step_attempts, step_states, step_queues, step_start_in) AS w(step_id, task_id, attempt, state, queue, start_in)
+            WHERE w.state = 'enqueued' AND w.step_id <> ALL (denied);
         END IF;
 
-        INSERT INTO tasker.dispatches AS d (step_id, task_id, attempt, queue, awaited_by, start_by)
-        SELECT w.step_id, w.task_id, w.attempt, w.queue, worker, clock_timestamp() + make_interval(secs => w.start_in)
-        FROM unnest(step_ids, step_tasks, step_attempts, step_states, step_queues, step_start_in) AS w(step_id, task_id, attempt, state, queue, start_in)
-        WHERE w.state = 'enqueued' AND w.step_id <> ALL (denied);
-
+        -- In the order of the arrays, as that is how they are read.
         INSERT INTO tasker.events (task_id, step_id, attempt, name, data)
         SELECT w.task_id, w.step_id, w.attempt,
                CASE w.state WHEN 'in_progress' THEN 'step.handle' WHEN 'complete' THEN 'step.completed'
@@ -2896,10 +2929,29 @@ BEGIN
                CASE WHEN w.error IS NOT NULL THEN
                    jsonb_strip_nulls(jsonb_build_object('class', w.error::jsonb ->> 'class', 'message', left(w.error::jsonb ->> 'message', 500),
                                                         'code', w.error::jsonb ->> 'code', 'retry_in_seconds', w.retry_in)) END
-        FROM unnest(step_ids, step_tasks, step_attempts, step_states, step_errors, step_retry_in) WITH ORDINALITY
-             AS w(step_id, task_id, attempt, state, error, retry_in, ord)
-        WHERE w.step_id <> ALL (denied)
-        ORDER BY w.ord;
+        FROM unnest(step_ids, step_tasks, step_attempts, step_states, step_errors, step_retry_in)
+             AS w(step_id, task_id, attempt, state, error, retry_in)
+        WHERE w.step_id <> ALL (denied);
+    END IF;
+
+    -- Looked at now that the steps are held: a deadline that passed meanwhile
+    -- has left steps alone that had not begun, and who claims must know the
+    -- gates as they are.
+    SELECT (SELECT w.state = 'alive' FROM tasker.workers w WHERE w.worker_id = worker),
+           CASE WHEN gates_seen IS NOT NULL THEN (SELECT coalesce(sum(g.version), 0) FROM tasker.gates g) END,
+           (SELECT count(*) FROM unnest(task_ids, task_epochs, task_states, task_release) AS l(task_id, epoch, state, release)
+            WHERE l.state IS NULL AND NOT l.release
+              AND worker IS DISTINCT FROM (SELECT t.owner FROM tasker.tasks t WHERE t.task_id = l.task_id AND t.epoch = l.epoch))
+    INTO alive, gates, lost;
+    IF alive IS NOT TRUE THEN
+        PERFORM tasker.assert_worker(worker);
+    ELSIF gates <> gates_seen THEN
+        PERFORM tasker.assert_gates(gates_seen, step_tasks, step_states);
+    ELSIF lost > 0 THEN
+        SELECT string_agg(l.task_id::text, ',') INTO faults FROM unnest(task_ids, task_epochs, task_states, task_release) AS l(task_id, epoch, state, release)
+        WHERE l.state IS NULL AND NOT l.release
+          AND worker IS DISTINCT FROM (SELECT t.owner FROM tasker.tasks t WHERE t.task_id = l.task_id AND t.epoch = l.epoch);
+        RAISE EXCEPTION 'a loop has lost its task' USING ERRCODE = 'TK005', DETAIL = faults;
     END IF;
 
     IF cardinality(settled) > 0 THEN
@@ -2924,11 +2976,13 @@ BEGIN
     END IF;
 
     -- After the steps: events of a task read in the order of what happened.
-    IF EXISTS (SELECT FROM unnest(task_states, task_rerun) AS l(state, rerun) WHERE l.state IS NOT NULL OR l.rerun IS NOT NULL) THEN
+    IF cardinality(array_remove(task_states, NULL)) > 0 THEN
         INSERT INTO tasker.events (task_id, name, data)
         SELECT l.task_id, CASE l.state WHEN 'complete' THEN 'task.completed' WHEN 'error' THEN 'task.failed' WHEN 'cancelled' THEN 'task.cancelled' END,
                l.error::jsonb
         FROM unnest(task_ids, task_states, task_errors) AS l(task_id, state, error) WHERE l.state IS NOT NULL;
+    END IF;
+    IF cardinality(array_remove(task_rerun, NULL)) > 0 THEN
         INSERT INTO tasker.events (task_id, name, data)
         SELECT l.task_id, 'workflow.task_reenqueue_delayed', jsonb_build_object('delay_seconds', l.rerun)
         FROM unnest(task_ids, task_rerun) AS l(task_id, rerun) WHERE l.rerun >= 1; -- shorter ones are hand-overs between workers
@@ -4284,13 +4338,13 @@ CREATE TRIGGER refuse_run_at BEFORE INSERT ON tasker.tasks FOR EACH ROW WHEN (((
 -- Name: steps refuse_transition; Type: TRIGGER; Schema: tasker; Owner: -
 --
 
-CREATE TRIGGER refuse_transition BEFORE UPDATE ON tasker.steps FOR EACH ROW WHEN (((old.state <> new.state) AND (NOT tasker.step_may_become(old.state, new.state)))) EXECUTE FUNCTION tasker.refuse_transition();
+CREATE TRIGGER refuse_transition AFTER UPDATE ON tasker.steps FOR EACH ROW WHEN (((old.state <> new.state) AND (NOT tasker.step_may_become(old.state, new.state)))) EXECUTE FUNCTION tasker.refuse_transition();
 
 --
 -- Name: tasks refuse_transition; Type: TRIGGER; Schema: tasker; Owner: -
 --
 
-CREATE TRIGGER refuse_transition BEFORE UPDATE ON tasker.tasks FOR EACH ROW WHEN (((old.state <> new.state) AND (NOT tasker.task_may_become(old.state, new.state)))) EXECUTE FUNCTION tasker.refuse_transition();
+CREATE TRIGGER refuse_transition AFTER UPDATE ON tasker.tasks FOR EACH ROW WHEN (((old.state <> new.state) AND (NOT tasker.task_may_become(old.state, new.state)))) EXECUTE FUNCTION tasker.refuse_transition();
 
 --
 -- Name: events ring; Type: TRIGGER; Schema: tasker; Owner: -

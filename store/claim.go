@@ -76,35 +76,51 @@ func (c *Claimer) flush(tasks []int64) []outcome[*Claimed] {
 	return outcomes
 }
 
-// claim claims and reads in one transaction and one round trip. Reports that
-// arrive meanwhile wait for it at the rows of dispatches that it adopts, and
-// then ring for this worker: none falls in between.
+// claim claims and reads. Reports that arrive while it claims wait for it at the
+// rows of dispatches that it adopts, and then ring for this worker: none falls
+// in between. What is read afterwards may know of them already.
 func (c *Claimer) claim(tasks []int64) (map[int64]*Claimed, error) {
-	var batch pgx.Batch
-	claimed := make(map[int64]*Claimed, len(tasks))
-	batch.Queue(`SELECT task_id, template_id, epoch, context::text, coalesce(correlation_id, '')
-		FROM tasker.claim_tasks($1, $2)`, c.worker, tasks).Query(func(rows pgx.Rows) error {
-		var t Claimed
-		var document string // as text: pgx would parse jsonb, for nothing
-		_, err := pgx.ForEachRow(rows, []any{&t.TaskID, &t.TemplateID, &t.Epoch, &document, &t.CorrelationID}, func() error {
-			one := t
-			one.Context = json.RawMessage(document)
-			claimed[t.TaskID] = &one
-			return nil
-		})
-		return err
-	})
-	batch.Queue(stepRows, tasks).Query(func(rows pgx.Rows) error {
-		return scanSteps(rows, func(task int64, step StepRow) {
-			if t := claimed[task]; t != nil {
-				t.Steps = append(t.Steps, step)
-			}
-		})
-	})
-	if err := c.store.pool.SendBatch(c.ctx, &batch).Close(); err != nil {
+	rows, err := c.store.pool.Query(c.ctx, `SELECT task_id, template_id, epoch, context::text, coalesce(correlation_id, ''), fresh
+		FROM tasker.claim_tasks($1, $2)`, c.worker, tasks)
+	if err != nil {
 		return nil, translate(err)
 	}
-	return claimed, nil
+	claimed := make(map[int64]*Claimed, len(tasks))
+	var (
+		t        Claimed
+		document string  // as text: pgx would parse jsonb, for nothing
+		fresh    []int64 // by position; nil: not all of the task's steps are
+		begun    []int64 // tasks whose steps have to be read
+	)
+	_, err = pgx.ForEachRow(rows, []any{&t.TaskID, &t.TemplateID, &t.Epoch, &document, &t.CorrelationID, &fresh}, func() error {
+		one := t
+		one.Context = json.RawMessage(document)
+		claimed[t.TaskID] = &one
+		if fresh == nil {
+			begun = append(begun, t.TaskID)
+			return nil
+		}
+		one.Steps = make([]StepRow, len(fresh))
+		for i, id := range fresh {
+			one.Steps[i] = StepRow{StepID: id, State: tasker.StepPending}
+		}
+		return nil
+	})
+	if err != nil || len(begun) == 0 {
+		return claimed, translate(err)
+	}
+	// They are owned by now: failing here would leave them without a loop.
+	_, err = Patiently(c.ctx, func() (struct{}, error) {
+		for _, id := range begun {
+			claimed[id].Steps = nil
+		}
+		rows, err := c.store.pool.Query(c.ctx, stepRows, begun)
+		if err != nil {
+			return struct{}{}, err
+		}
+		return struct{}{}, scanSteps(rows, func(task int64, step StepRow) { claimed[task].Steps = append(claimed[task].Steps, step) })
+	})
+	return claimed, translate(err)
 }
 
 const stepRows = `SELECT * FROM tasker.steps_of($1)`

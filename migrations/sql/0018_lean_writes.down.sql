@@ -1,0 +1,243 @@
+DROP FUNCTION tasker.claim_tasks(bigint, bigint[]);
+CREATE FUNCTION tasker.claim_tasks(worker bigint, ids bigint[]) RETURNS TABLE(task_id bigint, template_id bigint, epoch integer, first boolean, priority smallint, context jsonb, correlation_id text, created_at timestamp with time zone)
+    LANGUAGE plpgsql
+    SET enable_seqscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET lock_timeout TO '100ms'
+    AS $$
+#variable_conflict use_column
+DECLARE
+    again bigint[]; -- claimed before, by whomever
+BEGIN
+    PERFORM tasker.assert_worker(worker);
+    PERFORM FROM tasker.tasks t WHERE t.task_id = ANY (ids) ORDER BY t.task_id FOR NO KEY UPDATE;
+
+    SELECT coalesce(array_agg(t.task_id), '{}') INTO again FROM tasker.tasks t
+    WHERE t.task_id = ANY (ids) AND (t.owner IS NULL OR t.owner = worker) AND t.state = 'in_progress' AND t.paused_at IS NULL;
+
+    INSERT INTO tasker.events (task_id, name)
+    SELECT t.task_id, 'task.start_requested' FROM tasker.tasks t WHERE t.task_id = ANY (ids) AND t.state = 'pending' AND t.paused_at IS NULL ORDER BY t.task_id;
+
+    RETURN QUERY
+    UPDATE tasker.tasks t
+    SET owner = worker, epoch = t.epoch + 1, state = 'in_progress', started_at = coalesce(t.started_at, now())
+    WHERE t.task_id = ANY (ids) AND (t.owner IS NULL OR t.owner = worker) AND t.state IN ('pending', 'in_progress') AND t.paused_at IS NULL
+    RETURNING t.task_id, t.template_id, t.epoch, t.task_id <> ALL (again), t.priority, t.context, t.correlation_id, t.created_at;
+
+    -- Reports of these attempts ring here from now on. One whose row is locked
+    -- is being reported by a transaction that may stay open for long: it rings
+    -- where it rang before, and this worker finds it by looking (CatchUp).
+    IF cardinality(again) > 0 THEN
+        UPDATE tasker.dispatches d SET awaited_by = worker
+        FROM (SELECT l.step_id FROM tasker.dispatches l WHERE l.task_id = ANY (again) ORDER BY l.step_id FOR UPDATE SKIP LOCKED) free
+        WHERE d.step_id = free.step_id;
+    END IF;
+END $$;
+
+CREATE OR REPLACE FUNCTION tasker.write_batch(worker bigint, task_ids bigint[], task_epochs integer[], task_states text[], task_errors text[], task_release boolean[], task_rerun double precision[], step_ids bigint[], step_tasks bigint[], step_was text[], step_was_attempt integer[], step_states text[], step_attempts integer[], step_losses integer[], step_results text[], step_errors text[], step_retry_in double precision[], step_queues text[], settled bigint[], parked bigint[], step_start_in double precision[], gate_steps bigint[], gate_ids integer[], gates_seen bigint) RETURNS bigint[]
+    LANGUAGE plpgsql
+    SET enable_seqscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET lock_timeout TO '100ms'
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET jit TO 'off'
+    AS $$
+DECLARE
+    n      int;
+    faults text;
+    denied bigint[] := '{}'; -- claims that a gate did not let pass
+BEGIN
+    PERFORM tasker.assert_worker(worker);
+
+    -- Who claims must know the gates as they are.
+    IF gates_seen <> (SELECT coalesce(sum(g.version), 0) FROM tasker.gates g) THEN
+        SELECT string_agg(DISTINCT w.task_id::text, ',') INTO faults FROM unnest(step_tasks, step_states) AS w(task_id, state)
+        WHERE w.state IN ('enqueued', 'in_progress');
+        RAISE EXCEPTION 'the gates have changed' USING ERRCODE = 'TK009', DETAIL = coalesce(faults, '');
+    END IF;
+
+    -- Only tasks that change are locked; of the others it is enough that the
+    -- loop still owns them, as only this worker or its reaper can change that.
+    SELECT count(*) INTO n FROM unnest(task_ids, task_epochs) AS l(task_id, epoch)
+    JOIN tasker.tasks t ON t.task_id = l.task_id AND t.owner + 0 = worker AND t.epoch = l.epoch; -- by the task's key, not by its owner's
+    IF n <> cardinality(task_ids) THEN
+        SELECT string_agg(l.task_id::text, ',') INTO faults FROM unnest(task_ids, task_epochs) AS l(task_id, epoch)
+        WHERE NOT EXISTS (SELECT FROM tasker.tasks t WHERE t.task_id = l.task_id AND t.owner = worker AND t.epoch = l.epoch);
+        RAISE EXCEPTION 'a loop has lost its task' USING ERRCODE = 'TK005', DETAIL = faults;
+    END IF;
+
+    IF EXISTS (SELECT FROM unnest(task_states, task_release) AS l(state, release) WHERE l.state IS NOT NULL OR l.release) THEN
+        UPDATE tasker.tasks t
+        SET state       = coalesce(l.state, t.state),
+            error       = coalesce(l.error::jsonb, t.error),
+            owner       = CASE WHEN l.release THEN NULL ELSE t.owner END,
+            finished_at = CASE WHEN l.state IS NOT NULL THEN clock_timestamp() ELSE t.finished_at END,
+            paused_at   = CASE WHEN l.state IS NOT NULL THEN NULL ELSE t.paused_at END
+        FROM unnest(task_ids, task_epochs, task_states, task_errors, task_release)
+             AS l(task_id, epoch, state, error, release)
+        WHERE t.task_id = l.task_id AND t.owner + 0 = worker AND t.epoch = l.epoch AND (l.state IS NOT NULL OR l.release);
+        GET DIAGNOSTICS n = ROW_COUNT;
+        IF n <> (SELECT count(*) FROM unnest(task_states, task_release) AS l(state, release) WHERE l.state IS NOT NULL OR l.release) THEN
+            RAISE EXCEPTION 'a loop has lost its task' USING ERRCODE = 'TK005';
+        END IF;
+    END IF;
+
+    IF cardinality(gate_steps) > 0 THEN
+        denied := tasker.pass_gates(gate_steps, gate_ids);
+    END IF;
+    IF gates_seen > 0 THEN -- who starts waits no more, also where its gate has been lifted
+        DELETE FROM tasker.gate_waiters l WHERE l.step_id = ANY (step_ids) AND l.step_id <> ALL (denied);
+    END IF;
+
+    IF cardinality(step_ids) > 0 THEN
+        UPDATE tasker.steps s
+        SET state       = w.state,
+            gated       = s.gated OR w.step_id = ANY (gate_steps),
+            attempts    = w.attempt,
+            losses      = w.losses,
+            result      = coalesce(w.result::jsonb, s.result),
+            error       = coalesce(w.error::jsonb, s.error),
+            retry_at    = CASE WHEN w.retry_in IS NOT NULL THEN clock_timestamp() + make_interval(secs => w.retry_in) END,
+            started_at  = CASE WHEN w.state = 'in_progress' THEN clock_timestamp() WHEN w.state = 'enqueued' THEN NULL ELSE s.started_at END,
+            finished_at = CASE WHEN w.state IN ('complete', 'error', 'cancelled', 'skipped') THEN clock_timestamp() END
+        FROM unnest(step_ids, step_was, step_was_attempt, step_states, step_attempts, step_losses, step_results, step_errors, step_retry_in)
+             AS w(step_id, was, was_attempt, state, attempt, losses, result, error, retry_in)
+        WHERE s.step_id = w.step_id AND s.state = w.was AND s.attempts = w.was_attempt AND w.step_id <> ALL (denied);
+        GET DIAGNOSTICS n = ROW_COUNT;
+        IF n <> cardinality(step_ids) - cardinality(denied) THEN
+            -- What was written has its new state by now; the rest has not.
+            SELECT string_agg(DISTINCT w.task_id::text, ',') INTO faults
+            FROM unnest(step_ids, step_tasks, step_states, step_attempts) AS w(step_id, task_id, state, attempt)
+            WHERE w.step_id <> ALL (denied)
+              AND NOT EXISTS (SELECT FROM tasker.steps s WHERE s.step_id = w.step_id AND s.state = w.state AND s.attempts = w.attempt);
+            RAISE EXCEPTION 'a step is not in the state that its loop saw' USING ERRCODE = 'TK005', DETAIL = coalesce(faults, '');
+        END IF;
+
+        -- Looked at again now that the steps are held: a deadline that passed
+        -- meanwhile has left steps alone that had not begun.
+        IF gates_seen IS NOT NULL THEN
+            SELECT count(*) - count(t.epoch) INTO n
+            FROM unnest(task_ids, task_epochs, task_states, task_release) AS l(task_id, epoch, state, release)
+            CROSS JOIN LATERAL (SELECT (SELECT u.epoch FROM tasker.tasks u WHERE u.task_id = l.task_id AND u.epoch = l.epoch)) AS t(epoch) -- by its key, one by one
+            WHERE l.state IS NULL AND NOT l.release;
+            IF n > 0 THEN
+                SELECT string_agg(l.task_id::text, ',') INTO faults FROM unnest(task_ids, task_epochs, task_states, task_release) AS l(task_id, epoch, state, release)
+                WHERE l.state IS NULL AND NOT l.release AND NOT EXISTS (SELECT FROM tasker.tasks t WHERE t.task_id = l.task_id AND t.epoch = l.epoch);
+                RAISE EXCEPTION 'a loop has lost its task' USING ERRCODE = 'TK005', DETAIL = faults;
+            END IF;
+        END IF;
+
+        INSERT INTO tasker.dispatches AS d (step_id, task_id, attempt, queue, awaited_by, start_by)
+        SELECT w.step_id, w.task_id, w.attempt, w.queue, worker, clock_timestamp() + make_interval(secs => w.start_in)
+        FROM unnest(step_ids, step_tasks, step_attempts, step_states, step_queues, step_start_in) AS w(step_id, task_id, attempt, state, queue, start_in)
+        WHERE w.state = 'enqueued' AND w.step_id <> ALL (denied);
+
+        INSERT INTO tasker.events (task_id, step_id, attempt, name, data)
+        SELECT w.task_id, w.step_id, w.attempt,
+               CASE w.state WHEN 'in_progress' THEN 'step.handle' WHEN 'complete' THEN 'step.completed'
+                   WHEN 'enqueued' THEN 'step.execution_requested' WHEN 'waiting_for_retry' THEN 'step.retry_requested'
+                   WHEN 'error' THEN 'step.failed' WHEN 'cancelled' THEN 'step.cancelled' WHEN 'skipped' THEN 'step.skipped' END,
+               CASE WHEN w.error IS NOT NULL THEN
+                   jsonb_strip_nulls(jsonb_build_object('class', w.error::jsonb ->> 'class', 'message', left(w.error::jsonb ->> 'message', 500),
+                                                        'code', w.error::jsonb ->> 'code', 'retry_in_seconds', w.retry_in)) END
+        FROM unnest(step_ids, step_tasks, step_attempts, step_states, step_errors, step_retry_in) WITH ORDINALITY
+             AS w(step_id, task_id, attempt, state, error, retry_in, ord)
+        WHERE w.step_id <> ALL (denied)
+        ORDER BY w.ord;
+    END IF;
+
+    IF cardinality(settled) > 0 THEN
+        PERFORM FROM tasker.dispatches d WHERE d.step_id = ANY (settled) ORDER BY d.step_id FOR UPDATE;
+        DELETE FROM tasker.dispatches d WHERE d.step_id = ANY (settled);
+    END IF;
+
+    IF cardinality(parked) > 0 THEN
+        -- A locked row is being reported. Waiting for it could take as long as
+        -- the reporter's transaction; to its loop it is a report that came.
+        UPDATE tasker.dispatches d SET awaited_by = NULL
+        FROM (SELECT l.step_id FROM tasker.dispatches l WHERE l.step_id = ANY (parked) AND l.failure IS NULL
+              ORDER BY l.step_id FOR UPDATE SKIP LOCKED) free
+        WHERE d.step_id = free.step_id AND d.failure IS NULL;
+        GET DIAGNOSTICS n = ROW_COUNT;
+        IF n <> cardinality(parked) THEN
+            SELECT string_agg(DISTINCT s.task_id::text, ',') INTO faults
+            FROM tasker.steps s LEFT JOIN tasker.dispatches d USING (step_id)
+            WHERE s.step_id = ANY (parked) AND (d.step_id IS NULL OR d.awaited_by IS NOT NULL OR d.failure IS NOT NULL);
+            RAISE EXCEPTION 'a report came while its loop parked' USING ERRCODE = 'TK005', DETAIL = coalesce(faults, '');
+        END IF;
+    END IF;
+
+    -- After the steps: events of a task read in the order of what happened.
+    IF EXISTS (SELECT FROM unnest(task_states, task_rerun) AS l(state, rerun) WHERE l.state IS NOT NULL OR l.rerun IS NOT NULL) THEN
+        INSERT INTO tasker.events (task_id, name, data)
+        SELECT l.task_id, CASE l.state WHEN 'complete' THEN 'task.completed' WHEN 'error' THEN 'task.failed' WHEN 'cancelled' THEN 'task.cancelled' END,
+               l.error::jsonb
+        FROM unnest(task_ids, task_states, task_errors) AS l(task_id, state, error) WHERE l.state IS NOT NULL;
+        INSERT INTO tasker.events (task_id, name, data)
+        SELECT l.task_id, 'workflow.task_reenqueue_delayed', jsonb_build_object('delay_seconds', l.rerun)
+        FROM unnest(task_ids, task_rerun) AS l(task_id, rerun) WHERE l.rerun >= 1; -- shorter ones are hand-overs between workers
+        -- A job that is due no later will do.
+        PERFORM tasker.schedule_runs(array_agg(l.task_id), array_agg(l.rerun))
+        FROM unnest(task_ids, task_rerun) AS l(task_id, rerun)
+        WHERE l.rerun IS NOT NULL AND NOT EXISTS (
+            SELECT FROM tasker.river_job j
+            WHERE j.kind = 'task_execution' AND j.args @> jsonb_build_object('task_id', l.task_id)
+              AND j.state IN ('available', 'scheduled', 'retryable') AND j.scheduled_at <= clock_timestamp() + make_interval(secs => l.rerun))
+        HAVING count(*) > 0;
+    END IF;
+    RETURN denied;
+END $$;
+
+CREATE OR REPLACE FUNCTION tasker.ring() RETURNS trigger
+    LANGUAGE plpgsql
+    SET enable_seqscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    AS $$
+BEGIN
+    IF EXISTS (SELECT FROM tasker.event_sleepers s WHERE s.until > statement_timestamp()) THEN
+        PERFORM pg_notify(s.channel, 'events ' || s.name) FROM tasker.event_sleepers s
+        WHERE s.until > statement_timestamp() AND EXISTS (SELECT FROM written w WHERE w.name LIKE ANY (s.likes));
+    END IF;
+    IF EXISTS (SELECT FROM tasker.task_waiters a WHERE a.until > statement_timestamp()) THEN
+        PERFORM pg_notify(a.channel, 'task ' || a.task_id) FROM written w JOIN tasker.task_waiters a USING (task_id)
+        WHERE w.name IN ('task.completed', 'task.failed', 'task.cancelled', 'task.resolved_manually');
+    END IF;
+    RETURN NULL;
+END $$;
+
+CREATE OR REPLACE FUNCTION tasker.step_may_become(was text, becomes text) RETURNS boolean
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$
+    SELECT was || '>' || becomes = ANY ('{
+        pending>enqueued,pending>in_progress,pending>cancelled,pending>skipped,pending>resolved_manually,
+        enqueued>in_progress,enqueued>complete,enqueued>waiting_for_retry,enqueued>error,
+        enqueued>cancelled,enqueued>skipped,enqueued>resolved_manually,
+        in_progress>complete,in_progress>waiting_for_retry,in_progress>error,
+        in_progress>cancelled,in_progress>skipped,in_progress>resolved_manually,
+        waiting_for_retry>enqueued,waiting_for_retry>in_progress,
+        waiting_for_retry>cancelled,waiting_for_retry>skipped,waiting_for_retry>resolved_manually,
+        error>pending,error>cancelled,error>skipped,error>resolved_manually}'::text[])
+$$;
+
+CREATE OR REPLACE FUNCTION tasker.assert_worker(worker bigint) RETURNS void
+LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM pg_advisory_xact_lock_shared(tasker.fence_class(), worker::int);
+    -- A statement of its own: its snapshot is taken after the lock is held.
+    IF NOT EXISTS (SELECT FROM tasker.workers w WHERE w.worker_id = worker AND w.state = 'alive') THEN
+        RAISE EXCEPTION 'worker % has been declared dead', worker USING ERRCODE = 'TK004';
+    END IF;
+END $$;
+
+DROP FUNCTION tasker.assert_gates(bigint, bigint[], text[]);
+
+DROP TRIGGER refuse_transition ON tasker.steps;
+DROP TRIGGER refuse_transition ON tasker.tasks;
+CREATE TRIGGER refuse_transition BEFORE UPDATE ON tasker.tasks FOR EACH ROW
+    WHEN (OLD.state <> NEW.state AND NOT tasker.task_may_become(OLD.state, NEW.state)) EXECUTE FUNCTION tasker.refuse_transition();
+CREATE TRIGGER refuse_transition BEFORE UPDATE ON tasker.steps FOR EACH ROW
+    WHEN (OLD.state <> NEW.state AND NOT tasker.step_may_become(OLD.state, NEW.state)) EXECUTE FUNCTION tasker.refuse_transition();
+ALTER TABLE tasker.steps SET (fillfactor = 70);

@@ -1,0 +1,297 @@
+-- What a step costs: fewer statements per call, plans that go by a task's key
+-- whatever the planner believes of the table's size, rows that stay on their page.
+
+-- A finished step's row is about twice as long as a new one's. With less room its
+-- new versions move to other pages, with new entries in both indexes.
+ALTER TABLE tasker.steps SET (fillfactor = 45);
+
+-- BEFORE triggers lock each row before they look at it, which costs as much as
+-- half an update; AFTER triggers refuse the same statements.
+DROP TRIGGER refuse_transition ON tasker.steps;
+DROP TRIGGER refuse_transition ON tasker.tasks;
+CREATE TRIGGER refuse_transition AFTER UPDATE ON tasker.tasks FOR EACH ROW
+    WHEN (OLD.state <> NEW.state AND NOT tasker.task_may_become(OLD.state, NEW.state)) EXECUTE FUNCTION tasker.refuse_transition();
+CREATE TRIGGER refuse_transition AFTER UPDATE ON tasker.steps FOR EACH ROW
+    WHEN (OLD.state <> NEW.state AND NOT tasker.step_may_become(OLD.state, NEW.state)) EXECUTE FUNCTION tasker.refuse_transition();
+
+-- The commonest first: the list is searched from its beginning.
+CREATE OR REPLACE FUNCTION tasker.step_may_become(was text, becomes text) RETURNS boolean
+LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
+    SELECT was || '>' || becomes = ANY ('{
+        pending>in_progress,in_progress>complete,pending>enqueued,enqueued>in_progress,enqueued>complete,
+        pending>cancelled,pending>skipped,pending>resolved_manually,
+        enqueued>waiting_for_retry,enqueued>error,
+        enqueued>cancelled,enqueued>skipped,enqueued>resolved_manually,
+        in_progress>waiting_for_retry,in_progress>error,
+        in_progress>cancelled,in_progress>skipped,in_progress>resolved_manually,
+        waiting_for_retry>enqueued,waiting_for_retry>in_progress,
+        waiting_for_retry>cancelled,waiting_for_retry>skipped,waiting_for_retry>resolved_manually,
+        error>pending,error>cancelled,error>skipped,error>resolved_manually}'::text[])
+$$;
+
+-- Holds the worker's fence to the end of the transaction, so that nobody can
+-- declare it dead meanwhile, and looks whether it is alive.
+CREATE OR REPLACE FUNCTION tasker.assert_worker(worker bigint) RETURNS void
+LANGUAGE plpgsql AS $$
+BEGIN
+    IF NOT pg_try_advisory_xact_lock_shared(tasker.fence_class(), worker::int) THEN -- an expression costs less than a statement
+        PERFORM pg_advisory_xact_lock_shared(tasker.fence_class(), worker::int);
+    END IF;
+    -- A statement of its own: its snapshot is taken after the lock is held.
+    IF NOT EXISTS (SELECT FROM tasker.workers w WHERE w.worker_id = worker AND w.state = 'alive') THEN
+        RAISE EXCEPTION 'worker % has been declared dead', worker USING ERRCODE = 'TK004';
+    END IF;
+END $$;
+
+CREATE OR REPLACE FUNCTION tasker.ring() RETURNS trigger
+LANGUAGE plpgsql
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+DECLARE
+    sleepers boolean;
+    waiters  boolean;
+BEGIN
+    SELECT EXISTS (SELECT FROM tasker.event_sleepers s WHERE s.until > statement_timestamp()),
+           EXISTS (SELECT FROM tasker.task_waiters a WHERE a.until > statement_timestamp()) INTO sleepers, waiters;
+    IF sleepers THEN
+        PERFORM pg_notify(s.channel, 'events ' || s.name) FROM tasker.event_sleepers s
+        WHERE s.until > statement_timestamp() AND EXISTS (SELECT FROM written w WHERE w.name LIKE ANY (s.likes));
+    END IF;
+    IF waiters THEN
+        PERFORM pg_notify(a.channel, 'task ' || a.task_id) FROM written w JOIN tasker.task_waiters a USING (task_id)
+        WHERE w.name IN ('task.completed', 'task.failed', 'task.cancelled', 'task.resolved_manually');
+    END IF;
+    RETURN NULL;
+END $$;
+
+-- What is asked of tasks is dressed (coalesce, CASE) where a partial index could
+-- answer it: the planner would read that index whole, having seen the table when
+-- it was nearly empty, and once for each task.
+DROP FUNCTION tasker.claim_tasks(bigint, bigint[]);
+CREATE FUNCTION tasker.claim_tasks(worker bigint, ids bigint[])
+RETURNS TABLE (task_id bigint, template_id bigint, epoch int, context jsonb, correlation_id text, fresh bigint[])
+LANGUAGE plpgsql
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off SET plan_cache_mode = force_generic_plan
+SET lock_timeout = '100ms' AS $$
+#variable_conflict use_column
+DECLARE
+    taken bigint[];
+    again bigint[]; -- of those: claimed before, by whomever
+BEGIN
+    PERFORM tasker.assert_worker(worker);
+
+    WITH claimed AS (
+        UPDATE tasker.tasks t
+        SET owner = worker, epoch = t.epoch + 1, state = 'in_progress', started_at = coalesce(t.started_at, now())
+        FROM (SELECT DISTINCT u.id FROM unnest(ids) AS u(id) ORDER BY u.id) AS l(id) -- the lock order
+        WHERE t.task_id = l.id AND coalesce(t.owner, worker) = worker AND t.paused_at IS NULL
+          AND CASE t.state WHEN 'pending' THEN true WHEN 'in_progress' THEN true ELSE false END
+        RETURNING t.task_id, t.started_at = now() AS first
+    ), told AS (
+        INSERT INTO tasker.events (task_id, name) SELECT c.task_id, 'task.start_requested' FROM claimed c WHERE c.first
+    )
+    SELECT array_agg(c.task_id), coalesce(array_agg(c.task_id) FILTER (WHERE NOT c.first), '{}') INTO taken, again FROM claimed c;
+
+    -- Reports of these attempts ring here from now on. One whose row is locked
+    -- is being reported by a transaction that may stay open for long: it rings
+    -- where it rang before, and this worker finds it by looking (CatchUp).
+    IF cardinality(again) > 0 THEN
+        UPDATE tasker.dispatches d SET awaited_by = worker
+        FROM (SELECT l.step_id FROM tasker.dispatches l WHERE l.task_id = ANY (again) ORDER BY l.step_id FOR UPDATE SKIP LOCKED) free
+        WHERE d.step_id = free.step_id;
+    END IF;
+
+    -- Of a task whose steps nobody has touched, their ids are all there is to know.
+    RETURN QUERY
+    SELECT t.task_id, t.template_id, t.epoch, t.context, t.correlation_id,
+           CASE WHEN t.epoch = 1 THEN (
+               SELECT CASE WHEN bool_and(s.state = 'pending' AND s.attempts = 0) THEN array_agg(s.step_id ORDER BY s.position) END
+               FROM tasker.steps s WHERE s.task_id = t.task_id) END
+    FROM unnest(taken) AS l(id) CROSS JOIN LATERAL (SELECT * FROM tasker.tasks u WHERE u.task_id = l.id OFFSET 0) t; -- by its key, one by one
+END $$;
+COMMENT ON FUNCTION tasker.claim_tasks IS 'The worker becomes owner of those tasks that are free; fresh: the ids of the steps, by position, of a task whose steps are all untouched';
+
+-- Refuses claims whose loops know other gates than there are.
+CREATE FUNCTION tasker.assert_gates(seen bigint, step_tasks bigint[], step_states text[]) RETURNS void
+LANGUAGE plpgsql AS $$
+DECLARE
+    faults text;
+BEGIN
+    IF seen <> (SELECT coalesce(sum(g.version), 0) FROM tasker.gates g) THEN
+        SELECT string_agg(DISTINCT w.task_id::text, ',') INTO faults FROM unnest(step_tasks, step_states) AS w(task_id, state)
+        WHERE w.state IN ('enqueued', 'in_progress');
+        RAISE EXCEPTION 'the gates have changed' USING ERRCODE = 'TK009', DETAIL = coalesce(faults, '');
+    END IF;
+END $$;
+
+CREATE OR REPLACE FUNCTION tasker.write_batch(
+    worker bigint,
+    task_ids bigint[], task_epochs int[], task_states text[], task_errors text[], task_release boolean[], task_rerun double precision[],
+    step_ids bigint[], step_tasks bigint[], step_was text[], step_was_attempt int[],
+    step_states text[], step_attempts int[], step_losses int[], step_results text[], step_errors text[],
+    step_retry_in double precision[], step_queues text[],
+    settled bigint[], parked bigint[],
+    step_start_in double precision[], gate_steps bigint[], gate_ids int[], gates_seen bigint)
+RETURNS bigint[]
+LANGUAGE plpgsql
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET lock_timeout = '100ms'
+SET plan_cache_mode = force_generic_plan
+SET jit = off -- a scan of the few gates has the price of a forbidden one, and that would have it compiled, for 90 ms
+AS $$
+DECLARE
+    n      int;
+    faults text;
+    denied bigint[] := '{}'; -- claims that a gate did not let pass
+    moved  bigint[];         -- tasks that were given a state, or given up
+    alive  boolean;
+    gates  bigint;
+    lost   int;
+BEGIN
+    -- As tasker.assert_worker does it; whether the worker is alive is asked below.
+    IF NOT pg_try_advisory_xact_lock_shared(tasker.fence_class(), worker::int) THEN
+        PERFORM tasker.assert_worker(worker);
+    END IF;
+    IF gates_seen > 0 THEN
+        PERFORM tasker.assert_gates(gates_seen, step_tasks, step_states);
+    END IF;
+
+    -- Only tasks that change are locked; of the others it is enough that the
+    -- loop still owns them, as only this worker or its reaper can change that.
+    IF true = ANY (task_release) OR cardinality(array_remove(task_states, NULL)) > 0 THEN
+        WITH changed AS (
+            UPDATE tasker.tasks t
+            SET state       = coalesce(l.state, t.state),
+                error       = coalesce(l.error::jsonb, t.error),
+                owner       = CASE WHEN l.release THEN NULL ELSE t.owner END,
+                finished_at = CASE WHEN l.state IS NOT NULL THEN clock_timestamp() ELSE t.finished_at END,
+                paused_at   = CASE WHEN l.state IS NOT NULL THEN NULL ELSE t.paused_at END
+            FROM unnest(task_ids, task_epochs, task_states, task_errors, task_release)
+                 AS l(task_id, epoch, state, error, release)
+            WHERE t.task_id = l.task_id AND coalesce(t.owner, 0) = worker AND t.epoch = l.epoch AND (l.state IS NOT NULL OR l.release)
+            RETURNING t.task_id)
+        SELECT coalesce(array_agg(c.task_id), '{}'),
+               (SELECT count(*) FROM unnest(task_states, task_release) AS l(state, release) WHERE l.state IS NOT NULL OR l.release)
+        INTO moved, n FROM changed c;
+        IF n <> cardinality(moved) THEN
+            PERFORM tasker.assert_worker(worker);
+            SELECT string_agg(l.task_id::text, ',') INTO faults FROM unnest(task_ids, task_states, task_release) AS l(task_id, state, release)
+            WHERE (l.state IS NOT NULL OR l.release) AND l.task_id <> ALL (moved);
+            RAISE EXCEPTION 'a loop has lost its task' USING ERRCODE = 'TK005', DETAIL = faults;
+        END IF;
+    END IF;
+
+    IF cardinality(gate_steps) > 0 THEN
+        denied := tasker.pass_gates(gate_steps, gate_ids);
+    END IF;
+    IF gates_seen > 0 THEN -- who starts waits no more, also where its gate has been lifted
+        DELETE FROM tasker.gate_waiters l WHERE l.step_id = ANY (step_ids) AND l.step_id <> ALL (denied);
+    END IF;
+
+    IF cardinality(step_ids) > 0 THEN
+        UPDATE tasker.steps s
+        SET state       = w.state,
+            gated       = s.gated OR w.step_id = ANY (gate_steps),
+            attempts    = w.attempt,
+            losses      = w.losses,
+            result      = coalesce(w.result::jsonb, s.result),
+            error       = coalesce(w.error::jsonb, s.error),
+            retry_at    = CASE WHEN w.retry_in IS NOT NULL THEN clock_timestamp() + make_interval(secs => w.retry_in) END,
+            started_at  = CASE WHEN w.state = 'in_progress' THEN clock_timestamp() WHEN w.state = 'enqueued' THEN NULL ELSE s.started_at END,
+            finished_at = CASE WHEN w.state IN ('complete', 'error', 'cancelled', 'skipped') THEN clock_timestamp() END
+        FROM unnest(step_ids, step_was, step_was_attempt, step_states, step_attempts, step_losses, step_results, step_errors, step_retry_in)
+             AS w(step_id, was, was_attempt, state, attempt, losses, result, error, retry_in)
+        WHERE s.step_id = w.step_id AND s.state = w.was AND s.attempts = w.was_attempt AND w.step_id <> ALL (denied);
+        GET DIAGNOSTICS n = ROW_COUNT;
+        IF n <> cardinality(step_ids) - cardinality(denied) THEN
+            PERFORM tasker.assert_worker(worker);
+            -- What was written has its new state by now; the rest has not.
+            SELECT string_agg(DISTINCT w.task_id::text, ',') INTO faults
+            FROM unnest(step_ids, step_tasks, step_states, step_attempts) AS w(step_id, task_id, state, attempt)
+            WHERE w.step_id <> ALL (denied)
+              AND NOT EXISTS (SELECT FROM tasker.steps s WHERE s.step_id = w.step_id AND s.state = w.state AND s.attempts = w.attempt);
+            RAISE EXCEPTION 'a step is not in the state that its loop saw' USING ERRCODE = 'TK005', DETAIL = coalesce(faults, '');
+        END IF;
+
+        IF 'enqueued' = ANY (step_states) THEN
+            INSERT INTO tasker.dispatches AS d (step_id, task_id, attempt, queue, awaited_by, start_by)
+            SELECT w.step_id, w.task_id, w.attempt, w.queue, worker, clock_timestamp() + make_interval(secs => w.start_in)
+            FROM unnest(step_ids, step_tasks, step_attempts, step_states, step_queues, step_start_in) AS w(step_id, task_id, attempt, state, queue, start_in)
+            WHERE w.state = 'enqueued' AND w.step_id <> ALL (denied);
+        END IF;
+
+        -- In the order of the arrays, as that is how they are read.
+        INSERT INTO tasker.events (task_id, step_id, attempt, name, data)
+        SELECT w.task_id, w.step_id, w.attempt,
+               CASE w.state WHEN 'in_progress' THEN 'step.handle' WHEN 'complete' THEN 'step.completed'
+                   WHEN 'enqueued' THEN 'step.execution_requested' WHEN 'waiting_for_retry' THEN 'step.retry_requested'
+                   WHEN 'error' THEN 'step.failed' WHEN 'cancelled' THEN 'step.cancelled' WHEN 'skipped' THEN 'step.skipped' END,
+               CASE WHEN w.error IS NOT NULL THEN
+                   jsonb_strip_nulls(jsonb_build_object('class', w.error::jsonb ->> 'class', 'message', left(w.error::jsonb ->> 'message', 500),
+                                                        'code', w.error::jsonb ->> 'code', 'retry_in_seconds', w.retry_in)) END
+        FROM unnest(step_ids, step_tasks, step_attempts, step_states, step_errors, step_retry_in)
+             AS w(step_id, task_id, attempt, state, error, retry_in)
+        WHERE w.step_id <> ALL (denied);
+    END IF;
+
+    -- Looked at now that the steps are held: a deadline that passed meanwhile
+    -- has left steps alone that had not begun, and who claims must know the
+    -- gates as they are.
+    SELECT (SELECT w.state = 'alive' FROM tasker.workers w WHERE w.worker_id = worker),
+           CASE WHEN gates_seen IS NOT NULL THEN (SELECT coalesce(sum(g.version), 0) FROM tasker.gates g) END,
+           (SELECT count(*) FROM unnest(task_ids, task_epochs, task_states, task_release) AS l(task_id, epoch, state, release)
+            WHERE l.state IS NULL AND NOT l.release
+              AND worker IS DISTINCT FROM (SELECT t.owner FROM tasker.tasks t WHERE t.task_id = l.task_id AND t.epoch = l.epoch))
+    INTO alive, gates, lost;
+    IF alive IS NOT TRUE THEN
+        PERFORM tasker.assert_worker(worker);
+    ELSIF gates <> gates_seen THEN
+        PERFORM tasker.assert_gates(gates_seen, step_tasks, step_states);
+    ELSIF lost > 0 THEN
+        SELECT string_agg(l.task_id::text, ',') INTO faults FROM unnest(task_ids, task_epochs, task_states, task_release) AS l(task_id, epoch, state, release)
+        WHERE l.state IS NULL AND NOT l.release
+          AND worker IS DISTINCT FROM (SELECT t.owner FROM tasker.tasks t WHERE t.task_id = l.task_id AND t.epoch = l.epoch);
+        RAISE EXCEPTION 'a loop has lost its task' USING ERRCODE = 'TK005', DETAIL = faults;
+    END IF;
+
+    IF cardinality(settled) > 0 THEN
+        PERFORM FROM tasker.dispatches d WHERE d.step_id = ANY (settled) ORDER BY d.step_id FOR UPDATE;
+        DELETE FROM tasker.dispatches d WHERE d.step_id = ANY (settled);
+    END IF;
+
+    IF cardinality(parked) > 0 THEN
+        -- A locked row is being reported. Waiting for it could take as long as
+        -- the reporter's transaction; to its loop it is a report that came.
+        UPDATE tasker.dispatches d SET awaited_by = NULL
+        FROM (SELECT l.step_id FROM tasker.dispatches l WHERE l.step_id = ANY (parked) AND l.failure IS NULL
+              ORDER BY l.step_id FOR UPDATE SKIP LOCKED) free
+        WHERE d.step_id = free.step_id AND d.failure IS NULL;
+        GET DIAGNOSTICS n = ROW_COUNT;
+        IF n <> cardinality(parked) THEN
+            SELECT string_agg(DISTINCT s.task_id::text, ',') INTO faults
+            FROM tasker.steps s LEFT JOIN tasker.dispatches d USING (step_id)
+            WHERE s.step_id = ANY (parked) AND (d.step_id IS NULL OR d.awaited_by IS NOT NULL OR d.failure IS NOT NULL);
+            RAISE EXCEPTION 'a report came while its loop parked' USING ERRCODE = 'TK005', DETAIL = coalesce(faults, '');
+        END IF;
+    END IF;
+
+    -- After the steps: events of a task read in the order of what happened.
+    IF cardinality(array_remove(task_states, NULL)) > 0 THEN
+        INSERT INTO tasker.events (task_id, name, data)
+        SELECT l.task_id, CASE l.state WHEN 'complete' THEN 'task.completed' WHEN 'error' THEN 'task.failed' WHEN 'cancelled' THEN 'task.cancelled' END,
+               l.error::jsonb
+        FROM unnest(task_ids, task_states, task_errors) AS l(task_id, state, error) WHERE l.state IS NOT NULL;
+    END IF;
+    IF cardinality(array_remove(task_rerun, NULL)) > 0 THEN
+        INSERT INTO tasker.events (task_id, name, data)
+        SELECT l.task_id, 'workflow.task_reenqueue_delayed', jsonb_build_object('delay_seconds', l.rerun)
+        FROM unnest(task_ids, task_rerun) AS l(task_id, rerun) WHERE l.rerun >= 1; -- shorter ones are hand-overs between workers
+        -- A job that is due no later will do.
+        PERFORM tasker.schedule_runs(array_agg(l.task_id), array_agg(l.rerun))
+        FROM unnest(task_ids, task_rerun) AS l(task_id, rerun)
+        WHERE l.rerun IS NOT NULL AND NOT EXISTS (
+            SELECT FROM tasker.river_job j
+            WHERE j.kind = 'task_execution' AND j.args @> jsonb_build_object('task_id', l.task_id)
+              AND j.state IN ('available', 'scheduled', 'retryable') AND j.scheduled_at <= clock_timestamp() + make_interval(secs => l.rerun))
+        HAVING count(*) > 0;
+    END IF;
+    RETURN denied;
+END $$;
