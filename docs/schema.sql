@@ -891,7 +891,9 @@ CREATE FUNCTION tasker.leave_gates() RETURNS trigger
     LANGUAGE plpgsql
     AS $$
 BEGIN
-    DELETE FROM tasker.gate_slots o WHERE o.step_id = NEW.step_id;
+    IF OLD.state IN ('enqueued', 'in_progress') AND NEW.state NOT IN ('enqueued', 'in_progress') THEN
+        DELETE FROM tasker.gate_slots o WHERE o.step_id = NEW.step_id;
+    END IF;
     RETURN NULL;
 END $$;
 
@@ -914,8 +916,7 @@ CREATE TABLE tasker.steps (
     result jsonb,
     error jsonb,
     progress jsonb,
-    gated boolean DEFAULT false NOT NULL,
-    CONSTRAINT steps_state_check CHECK ((state = ANY (ARRAY['pending'::text, 'enqueued'::text, 'in_progress'::text, 'waiting_for_retry'::text, 'complete'::text, 'error'::text, 'cancelled'::text, 'skipped'::text, 'resolved_manually'::text])))
+    gated boolean DEFAULT false NOT NULL
 )
 WITH (autovacuum_vacuum_scale_factor='0.02', autovacuum_vacuum_cost_delay='0', fillfactor='45');
 
@@ -969,8 +970,7 @@ CREATE TABLE tasker.tasks (
     deadline timestamp with time zone,
     parent_task_id bigint,
     carrier jsonb,
-    CONSTRAINT tasks_priority_check CHECK (((priority >= 1) AND (priority <= 4))),
-    CONSTRAINT tasks_state_check CHECK ((state = ANY (ARRAY['pending'::text, 'in_progress'::text, 'complete'::text, 'error'::text, 'cancelled'::text, 'resolved_manually'::text])))
+    CONSTRAINT tasks_priority_check CHECK (((priority >= 1) AND (priority <= 4)))
 )
 WITH (fillfactor='80', autovacuum_vacuum_scale_factor='0.02', autovacuum_vacuum_cost_delay='0');
 
@@ -2579,9 +2579,10 @@ COMMENT ON FUNCTION tasker.step_ids(task bigint) IS 'Name to step_id of a task''
 --
 
 CREATE FUNCTION tasker.step_may_become(was text, becomes text) RETURNS boolean
-    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
     AS $$
-    SELECT was || '>' || becomes = ANY ('{
+BEGIN
+    RETURN was || '>' || becomes = ANY ('{
         pending>in_progress,in_progress>complete,pending>enqueued,enqueued>in_progress,enqueued>complete,
         pending>cancelled,pending>skipped,pending>resolved_manually,
         enqueued>waiting_for_retry,enqueued>error,
@@ -2590,8 +2591,8 @@ CREATE FUNCTION tasker.step_may_become(was text, becomes text) RETURNS boolean
         in_progress>cancelled,in_progress>skipped,in_progress>resolved_manually,
         waiting_for_retry>enqueued,waiting_for_retry>in_progress,
         waiting_for_retry>cancelled,waiting_for_retry>skipped,waiting_for_retry>resolved_manually,
-        error>pending,error>cancelled,error>skipped,error>resolved_manually}'::text[])
-$$;
+        error>pending,error>cancelled,error>skipped,error>resolved_manually}'::text[]);
+END $$;
 
 --
 -- Name: steps_of(bigint[]); Type: FUNCTION; Schema: tasker; Owner: -
@@ -2722,13 +2723,14 @@ END $$;
 --
 
 CREATE FUNCTION tasker.task_may_become(was text, becomes text) RETURNS boolean
-    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
     AS $$
-    SELECT was || '>' || becomes = ANY ('{
-        pending>in_progress,pending>error,pending>cancelled,
-        in_progress>complete,in_progress>error,in_progress>cancelled,
-        error>in_progress,error>resolved_manually,error>cancelled}'::text[])
-$$;
+BEGIN
+    RETURN was || '>' || becomes = ANY ('{
+        pending>in_progress,in_progress>complete,in_progress>error,in_progress>cancelled,
+        pending>error,pending>cancelled,
+        error>in_progress,error>resolved_manually,error>cancelled}'::text[]);
+END $$;
 
 --
 -- Name: travel(interval); Type: FUNCTION; Schema: tasker; Owner: -
@@ -4308,7 +4310,7 @@ CREATE TRIGGER expand_tasks AFTER INSERT ON tasker.tasks REFERENCING NEW TABLE A
 -- Name: steps leave_gates; Type: TRIGGER; Schema: tasker; Owner: -
 --
 
-CREATE TRIGGER leave_gates AFTER UPDATE ON tasker.steps FOR EACH ROW WHEN ((old.gated AND (old.state = ANY (ARRAY['enqueued'::text, 'in_progress'::text])) AND (new.state <> ALL (ARRAY['enqueued'::text, 'in_progress'::text])))) EXECUTE FUNCTION tasker.leave_gates();
+CREATE TRIGGER leave_gates AFTER UPDATE ON tasker.steps FOR EACH ROW WHEN ((old.gated AND (old.state <> new.state))) EXECUTE FUNCTION tasker.leave_gates();
 
 --
 -- Name: tasks prepare_task; Type: TRIGGER; Schema: tasker; Owner: -

@@ -219,7 +219,7 @@ func TestAnIllegalTransitionIsRefusedByTheDatabase(t *testing.T) {
 	for _, c := range []struct{ sql, want string }{
 		{`UPDATE tasker.tasks SET state = 'complete'`, "task 1 cannot go from pending to complete"},
 		{`UPDATE tasker.steps SET state = 'waiting_for_retry'`, "step 1 cannot go from pending to waiting_for_retry"},
-		{`UPDATE tasker.steps SET state = 'finished'`, "steps_state_check"}, // not even a state
+		{`UPDATE tasker.steps SET state = 'finished'`, "cannot go from pending to finished"},
 	} {
 		if _, err := pool.Exec(ctx, c.sql); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: got %v", c.sql, err)

@@ -4,7 +4,8 @@
 //
 // An engine is a process. It reads orders, JSON objects, one a line, from its
 // standard input and answers each with one line on its standard output. It
-// needs nothing from its surroundings but the database in DATABASE_URL.
+// needs nothing from its surroundings but the database in DATABASE_URL. Where
+// CPU_PROFILE names a file, it writes a CPU profile there.
 package contest
 
 import (
@@ -17,6 +18,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"runtime/pprof"
 	"slices"
 	"syscall"
 	"time"
@@ -106,6 +108,17 @@ func serve(start func(ctx context.Context, databaseURL string) (Engine, func() e
 		return err
 	}
 	defer func() { err = errors.Join(err, end()) }()
+	if name := os.Getenv("CPU_PROFILE"); name != "" {
+		file, err := os.Create(name)
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, file.Close()) }()
+		if err := pprof.StartCPUProfile(file); err != nil {
+			return err
+		}
+		defer pprof.StopCPUProfile()
+	}
 	prepared := map[string]bool{}
 	in, out := json.NewDecoder(os.Stdin), json.NewEncoder(os.Stdout)
 	for {

@@ -208,20 +208,6 @@ BEGIN
     RETURN NULL;
 END $$;
 
-CREATE OR REPLACE FUNCTION tasker.step_may_become(was text, becomes text) RETURNS boolean
-    LANGUAGE sql IMMUTABLE PARALLEL SAFE
-    AS $$
-    SELECT was || '>' || becomes = ANY ('{
-        pending>enqueued,pending>in_progress,pending>cancelled,pending>skipped,pending>resolved_manually,
-        enqueued>in_progress,enqueued>complete,enqueued>waiting_for_retry,enqueued>error,
-        enqueued>cancelled,enqueued>skipped,enqueued>resolved_manually,
-        in_progress>complete,in_progress>waiting_for_retry,in_progress>error,
-        in_progress>cancelled,in_progress>skipped,in_progress>resolved_manually,
-        waiting_for_retry>enqueued,waiting_for_retry>in_progress,
-        waiting_for_retry>cancelled,waiting_for_retry>skipped,waiting_for_retry>resolved_manually,
-        error>pending,error>cancelled,error>skipped,error>resolved_manually}'::text[])
-$$;
-
 CREATE OR REPLACE FUNCTION tasker.assert_worker(worker bigint) RETURNS void
 LANGUAGE plpgsql AS $$
 BEGIN
@@ -236,8 +222,46 @@ DROP FUNCTION tasker.assert_gates(bigint, bigint[], text[]);
 
 DROP TRIGGER refuse_transition ON tasker.steps;
 DROP TRIGGER refuse_transition ON tasker.tasks;
+DROP TRIGGER leave_gates ON tasker.steps;
+
+CREATE OR REPLACE FUNCTION tasker.step_may_become(was text, becomes text) RETURNS boolean
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$
+    SELECT was || '>' || becomes = ANY ('{
+        pending>enqueued,pending>in_progress,pending>cancelled,pending>skipped,pending>resolved_manually,
+        enqueued>in_progress,enqueued>complete,enqueued>waiting_for_retry,enqueued>error,
+        enqueued>cancelled,enqueued>skipped,enqueued>resolved_manually,
+        in_progress>complete,in_progress>waiting_for_retry,in_progress>error,
+        in_progress>cancelled,in_progress>skipped,in_progress>resolved_manually,
+        waiting_for_retry>enqueued,waiting_for_retry>in_progress,
+        waiting_for_retry>cancelled,waiting_for_retry>skipped,waiting_for_retry>resolved_manually,
+        error>pending,error>cancelled,error>skipped,error>resolved_manually}'::text[])
+$$;
+
+CREATE OR REPLACE FUNCTION tasker.task_may_become(was text, becomes text) RETURNS boolean
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$
+    SELECT was || '>' || becomes = ANY ('{
+        pending>in_progress,pending>error,pending>cancelled,
+        in_progress>complete,in_progress>error,in_progress>cancelled,
+        error>in_progress,error>resolved_manually,error>cancelled}'::text[])
+$$;
+
+CREATE OR REPLACE FUNCTION tasker.leave_gates() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    DELETE FROM tasker.gate_slots o WHERE o.step_id = NEW.step_id;
+    RETURN NULL;
+END $$;
+
 CREATE TRIGGER refuse_transition BEFORE UPDATE ON tasker.tasks FOR EACH ROW
     WHEN (OLD.state <> NEW.state AND NOT tasker.task_may_become(OLD.state, NEW.state)) EXECUTE FUNCTION tasker.refuse_transition();
 CREATE TRIGGER refuse_transition BEFORE UPDATE ON tasker.steps FOR EACH ROW
     WHEN (OLD.state <> NEW.state AND NOT tasker.step_may_become(OLD.state, NEW.state)) EXECUTE FUNCTION tasker.refuse_transition();
+CREATE TRIGGER leave_gates AFTER UPDATE ON tasker.steps FOR EACH ROW
+    WHEN (OLD.gated AND OLD.state IN ('enqueued', 'in_progress') AND NEW.state NOT IN ('enqueued', 'in_progress')) EXECUTE FUNCTION tasker.leave_gates();
+
+ALTER TABLE tasker.tasks ADD CONSTRAINT tasks_state_check CHECK (state IN ('pending', 'in_progress', 'complete', 'error', 'cancelled', 'resolved_manually'));
+ALTER TABLE tasker.steps ADD CONSTRAINT steps_state_check CHECK (state IN ('pending', 'enqueued', 'in_progress', 'waiting_for_retry', 'complete', 'error', 'cancelled', 'skipped', 'resolved_manually'));
 ALTER TABLE tasker.steps SET (fillfactor = 70);

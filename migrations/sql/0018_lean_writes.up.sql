@@ -6,18 +6,18 @@
 ALTER TABLE tasker.steps SET (fillfactor = 45);
 
 -- BEFORE triggers lock each row before they look at it, which costs as much as
--- half an update; AFTER triggers refuse the same statements.
+-- half an update; AFTER triggers refuse the same statements. Conditions of
+-- triggers, and CHECKs, are read from their text by every statement, functions
+-- in SQL are parsed besides: so these are short, and call PL/pgSQL.
 DROP TRIGGER refuse_transition ON tasker.steps;
 DROP TRIGGER refuse_transition ON tasker.tasks;
-CREATE TRIGGER refuse_transition AFTER UPDATE ON tasker.tasks FOR EACH ROW
-    WHEN (OLD.state <> NEW.state AND NOT tasker.task_may_become(OLD.state, NEW.state)) EXECUTE FUNCTION tasker.refuse_transition();
-CREATE TRIGGER refuse_transition AFTER UPDATE ON tasker.steps FOR EACH ROW
-    WHEN (OLD.state <> NEW.state AND NOT tasker.step_may_become(OLD.state, NEW.state)) EXECUTE FUNCTION tasker.refuse_transition();
+DROP TRIGGER leave_gates ON tasker.steps;
 
 -- The commonest first: the list is searched from its beginning.
 CREATE OR REPLACE FUNCTION tasker.step_may_become(was text, becomes text) RETURNS boolean
-LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
-    SELECT was || '>' || becomes = ANY ('{
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE AS $$
+BEGIN
+    RETURN was || '>' || becomes = ANY ('{
         pending>in_progress,in_progress>complete,pending>enqueued,enqueued>in_progress,enqueued>complete,
         pending>cancelled,pending>skipped,pending>resolved_manually,
         enqueued>waiting_for_retry,enqueued>error,
@@ -26,8 +26,38 @@ LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
         in_progress>cancelled,in_progress>skipped,in_progress>resolved_manually,
         waiting_for_retry>enqueued,waiting_for_retry>in_progress,
         waiting_for_retry>cancelled,waiting_for_retry>skipped,waiting_for_retry>resolved_manually,
-        error>pending,error>cancelled,error>skipped,error>resolved_manually}'::text[])
-$$;
+        error>pending,error>cancelled,error>skipped,error>resolved_manually}'::text[]);
+END $$;
+
+CREATE OR REPLACE FUNCTION tasker.task_may_become(was text, becomes text) RETURNS boolean
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE AS $$
+BEGIN
+    RETURN was || '>' || becomes = ANY ('{
+        pending>in_progress,in_progress>complete,in_progress>error,in_progress>cancelled,
+        pending>error,pending>cancelled,
+        error>in_progress,error>resolved_manually,error>cancelled}'::text[]);
+END $$;
+
+CREATE OR REPLACE FUNCTION tasker.leave_gates() RETURNS trigger
+LANGUAGE plpgsql AS $$
+BEGIN
+    IF OLD.state IN ('enqueued', 'in_progress') AND NEW.state NOT IN ('enqueued', 'in_progress') THEN
+        DELETE FROM tasker.gate_slots o WHERE o.step_id = NEW.step_id;
+    END IF;
+    RETURN NULL;
+END $$;
+
+CREATE TRIGGER refuse_transition AFTER UPDATE ON tasker.tasks FOR EACH ROW
+    WHEN (OLD.state <> NEW.state AND NOT tasker.task_may_become(OLD.state, NEW.state)) EXECUTE FUNCTION tasker.refuse_transition();
+CREATE TRIGGER refuse_transition AFTER UPDATE ON tasker.steps FOR EACH ROW
+    WHEN (OLD.state <> NEW.state AND NOT tasker.step_may_become(OLD.state, NEW.state)) EXECUTE FUNCTION tasker.refuse_transition();
+CREATE TRIGGER leave_gates AFTER UPDATE ON tasker.steps FOR EACH ROW
+    WHEN (OLD.gated AND OLD.state <> NEW.state) EXECUTE FUNCTION tasker.leave_gates();
+
+-- A task begins as pending, whatever is inserted, and the engine alone inserts
+-- steps; from there on only transitions that exist pass.
+ALTER TABLE tasker.tasks DROP CONSTRAINT tasks_state_check;
+ALTER TABLE tasker.steps DROP CONSTRAINT steps_state_check;
 
 -- Holds the worker's fence to the end of the transaction, so that nobody can
 -- declare it dead meanwhile, and looks whether it is alive.
