@@ -183,13 +183,19 @@ func (l *loop) claims(unit *store.Unit, candidates []int, known *store.KnownGate
 		}
 		w.Gates = gatesOf(known, l.template.Template, spec)
 		unit.Steps = append(unit.Steps, w)
-		l.need(i, w.Was, -1)
-		s.attempt++
-		s.before = w.Was
-		s.out = w.State == tasker.StepEnqueued
-		l.progress.Set(i, w.State)
+		l.claimed(i, w.State)
 	}
 	return candidates
+}
+
+// claimed moves the view ahead by a claim.
+func (l *loop) claimed(i int, state tasker.StepState) {
+	s, was := &l.steps[i], l.progress.State(i)
+	l.need(i, was, -1)
+	s.attempt++
+	s.before = was
+	s.out = state == tasker.StepEnqueued
+	l.progress.Set(i, state)
 }
 
 // conclude says what becomes of the task: finished, given up until something

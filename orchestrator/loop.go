@@ -101,6 +101,9 @@ func (l *loop) run() error {
 		return err
 	}
 	defer l.leave()
+	if err := l.open(); err != nil {
+		return err
+	}
 	for {
 		now := time.Now()
 		l.read(now)
@@ -145,10 +148,26 @@ func (l *loop) claim() error {
 	if l.template, err = l.o.template(claimed.TemplateID); err != nil {
 		return l.giveUp(err)
 	}
+	l.o.used(l.template)
 	l.see(claimed.Steps)
 	claimed.Steps = nil
 	l.quiet = time.Now()
 	return nil
+}
+
+// open starts what was claimed together with the task.
+func (l *loop) open() error {
+	if !l.task.Begun {
+		return nil
+	}
+	for _, i := range l.template.roots {
+		state := tasker.StepInProgress
+		if l.template.Steps[i].HandlerClass != "" {
+			state = tasker.StepEnqueued
+		}
+		l.claimed(i, state)
+	}
+	return l.act(action{starts: l.template.roots})
 }
 
 // recover deals with a write that was refused, and says whether the loop goes

@@ -29,6 +29,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -80,7 +81,8 @@ type Orchestrator struct {
 	loops       map[int64]*loop
 	awaiting    map[int64]bool // steps whose attempts are out at Sidekiq
 	drained     bool
-	templates   sync.Map // template id → *compiled
+	templates   sync.Map    // template id → *compiled
+	recent      []*compiled // the templates of the last claims, without duplicates; the latest first
 	gates       atomic.Pointer[store.KnownGates]
 	gatekeeping chan struct{} // holds one token while the line may move
 	others      elsewhere
@@ -107,6 +109,7 @@ func New(c Config) *Orchestrator {
 	o.handlers, o.stop = context.WithCancel(o.ctx)
 	o.writer = c.Store.NewWriter(o.ctx, c.Worker)
 	o.claimer = c.Store.NewClaimer(o.ctx, c.Worker)
+	o.claimer.Opening = o.opening
 	o.keeper = c.Store.NewKeeper(o.ctx, c.Worker)
 	o.finished.Go(o.readReports)
 	o.finished.Go(o.keepGates)
@@ -213,7 +216,9 @@ func (o *Orchestrator) Held() int {
 // compiled is a template with its graph.
 type compiled struct {
 	*tasker.Template
+	id      int64
 	graph   *dag.Graph
+	roots   []int  // the steps without dependencies
 	foreign []bool // per step: a Go step whose handler this worker doesn't have; nil when it has all
 }
 
@@ -229,8 +234,11 @@ func (o *Orchestrator) template(id int64) (*compiled, error) {
 	if err != nil {
 		return nil, fmt.Errorf("compile template %s: %w", t.FullName(), err)
 	}
-	c := &compiled{Template: t, graph: graph}
+	c := &compiled{Template: t, id: id, graph: graph}
 	for i := range t.Steps {
+		if len(graph.Dependencies(i)) == 0 {
+			c.roots = append(c.roots, i)
+		}
 		if h := t.Steps[i].Handler; h != "" && !o.Handlers.Has(h) {
 			if c.foreign == nil {
 				c.foreign = make([]bool, len(t.Steps))
@@ -240,6 +248,38 @@ func (o *Orchestrator) template(id int64) (*compiled, error) {
 	}
 	o.templates.Store(id, c) // immutable: the task that led here has used it
 	return c, nil
+}
+
+// opening lists the templates whose tasks' first attempts are claimed together
+// with the task: those that were used last, where nothing is left to decide.
+// That saves a task its first write.
+func (o *Orchestrator) opening() (templates []int64, gates int64) {
+	known := o.gates.Load()
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	templates = make([]int64, 0, len(o.recent))
+	if o.drained {
+		return templates, known.Version
+	}
+	for _, c := range o.recent {
+		gated := func(i int) bool { return len(gatesOf(known, c.Template, &c.Steps[i])) > 0 }
+		if c.foreign == nil && len(c.roots) <= c.MaxParallelSteps && !slices.ContainsFunc(c.roots, gated) {
+			templates = append(templates, c.id)
+		}
+	}
+	return templates, known.Version
+}
+
+// used remembers that a task of the template was claimed.
+func (o *Orchestrator) used(c *compiled) {
+	const most = 16 // the database compares each claim with all of them
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if len(o.recent) > 0 && o.recent[0] == c {
+		return
+	}
+	o.recent = slices.DeleteFunc(o.recent, func(r *compiled) bool { return r == c })
+	o.recent = slices.Insert(o.recent[:min(len(o.recent), most-1)], 0, c)
 }
 
 func draw() float64 { return rand.Float64() }

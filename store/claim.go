@@ -18,6 +18,7 @@ type Claimed struct {
 	Epoch         int
 	Context       json.RawMessage
 	CorrelationID string
+	Begun         bool      // the first attempts of all steps without dependencies are claimed too; Steps don't show it
 	Steps         []StepRow // by position
 }
 
@@ -37,6 +38,11 @@ type StepRow struct {
 
 // Claimer claims tasks for one worker, many in one transaction.
 type Claimer struct {
+	// Opening lists templates whose tasks' first attempts may be claimed together
+	// with the task, and the version of the gates that this is known for. nil:
+	// there are none.
+	Opening func() (templates []int64, gates int64)
+
 	store  *Store
 	worker int64
 	ctx    context.Context
@@ -80,8 +86,12 @@ func (c *Claimer) flush(tasks []int64) []outcome[*Claimed] {
 // rows of dispatches that it adopts, and then ring for this worker: none falls
 // in between. What is read afterwards may know of them already.
 func (c *Claimer) claim(tasks []int64) (map[int64]*Claimed, error) {
-	rows, err := c.store.pool.Query(c.ctx, `SELECT task_id, template_id, epoch, context::text, coalesce(correlation_id, ''), fresh
-		FROM tasker.claim_tasks($1, $2)`, c.worker, tasks)
+	opening, gates := []int64{}, int64(0)
+	if c.Opening != nil {
+		opening, gates = c.Opening()
+	}
+	rows, err := c.store.pool.Query(c.ctx, `SELECT task_id, template_id, epoch, context::text, coalesce(correlation_id, ''), fresh, begun
+		FROM tasker.claim_tasks($1, $2, $3, $4)`, c.worker, tasks, opening, gates)
 	if err != nil {
 		return nil, translate(err)
 	}
@@ -92,7 +102,7 @@ func (c *Claimer) claim(tasks []int64) (map[int64]*Claimed, error) {
 		fresh    []int64 // by position; nil: not all of the task's steps are
 		begun    []int64 // tasks whose steps have to be read
 	)
-	_, err = pgx.ForEachRow(rows, []any{&t.TaskID, &t.TemplateID, &t.Epoch, &document, &t.CorrelationID, &fresh}, func() error {
+	_, err = pgx.ForEachRow(rows, []any{&t.TaskID, &t.TemplateID, &t.Epoch, &document, &t.CorrelationID, &fresh, &t.Begun}, func() error {
 		one := t
 		one.Context = json.RawMessage(document)
 		claimed[t.TaskID] = &one

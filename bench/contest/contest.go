@@ -88,7 +88,8 @@ type Engine interface {
 	Prepare(ctx context.Context, o Order) error
 	// Enqueue hands in n tasks.
 	Enqueue(ctx context.Context, o Order, n int) error
-	// Open asks the database how many tasks of the order are not complete.
+	// Open asks the database whether tasks of the order are not complete: 0, when
+	// all are. It is asked often.
 	Open(ctx context.Context, o Order) (int, error)
 }
 

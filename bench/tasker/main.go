@@ -36,6 +36,7 @@ func start(ctx context.Context, databaseURL string) (contest.Engine, func() erro
 	if err := migrations.Up(ctx, pool); err != nil {
 		return nil, nil, err
 	}
+	worker.TuneMemory()
 	handlers := handler.NewRegistry()
 	handlers.Register("bench.noop", func(context.Context, *tasker.Attempt) (any, error) {
 		return json.RawMessage(contest.Result), nil
@@ -108,6 +109,6 @@ func (e *engine) Enqueue(ctx context.Context, o contest.Order, n int) error {
 }
 
 func (e *engine) Open(ctx context.Context, _ contest.Order) (open int, err error) {
-	err = e.pool.QueryRow(ctx, `SELECT count(*) FROM tasker.tasks WHERE state IN ('pending', 'in_progress')`).Scan(&open)
+	err = e.pool.QueryRow(ctx, `SELECT count(*) FROM (SELECT FROM tasker.tasks WHERE state IN ('pending', 'in_progress') LIMIT 1) first`).Scan(&open)
 	return open, err
 }

@@ -34,6 +34,7 @@ tasker config show lists all settings; docs/configuration.md explains them.`,
 			updates := make(chan worker.Live)
 			c.Updates = updates
 			go a.reload(cmd.Context(), hangups, updates, c.Logger)
+			worker.TuneMemory()
 			return worker.Run(cmd.Context(), c)
 		},
 	}

@@ -1,4 +1,4 @@
-DROP FUNCTION tasker.claim_tasks(bigint, bigint[]);
+DROP FUNCTION tasker.claim_tasks(bigint, bigint[], bigint[], bigint);
 CREATE FUNCTION tasker.claim_tasks(worker bigint, ids bigint[]) RETURNS TABLE(task_id bigint, template_id bigint, epoch integer, first boolean, priority smallint, context jsonb, correlation_id text, created_at timestamp with time zone)
     LANGUAGE plpgsql
     SET enable_seqscan TO 'off'

@@ -97,8 +97,8 @@ END $$;
 -- answer it: the planner would read that index whole, having seen the table when
 -- it was nearly empty, and once for each task.
 DROP FUNCTION tasker.claim_tasks(bigint, bigint[]);
-CREATE FUNCTION tasker.claim_tasks(worker bigint, ids bigint[])
-RETURNS TABLE (task_id bigint, template_id bigint, epoch int, context jsonb, correlation_id text, fresh bigint[])
+CREATE FUNCTION tasker.claim_tasks(worker bigint, ids bigint[], opening bigint[] DEFAULT '{}', gates_seen bigint DEFAULT NULL)
+RETURNS TABLE (task_id bigint, template_id bigint, epoch int, context jsonb, correlation_id text, fresh bigint[], begun boolean)
 LANGUAGE plpgsql
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off SET plan_cache_mode = force_generic_plan
 SET lock_timeout = '100ms' AS $$
@@ -130,15 +130,41 @@ BEGIN
         WHERE d.step_id = free.step_id;
     END IF;
 
-    -- Of a task whose steps nobody has touched, their ids are all there is to know.
+    -- What their loops would write first, for tasks that nobody has touched.
+    IF cardinality(opening) > 0 AND gates_seen = (SELECT coalesce(sum(g.version), 0) FROM tasker.gates g) THEN
+        WITH roots AS (
+            SELECT s.step_id, r.queue, r.schedule_to_start_seconds, CASE WHEN r.handler IS NULL THEN 'enqueued' ELSE 'in_progress' END AS state
+            FROM unnest(taken) AS l(id)
+            CROSS JOIN LATERAL (SELECT * FROM tasker.tasks u WHERE u.task_id = l.id OFFSET 0) t
+            JOIN tasker.template_steps r ON r.template_id = t.template_id AND r.depends_on = '{}'
+            JOIN tasker.steps s ON s.task_id = t.task_id AND s.position = r.position
+            WHERE t.epoch = 1 AND t.template_id = ANY (opening)
+              AND NOT EXISTS (SELECT FROM tasker.steps x WHERE x.task_id = t.task_id AND (x.state <> 'pending' OR x.attempts > 0))
+            ORDER BY s.step_id -- the lock order
+        ), started AS (
+            UPDATE tasker.steps s
+            SET state = r.state, attempts = 1, started_at = CASE WHEN r.state = 'in_progress' THEN clock_timestamp() END
+            FROM roots r WHERE s.step_id = r.step_id
+            RETURNING s.step_id, s.task_id, r.queue, r.schedule_to_start_seconds, r.state
+        ), sent AS (
+            INSERT INTO tasker.dispatches (step_id, task_id, attempt, queue, awaited_by, start_by)
+            SELECT n.step_id, n.task_id, 1, n.queue, worker, clock_timestamp() + make_interval(secs => n.schedule_to_start_seconds)
+            FROM started n WHERE n.state = 'enqueued'
+        )
+        INSERT INTO tasker.events (task_id, step_id, attempt, name)
+        SELECT n.task_id, n.step_id, 1, CASE n.state WHEN 'enqueued' THEN 'step.execution_requested' ELSE 'step.handle' END FROM started n;
+    END IF;
+
+    -- At the first claim of all, an attempt can only be one that has just begun.
     RETURN QUERY
-    SELECT t.task_id, t.template_id, t.epoch, t.context, t.correlation_id,
-           CASE WHEN t.epoch = 1 THEN (
-               SELECT CASE WHEN bool_and(s.state = 'pending' AND s.attempts = 0) THEN array_agg(s.step_id ORDER BY s.position) END
-               FROM tasker.steps s WHERE s.task_id = t.task_id) END
-    FROM unnest(taken) AS l(id) CROSS JOIN LATERAL (SELECT * FROM tasker.tasks u WHERE u.task_id = l.id OFFSET 0) t; -- by its key, one by one
+    SELECT t.task_id, t.template_id, t.epoch, t.context, t.correlation_id, f.steps, coalesce(f.begun, false)
+    FROM unnest(taken) AS l(id)
+    CROSS JOIN LATERAL (SELECT * FROM tasker.tasks u WHERE u.task_id = l.id OFFSET 0) t -- by its key, one by one
+    CROSS JOIN LATERAL (
+        SELECT CASE WHEN bool_and(s.state = 'pending' OR s.attempts = 1) THEN array_agg(s.step_id ORDER BY s.position) END AS steps, bool_or(s.attempts = 1) AS begun
+        FROM tasker.steps s WHERE t.epoch = 1 AND s.task_id = t.task_id) f;
 END $$;
-COMMENT ON FUNCTION tasker.claim_tasks IS 'The worker becomes owner of those tasks that are free; fresh: the ids of the steps, by position, of a task whose steps are all untouched';
+COMMENT ON FUNCTION tasker.claim_tasks IS 'The worker becomes owner of those tasks that are free. fresh: the ids of the steps, by position, of a task that nobody has touched; begun: their roots have been claimed too, as their template is one of those that are opening';
 
 -- Refuses claims whose loops know other gates than there are.
 CREATE FUNCTION tasker.assert_gates(seen bigint, step_tasks bigint[], step_states text[]) RETURNS void
@@ -247,8 +273,11 @@ BEGIN
             FROM unnest(step_ids, step_tasks, step_attempts, step_states, step_queues, step_start_in) AS w(step_id, task_id, attempt, state, queue, start_in)
             WHERE w.state = 'enqueued' AND w.step_id <> ALL (denied);
         END IF;
+    END IF;
 
-        -- In the order of the arrays, as that is how they are read.
+    -- In the order of the arrays, as that is how they are read, and the tasks
+    -- last: events of a task read in the order of what happened.
+    IF cardinality(step_ids) > 0 OR cardinality(moved) > 0 THEN
         INSERT INTO tasker.events (task_id, step_id, attempt, name, data)
         SELECT w.task_id, w.step_id, w.attempt,
                CASE w.state WHEN 'in_progress' THEN 'step.handle' WHEN 'complete' THEN 'step.completed'
@@ -259,7 +288,11 @@ BEGIN
                                                         'code', w.error::jsonb ->> 'code', 'retry_in_seconds', w.retry_in)) END
         FROM unnest(step_ids, step_tasks, step_attempts, step_states, step_errors, step_retry_in)
              AS w(step_id, task_id, attempt, state, error, retry_in)
-        WHERE w.step_id <> ALL (denied);
+        WHERE w.step_id <> ALL (denied)
+        UNION ALL
+        SELECT l.task_id, NULL, NULL, CASE l.state WHEN 'complete' THEN 'task.completed' WHEN 'error' THEN 'task.failed' WHEN 'cancelled' THEN 'task.cancelled' END,
+               l.error::jsonb
+        FROM unnest(task_ids, task_states, task_errors) AS l(task_id, state, error) WHERE l.state IS NOT NULL;
     END IF;
 
     -- Looked at now that the steps are held: a deadline that passed meanwhile
@@ -303,13 +336,6 @@ BEGIN
         END IF;
     END IF;
 
-    -- After the steps: events of a task read in the order of what happened.
-    IF cardinality(array_remove(task_states, NULL)) > 0 THEN
-        INSERT INTO tasker.events (task_id, name, data)
-        SELECT l.task_id, CASE l.state WHEN 'complete' THEN 'task.completed' WHEN 'error' THEN 'task.failed' WHEN 'cancelled' THEN 'task.cancelled' END,
-               l.error::jsonb
-        FROM unnest(task_ids, task_states, task_errors) AS l(task_id, state, error) WHERE l.state IS NOT NULL;
-    END IF;
     IF cardinality(array_remove(task_rerun, NULL)) > 0 THEN
         INSERT INTO tasker.events (task_id, name, data)
         SELECT l.task_id, 'workflow.task_reenqueue_delayed', jsonb_build_object('delay_seconds', l.rerun)
