@@ -129,6 +129,13 @@ func (o *Orchestrator) readReports() {
 			continue
 		}
 		o.mu.Lock()
+		writers := map[int64]bool{}
+		for i := range reports {
+			if o.loops[reports[i].TaskID] != nil {
+				writers[reports[i].TaskID] = true
+			}
+		}
+		o.writer.Expect(len(writers)) // before any of them is woken
 		for i := range reports {
 			if l := o.loops[reports[i].TaskID]; l != nil {
 				l.mail.put(letter{report: &reports[i]})

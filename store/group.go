@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"sync"
+	"time"
 )
 
 // Groups says how the calls of a worker's many loops are grouped.
@@ -26,18 +27,23 @@ func (g Groups) WithDefaults() Groups {
 
 // group turns calls of many goroutines into few calls of flush.
 //
-// It never waits for company: an idle group flushes a lone item at once. While
-// all its flushers are busy the items queue up, and the next flusher takes all
-// that wait, up to most. So a batch grows with the load and latency is paid
-// only where there is a queue anyway. Callers wait for their own item, which is
-// the back-pressure: there are never more items than callers.
+// An idle group flushes a lone item at once. While all its flushers are busy the
+// items queue up, and the next flusher takes all that wait, up to most. So a
+// batch grows with the load and latency is paid only where there is a queue
+// anyway. Callers wait for their own item, which is the back-pressure: there are
+// never more items than callers.
+//
+// It waits for company only where somebody has said that it comes, and not for
+// long: see expect.
 type group[I any, O any] struct {
 	flush func([]I) []outcome[O]
 	most  int
 
-	mu      sync.Mutex
-	waiting []request[I, O]
-	idle    int // flushers that may still be started
+	mu       sync.Mutex
+	waiting  []request[I, O]
+	idle     int         // flushers that may still be started
+	expected int  // items that were announced and have not come
+	timed    bool // a timer runs that gives up on them
 }
 
 type outcome[O any] struct {
@@ -62,10 +68,10 @@ func (g *group[I, O]) do(ctx context.Context, item I) (O, error) {
 	r := request[I, O]{item: item, done: make(chan outcome[O], 1)}
 	g.mu.Lock()
 	g.waiting = append(g.waiting, r)
-	if g.idle > 0 {
-		g.idle--
-		go g.work()
+	if g.expected > 0 {
+		g.expected--
 	}
+	g.wake()
 	g.mu.Unlock()
 	select {
 	case out := <-r.done:
@@ -76,11 +82,45 @@ func (g *group[I, O]) do(ctx context.Context, item I) (O, error) {
 	}
 }
 
+// latecomers is how long a group waits for items that were announced. It is
+// about what a flush costs that is saved by waiting.
+const latecomers = time.Millisecond
+
+// expect says that n items are about to be handed in by callers that have just
+// been woken together: the first of them is not flushed alone. Where some of
+// them turn out to have nothing to hand in, the others wait for latecomers.
+func (g *group[I, O]) expect(n int) {
+	if n < 2 {
+		return
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.expected += n
+	if g.timed {
+		return // the first that waits has waited long enough when it ends
+	}
+	g.timed = true
+	time.AfterFunc(latecomers, func() {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		g.expected, g.timed = 0, false
+		g.wake()
+	})
+}
+
+// wake starts a flusher if there is work and one that is idle. g.mu is held.
+func (g *group[I, O]) wake() {
+	if len(g.waiting) > 0 && g.idle > 0 && g.expected == 0 {
+		g.idle--
+		go g.work()
+	}
+}
+
 // work flushes until nothing waits.
 func (g *group[I, O]) work() {
 	for {
 		g.mu.Lock()
-		if len(g.waiting) == 0 {
+		if len(g.waiting) == 0 || g.expected > 0 {
 			g.idle++
 			g.mu.Unlock()
 			return

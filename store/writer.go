@@ -77,6 +77,10 @@ func (w *Writer) Write(ctx context.Context, u *Unit) error {
 	return err
 }
 
+// Expect says that about n loops have been woken together and will write soon,
+// so that they write together.
+func (w *Writer) Expect(n int) { w.group.expect(n) }
+
 func (w *Writer) flush(units []*Unit) []outcome[struct{}] {
 	outcomes := make([]outcome[struct{}], len(units))
 	at := make(map[int64]int, len(units)) // task → its place in units
