@@ -2536,31 +2536,33 @@ BEGIN
         FROM wanted w
         WHERE u.step_id = w.step_id AND u.attempts = w.attempt AND u.state = 'enqueued' AND w.step_id = ANY (free)
           AND (SELECT d.failure IS NULL FROM tasker.dispatches d WHERE d.step_id = w.step_id)
-        RETURNING u.step_id, u.task_id, u.position, u.started_at, w.attempt, w.ord
+        RETURNING u.step_id, u.task_id, u.position, u.started_at, w.attempt, w.ord, u.name, u.progress, u.attempts - u.losses - u.forgiven AS used
     ), marked AS (
         -- An attempt that no process answers for has an hour, if nothing else is said.
         UPDATE tasker.dispatches d
         SET process_id = $3, call_id = $4, started_at = b.started_at, start_by = NULL,
             deadline = b.started_at + make_interval(secs => coalesce(spec.timeout_seconds, CASE WHEN $3 IS NULL AND spec.heartbeat_seconds IS NULL THEN 3600 END)),
             heartbeat = make_interval(secs => spec.heartbeat_seconds), beat_by = b.started_at + make_interval(secs => spec.heartbeat_seconds)
-        FROM begun b JOIN tasker.tasks t ON t.task_id = b.task_id
-        JOIN tasker.template_steps spec ON spec.template_id = t.template_id AND spec.position = b.position
+        FROM begun b CROSS JOIN LATERAL (
+            SELECT s.timeout_seconds, s.heartbeat_seconds FROM tasker.tasks t JOIN tasker.template_steps s ON s.template_id = t.template_id AND s.position = b.position
+            WHERE t.task_id = b.task_id OFFSET 0) spec -- by its key, one by one, here and below
         WHERE d.step_id = b.step_id
     ), recorded AS (
         INSERT INTO tasker.events (task_id, step_id, attempt, name)
         SELECT b.task_id, b.step_id, b.attempt, 'step.handle' FROM begun b ORDER BY b.ord
     ), judged AS (
-        SELECT w.step_id, w.attempt, w.ord, s.task_id, s.position, s.name AS step_name, s.progress, s.attempts - s.losses - s.forgiven AS used, CASE
-            WHEN b.step_id IS NOT NULL THEN NULL
+        SELECT b.step_id, b.attempt, b.ord, b.task_id, b.position, b.name AS step_name, b.progress, b.used, NULL AS refusal FROM begun b
+        UNION ALL
+        SELECT w.step_id, w.attempt, w.ord, s.task_id, s.position, s.name, s.progress, s.attempts - s.losses - s.forgiven, CASE
             WHEN s.step_id IS NULL THEN format('there is no step %s', w.step_id)
             WHEN s.attempts <> w.attempt THEN format('step %s (%s) is at attempt %s, not %s', w.step_id, s.name, s.attempts, w.attempt)
             -- Begun by this very call, whose answer was lost.
             WHEN s.state = 'in_progress' AND EXISTS (SELECT FROM tasker.dispatches d WHERE d.step_id = w.step_id AND d.call_id = $4 AND d.failure IS NULL) THEN NULL
             WHEN s.state = 'enqueued' AND w.step_id <> ALL (free) THEN format('step %s (%s) is held by another transaction', w.step_id, s.name)
             WHEN s.state = 'enqueued' THEN format('attempt %s of step %s (%s) has been reported', w.attempt, w.step_id, s.name)
-            ELSE format('attempt %s of step %s (%s) is %s', w.attempt, w.step_id, s.name, s.state) END AS refusal
-        FROM wanted w LEFT JOIN begun b ON b.step_id = w.step_id
-        LEFT JOIN tasker.steps s ON s.step_id = w.step_id
+            ELSE format('attempt %s of step %s (%s) is %s', w.attempt, w.step_id, s.name, s.state) END
+        FROM wanted w LEFT JOIN tasker.steps s ON s.step_id = w.step_id
+        WHERE w.step_id <> ALL (ARRAY(SELECT b.step_id FROM begun b))
     )
     SELECT j.step_id, j.attempt, j.refusal,
            t.task_id, t.namespace, t.name, t.version, t.context, t.priority, t.correlation_id, t.parent_task_id, t.tags,
@@ -2568,12 +2570,13 @@ BEGIN
            j.step_name, j.used, spec.attempt_limit, spec.handler_class, spec.handler_config, spec.timeout_seconds::double precision,
            spec.heartbeat_seconds::double precision, j.progress,
            CASE WHEN cardinality(spec.depends_on) > 0 THEN (
-               SELECT json_object_agg(u.name, u.result ORDER BY u.position)
-               FROM tasker.steps u WHERE u.task_id = j.task_id AND u.position = ANY (spec.depends_on)) END,
+               SELECT json_object_agg(u.name, u.result ORDER BY d.position)
+               FROM unnest(spec.depends_on) AS d(position)
+               CROSS JOIN LATERAL (SELECT s.name, s.result FROM tasker.steps s WHERE s.task_id = j.task_id AND s.position = d.position OFFSET 0) u) END,
            t.carrier
     FROM judged j
-    LEFT JOIN tasker.tasks t ON t.task_id = j.task_id AND j.refusal IS NULL
-    LEFT JOIN tasker.template_steps spec ON spec.template_id = t.template_id AND spec.position = j.position
+    LEFT JOIN LATERAL (SELECT * FROM tasker.tasks u WHERE u.task_id = j.task_id AND j.refusal IS NULL OFFSET 0) t ON true
+    LEFT JOIN LATERAL (SELECT * FROM tasker.template_steps s WHERE s.template_id = t.template_id AND s.position = j.position OFFSET 0) spec ON true
     ORDER BY j.ord;
 END $_$;
 
@@ -4125,18 +4128,18 @@ ALTER TABLE ONLY tasker.tasks
     ADD CONSTRAINT tasks_pkey PRIMARY KEY (task_id);
 
 --
+-- Name: template_steps template_steps_name_template_id_key; Type: CONSTRAINT; Schema: tasker; Owner: -
+--
+
+ALTER TABLE ONLY tasker.template_steps
+    ADD CONSTRAINT template_steps_name_template_id_key UNIQUE (name, template_id);
+
+--
 -- Name: template_steps template_steps_pkey; Type: CONSTRAINT; Schema: tasker; Owner: -
 --
 
 ALTER TABLE ONLY tasker.template_steps
     ADD CONSTRAINT template_steps_pkey PRIMARY KEY (template_id, "position");
-
---
--- Name: template_steps template_steps_template_id_name_key; Type: CONSTRAINT; Schema: tasker; Owner: -
---
-
-ALTER TABLE ONLY tasker.template_steps
-    ADD CONSTRAINT template_steps_template_id_name_key UNIQUE (template_id, name);
 
 --
 -- Name: workers workers_client_id_key; Type: CONSTRAINT; Schema: tasker; Owner: -

@@ -41,7 +41,7 @@ type group[I any, O any] struct {
 
 	mu       sync.Mutex
 	waiting  []request[I, O]
-	idle     int         // flushers that may still be started
+	idle     int  // flushers that may still be started
 	expected int  // items that were announced and have not come
 	timed    bool // a timer runs that gives up on them
 }

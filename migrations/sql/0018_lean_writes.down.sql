@@ -1,3 +1,80 @@
+CREATE OR REPLACE FUNCTION tasker.start_attempts(step_ids bigint[], attempts integer[], process_id bigint DEFAULT NULL::bigint, call_id bigint DEFAULT NULL::bigint) RETURNS TABLE(step_id bigint, attempt integer, refusal text, task_id bigint, namespace text, name text, version text, context jsonb, priority smallint, correlation_id text, parent_task_id bigint, tags text[], initiator text, source_system text, reason text, created_at timestamp with time zone, step_name text, attempts_used integer, attempt_limit integer, handler_class text, config jsonb, timeout_seconds double precision, heartbeat_seconds double precision, progress jsonb, dependencies json, carrier jsonb)
+    LANGUAGE plpgsql
+    SET enable_seqscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET jit TO 'off'
+    SET plan_cache_mode TO 'force_generic_plan'
+    AS $_$
+#variable_conflict use_column
+DECLARE
+    free bigint[];
+BEGIN
+    IF array_ndims(step_ids) > 1 OR cardinality(step_ids) IS DISTINCT FROM cardinality(attempts)
+       OR (SELECT count(DISTINCT u) FROM unnest(step_ids) u) IS DISTINCT FROM cardinality(step_ids) THEN
+        RAISE EXCEPTION 'start_attempts wants one attempt for each step, and each step once' USING ERRCODE = 'TK007';
+    END IF;
+
+    -- Locked first, looked at afterwards: a report that gives the attempt up
+    -- holds the same lock. Several don't wait for one that somebody's open
+    -- transaction holds: it stays enqueued, and is found and pushed again.
+    IF cardinality(step_ids) = 1 THEN
+        PERFORM FROM tasker.steps u WHERE u.step_id = step_ids[1] FOR NO KEY UPDATE;
+        free := step_ids;
+    ELSE
+        SELECT coalesce(array_agg(l.step_id), '{}') INTO free
+        FROM (SELECT u.step_id FROM tasker.steps u WHERE u.step_id = ANY (step_ids) ORDER BY u.step_id FOR NO KEY UPDATE SKIP LOCKED) l;
+    END IF;
+
+    RETURN QUERY
+    WITH wanted AS MATERIALIZED (
+        SELECT w.step_id, w.attempt, w.ord FROM unnest(step_ids, attempts) WITH ORDINALITY AS w(step_id, attempt, ord)
+    ), begun AS (
+        UPDATE tasker.steps u SET state = 'in_progress', started_at = clock_timestamp()
+        FROM wanted w
+        WHERE u.step_id = w.step_id AND u.attempts = w.attempt AND u.state = 'enqueued' AND w.step_id = ANY (free)
+          AND (SELECT d.failure IS NULL FROM tasker.dispatches d WHERE d.step_id = w.step_id)
+        RETURNING u.step_id, u.task_id, u.position, u.started_at, w.attempt, w.ord
+    ), marked AS (
+        -- An attempt that no process answers for has an hour, if nothing else is said.
+        UPDATE tasker.dispatches d
+        SET process_id = $3, call_id = $4, started_at = b.started_at, start_by = NULL,
+            deadline = b.started_at + make_interval(secs => coalesce(spec.timeout_seconds, CASE WHEN $3 IS NULL AND spec.heartbeat_seconds IS NULL THEN 3600 END)),
+            heartbeat = make_interval(secs => spec.heartbeat_seconds), beat_by = b.started_at + make_interval(secs => spec.heartbeat_seconds)
+        FROM begun b JOIN tasker.tasks t ON t.task_id = b.task_id
+        JOIN tasker.template_steps spec ON spec.template_id = t.template_id AND spec.position = b.position
+        WHERE d.step_id = b.step_id
+    ), recorded AS (
+        INSERT INTO tasker.events (task_id, step_id, attempt, name)
+        SELECT b.task_id, b.step_id, b.attempt, 'step.handle' FROM begun b ORDER BY b.ord
+    ), judged AS (
+        SELECT w.step_id, w.attempt, w.ord, s.task_id, s.position, s.name AS step_name, s.progress, s.attempts - s.losses - s.forgiven AS used, CASE
+            WHEN b.step_id IS NOT NULL THEN NULL
+            WHEN s.step_id IS NULL THEN format('there is no step %s', w.step_id)
+            WHEN s.attempts <> w.attempt THEN format('step %s (%s) is at attempt %s, not %s', w.step_id, s.name, s.attempts, w.attempt)
+            -- Begun by this very call, whose answer was lost.
+            WHEN s.state = 'in_progress' AND EXISTS (SELECT FROM tasker.dispatches d WHERE d.step_id = w.step_id AND d.call_id = $4 AND d.failure IS NULL) THEN NULL
+            WHEN s.state = 'enqueued' AND w.step_id <> ALL (free) THEN format('step %s (%s) is held by another transaction', w.step_id, s.name)
+            WHEN s.state = 'enqueued' THEN format('attempt %s of step %s (%s) has been reported', w.attempt, w.step_id, s.name)
+            ELSE format('attempt %s of step %s (%s) is %s', w.attempt, w.step_id, s.name, s.state) END AS refusal
+        FROM wanted w LEFT JOIN begun b ON b.step_id = w.step_id
+        LEFT JOIN tasker.steps s ON s.step_id = w.step_id
+    )
+    SELECT j.step_id, j.attempt, j.refusal,
+           t.task_id, t.namespace, t.name, t.version, t.context, t.priority, t.correlation_id, t.parent_task_id, t.tags,
+           t.initiator, t.source_system, t.reason, t.created_at,
+           j.step_name, j.used, spec.attempt_limit, spec.handler_class, spec.handler_config, spec.timeout_seconds::double precision,
+           spec.heartbeat_seconds::double precision, j.progress,
+           CASE WHEN cardinality(spec.depends_on) > 0 THEN (
+               SELECT json_object_agg(u.name, u.result ORDER BY u.position)
+               FROM tasker.steps u WHERE u.task_id = j.task_id AND u.position = ANY (spec.depends_on)) END,
+           t.carrier
+    FROM judged j
+    LEFT JOIN tasker.tasks t ON t.task_id = j.task_id AND j.refusal IS NULL
+    LEFT JOIN tasker.template_steps spec ON spec.template_id = t.template_id AND spec.position = j.position
+    ORDER BY j.ord;
+END $_$;
+
 DROP FUNCTION tasker.claim_tasks(bigint, bigint[], bigint[], bigint);
 CREATE FUNCTION tasker.claim_tasks(worker bigint, ids bigint[]) RETURNS TABLE(task_id bigint, template_id bigint, epoch integer, first boolean, priority smallint, context jsonb, correlation_id text, created_at timestamp with time zone)
     LANGUAGE plpgsql
@@ -265,3 +342,5 @@ CREATE TRIGGER leave_gates AFTER UPDATE ON tasker.steps FOR EACH ROW
 ALTER TABLE tasker.tasks ADD CONSTRAINT tasks_state_check CHECK (state IN ('pending', 'in_progress', 'complete', 'error', 'cancelled', 'resolved_manually'));
 ALTER TABLE tasker.steps ADD CONSTRAINT steps_state_check CHECK (state IN ('pending', 'enqueued', 'in_progress', 'waiting_for_retry', 'complete', 'error', 'cancelled', 'skipped', 'resolved_manually'));
 ALTER TABLE tasker.steps SET (fillfactor = 70);
+ALTER TABLE tasker.template_steps ADD CONSTRAINT template_steps_template_id_name_key UNIQUE (template_id, name);
+ALTER TABLE tasker.template_steps DROP CONSTRAINT template_steps_name_template_id_key;

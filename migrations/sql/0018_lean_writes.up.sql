@@ -5,6 +5,12 @@
 -- new versions move to other pages, with new entries in both indexes.
 ALTER TABLE tasker.steps SET (fillfactor = 45);
 
+-- A step of a template is looked up by its position. To the planner of a small
+-- table the key of the names, that begins with the template, is as good as the
+-- primary key; of a template of many steps it would read all.
+ALTER TABLE tasker.template_steps ADD CONSTRAINT template_steps_name_template_id_key UNIQUE (name, template_id);
+ALTER TABLE tasker.template_steps DROP CONSTRAINT template_steps_template_id_name_key;
+
 -- BEFORE triggers lock each row before they look at it, which costs as much as
 -- half an update; AFTER triggers refuse the same statements. Conditions of
 -- triggers, and CHECKs, are read from their text by every statement, functions
@@ -351,3 +357,85 @@ BEGIN
     END IF;
     RETURN denied;
 END $$;
+
+-- As it was, with plans that hold for templates of many steps.
+CREATE OR REPLACE FUNCTION tasker.start_attempts(step_ids bigint[], attempts int[], process_id bigint DEFAULT NULL, call_id bigint DEFAULT NULL)
+RETURNS TABLE (
+    step_id bigint, attempt int, refusal text,
+    task_id bigint, namespace text, name text, version text, context jsonb, priority smallint, correlation_id text, parent_task_id bigint,
+    tags text[], initiator text, source_system text, reason text, created_at timestamptz,
+    step_name text, attempts_used int, attempt_limit int, handler_class text, config jsonb, timeout_seconds double precision,
+    heartbeat_seconds double precision, progress jsonb, dependencies json, carrier jsonb)
+LANGUAGE plpgsql
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off SET plan_cache_mode = force_generic_plan AS $_$
+#variable_conflict use_column
+DECLARE
+    free bigint[];
+BEGIN
+    IF array_ndims(step_ids) > 1 OR cardinality(step_ids) IS DISTINCT FROM cardinality(attempts)
+       OR (SELECT count(DISTINCT u) FROM unnest(step_ids) u) IS DISTINCT FROM cardinality(step_ids) THEN
+        RAISE EXCEPTION 'start_attempts wants one attempt for each step, and each step once' USING ERRCODE = 'TK007';
+    END IF;
+
+    -- Locked first, looked at afterwards: a report that gives the attempt up
+    -- holds the same lock. Several don't wait for one that somebody's open
+    -- transaction holds: it stays enqueued, and is found and pushed again.
+    IF cardinality(step_ids) = 1 THEN
+        PERFORM FROM tasker.steps u WHERE u.step_id = step_ids[1] FOR NO KEY UPDATE;
+        free := step_ids;
+    ELSE
+        SELECT coalesce(array_agg(l.step_id), '{}') INTO free
+        FROM (SELECT u.step_id FROM tasker.steps u WHERE u.step_id = ANY (step_ids) ORDER BY u.step_id FOR NO KEY UPDATE SKIP LOCKED) l;
+    END IF;
+
+    RETURN QUERY
+    WITH wanted AS MATERIALIZED (
+        SELECT w.step_id, w.attempt, w.ord FROM unnest(step_ids, attempts) WITH ORDINALITY AS w(step_id, attempt, ord)
+    ), begun AS (
+        UPDATE tasker.steps u SET state = 'in_progress', started_at = clock_timestamp()
+        FROM wanted w
+        WHERE u.step_id = w.step_id AND u.attempts = w.attempt AND u.state = 'enqueued' AND w.step_id = ANY (free)
+          AND (SELECT d.failure IS NULL FROM tasker.dispatches d WHERE d.step_id = w.step_id)
+        RETURNING u.step_id, u.task_id, u.position, u.started_at, w.attempt, w.ord, u.name, u.progress, u.attempts - u.losses - u.forgiven AS used
+    ), marked AS (
+        -- An attempt that no process answers for has an hour, if nothing else is said.
+        UPDATE tasker.dispatches d
+        SET process_id = $3, call_id = $4, started_at = b.started_at, start_by = NULL,
+            deadline = b.started_at + make_interval(secs => coalesce(spec.timeout_seconds, CASE WHEN $3 IS NULL AND spec.heartbeat_seconds IS NULL THEN 3600 END)),
+            heartbeat = make_interval(secs => spec.heartbeat_seconds), beat_by = b.started_at + make_interval(secs => spec.heartbeat_seconds)
+        FROM begun b CROSS JOIN LATERAL (
+            SELECT s.timeout_seconds, s.heartbeat_seconds FROM tasker.tasks t JOIN tasker.template_steps s ON s.template_id = t.template_id AND s.position = b.position
+            WHERE t.task_id = b.task_id OFFSET 0) spec -- by its key, one by one, here and below
+        WHERE d.step_id = b.step_id
+    ), recorded AS (
+        INSERT INTO tasker.events (task_id, step_id, attempt, name)
+        SELECT b.task_id, b.step_id, b.attempt, 'step.handle' FROM begun b ORDER BY b.ord
+    ), judged AS (
+        SELECT b.step_id, b.attempt, b.ord, b.task_id, b.position, b.name AS step_name, b.progress, b.used, NULL AS refusal FROM begun b
+        UNION ALL
+        SELECT w.step_id, w.attempt, w.ord, s.task_id, s.position, s.name, s.progress, s.attempts - s.losses - s.forgiven, CASE
+            WHEN s.step_id IS NULL THEN format('there is no step %s', w.step_id)
+            WHEN s.attempts <> w.attempt THEN format('step %s (%s) is at attempt %s, not %s', w.step_id, s.name, s.attempts, w.attempt)
+            -- Begun by this very call, whose answer was lost.
+            WHEN s.state = 'in_progress' AND EXISTS (SELECT FROM tasker.dispatches d WHERE d.step_id = w.step_id AND d.call_id = $4 AND d.failure IS NULL) THEN NULL
+            WHEN s.state = 'enqueued' AND w.step_id <> ALL (free) THEN format('step %s (%s) is held by another transaction', w.step_id, s.name)
+            WHEN s.state = 'enqueued' THEN format('attempt %s of step %s (%s) has been reported', w.attempt, w.step_id, s.name)
+            ELSE format('attempt %s of step %s (%s) is %s', w.attempt, w.step_id, s.name, s.state) END
+        FROM wanted w LEFT JOIN tasker.steps s ON s.step_id = w.step_id
+        WHERE w.step_id <> ALL (ARRAY(SELECT b.step_id FROM begun b))
+    )
+    SELECT j.step_id, j.attempt, j.refusal,
+           t.task_id, t.namespace, t.name, t.version, t.context, t.priority, t.correlation_id, t.parent_task_id, t.tags,
+           t.initiator, t.source_system, t.reason, t.created_at,
+           j.step_name, j.used, spec.attempt_limit, spec.handler_class, spec.handler_config, spec.timeout_seconds::double precision,
+           spec.heartbeat_seconds::double precision, j.progress,
+           CASE WHEN cardinality(spec.depends_on) > 0 THEN (
+               SELECT json_object_agg(u.name, u.result ORDER BY d.position)
+               FROM unnest(spec.depends_on) AS d(position)
+               CROSS JOIN LATERAL (SELECT s.name, s.result FROM tasker.steps s WHERE s.task_id = j.task_id AND s.position = d.position OFFSET 0) u) END,
+           t.carrier
+    FROM judged j
+    LEFT JOIN LATERAL (SELECT * FROM tasker.tasks u WHERE u.task_id = j.task_id AND j.refusal IS NULL OFFSET 0) t ON true
+    LEFT JOIN LATERAL (SELECT * FROM tasker.template_steps s WHERE s.template_id = t.template_id AND s.position = j.position OFFSET 0) spec ON true
+    ORDER BY j.ord;
+END $_$;

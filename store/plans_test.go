@@ -1,0 +1,232 @@
+package store_test
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"regexp"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/taskerhq/tasker"
+	"github.com/taskerhq/tasker/store"
+	"github.com/taskerhq/tasker/testenv"
+)
+
+// planner is a connection that tells how it carries out each statement, also
+// those inside functions.
+type planner struct {
+	pool  *pgxpool.Pool
+	mu    sync.Mutex
+	plans []string
+}
+
+func newPlanner(t *testing.T, url string) *planner {
+	t.Helper()
+	p := &planner{}
+	config, err := pgxpool.ParseConfig(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	config.MaxConns = 1 // its cached plans are what the test is about
+	config.ConnConfig.OnNotice = func(_ *pgconn.PgConn, n *pgconn.Notice) {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.plans = append(p.plans, n.Message)
+	}
+	if p.pool, err = pgxpool.NewWithConfig(t.Context(), config); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(p.pool.Close)
+	return p
+}
+
+// explain makes the connection tell, from now on.
+func (p *planner) explain(ctx context.Context) error {
+	_, err := p.pool.Exec(ctx, `LOAD 'auto_explain'; SET auto_explain.log_min_duration = 0; SET auto_explain.log_nested_statements = on; SET auto_explain.log_analyze = on;
+		SET auto_explain.log_timing = off; SET auto_explain.log_level = notice`)
+	p.plans = nil
+	return err
+}
+
+var (
+	node    = regexp.MustCompile(`(?m)^\s*(?:->\s+)?(.*?)\s+\(cost=.*\(actual rows=(\d+) loops=(\d+)\)$`)
+	removed = regexp.MustCompile(`Rows Removed by .*: (\d+)`)
+	seqScan = regexp.MustCompile(`Seq Scan on (tasks|steps|events|dispatches|river_job)\b`)
+)
+
+// excess finds what in a plan of n tasks looks at more rows than there is reason
+// to: more than all of their steps, or more than a few that are of no use.
+func excess(plan string, n int) []string {
+	var found []string
+	loops := 1
+	for line := range strings.SplitSeq(plan, "\n") {
+		if m := node.FindStringSubmatch(line); m != nil {
+			rows, _ := strconv.Atoi(m[2])
+			loops, _ = strconv.Atoi(m[3])
+			if rows*loops > n*perTask {
+				found = append(found, fmt.Sprintf("%s gives %d rows", m[1], rows*loops))
+			}
+			if seqScan.MatchString(line) {
+				found = append(found, strings.TrimSpace(line))
+			}
+		}
+		if m := removed.FindStringSubmatch(line); m != nil {
+			if rows, _ := strconv.Atoi(m[1]); rows*loops > 2*n {
+				found = append(found, fmt.Sprintf("%s, %d times", strings.TrimSpace(line), loops))
+			}
+		}
+	}
+	return found
+}
+
+// perTask is how many steps a task of the test has.
+const perTask = 12
+
+// life takes n tasks through all of their life, by every statement that is on the
+// way of a step; of their steps, one in Go and one in Ruby are run.
+func life(ctx context.Context, t *testing.T, s *store.Store, pool *pgxpool.Pool, worker int64, n int) {
+	t.Helper()
+	var tasks []int64
+	rows, err := pool.Query(ctx, `INSERT INTO tasker.tasks (namespace, name) SELECT 'n', 'life' FROM generate_series(1, $1) RETURNING task_id`, n)
+	if err == nil {
+		tasks, err = pgx.CollectRows(rows, pgx.RowTo[int64])
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	// All in one call, which is what makes a bad plan bad.
+	together := func(write func(task int64) error) {
+		t.Helper()
+		var all sync.WaitGroup
+		for _, task := range tasks {
+			all.Go(func() {
+				if err := write(task); err != nil {
+					t.Errorf("task %d: %v", task, err)
+				}
+			})
+		}
+		all.Wait()
+	}
+	claimer, writer := s.NewClaimer(ctx, worker), s.NewWriter(ctx, worker)
+	var mu sync.Mutex
+	steps := map[int64][]store.StepRow{}
+	together(func(task int64) error {
+		claimed, err := claimer.Claim(ctx, task)
+		if err != nil || claimed == nil || len(claimed.Steps) != perTask {
+			return fmt.Errorf("claimed: %v, %w", claimed, err)
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		steps[task] = claimed.Steps
+		return nil
+	})
+	step := func(task int64, i int, was, becomes tasker.StepState, attempt int, result string) store.StepWrite {
+		w := store.StepWrite{Step: steps[task][i].StepID, Was: was, WasAttempt: attempt, State: becomes, Attempt: 1}
+		if becomes == tasker.StepEnqueued {
+			w.Queue = "default"
+		}
+		if result != "" {
+			w.Result = json.RawMessage(result)
+		}
+		return w
+	}
+	write := func(unit func(task int64) *store.Unit) {
+		t.Helper()
+		together(func(task int64) error { return writer.Write(ctx, unit(task)) })
+	}
+	write(func(task int64) *store.Unit {
+		return &store.Unit{Task: task, Epoch: 1, Steps: []store.StepWrite{step(task, 0, tasker.StepPending, tasker.StepInProgress, 0, "")}}
+	})
+	write(func(task int64) *store.Unit {
+		return &store.Unit{Task: task, Epoch: 1, Steps: []store.StepWrite{step(task, 0, tasker.StepInProgress, tasker.StepComplete, 1, `{"n": 1}`),
+			step(task, 1, tasker.StepPending, tasker.StepEnqueued, 0, "")}}
+	})
+	var out []int64
+	for _, task := range tasks {
+		out = append(out, steps[task][1].StepID)
+	}
+	if _, err := pool.Exec(ctx, `SELECT * FROM tasker.start_attempts($1, (SELECT array_agg(1) FROM unnest($1::bigint[])))`, out); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := pool.Exec(ctx, `SELECT * FROM tasker.report_results((SELECT jsonb_agg(jsonb_build_object('step_id', id, 'attempt', 1, 'outcome', 'success', 'result', 1))
+		FROM unnest($1::bigint[]) id), false)`, out); err != nil {
+		t.Fatal(err)
+	}
+	if reports, err := s.Reports(ctx, out); err != nil || len(reports) != n {
+		t.Fatalf("%d reports, %v", len(reports), err)
+	}
+	write(func(task int64) *store.Unit {
+		return &store.Unit{Task: task, Epoch: 1, State: tasker.TaskComplete, Release: true}
+	})
+}
+
+// What a statement of a step's way reads has to do with that step, also when its
+// plan was made while the tables were empty, when the worker holds many other
+// tasks, and when many are finished.
+func TestHotStatementsReadOnlyWhatTheyAreAbout(t *testing.T) {
+	t.Parallel()
+	ctx, url := t.Context(), testenv.Database(t)
+	fill := testenv.Pool(t, url)
+	// The planner is to believe what it saw last.
+	for _, table := range []string{"tasks", "steps", "events", "dispatches", "river_job"} {
+		if _, err := fill.Exec(ctx, `ALTER TABLE tasker.`+table+` SET (autovacuum_enabled = off)`); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := fill.Exec(ctx, `SELECT tasker.register_template('n', 'life', '1.0.0', '', '{"max_parallel_steps": 9}', 'c', 9,
+		(SELECT jsonb_agg(jsonb_build_object('position', p, 'name', 's' || p, 'attempt_limit', 1)
+				|| CASE p WHEN 0 THEN '{"handler": "h"}'::jsonb ELSE '{"handler_class": "H", "depends_on": [0]}' END)
+			FROM generate_series(1, $1) i, LATERAL (SELECT i - 1) AS j(p)))`, pgx.QueryExecModeSimpleProtocol, perTask); err != nil {
+		t.Fatal(err)
+	}
+	p := newPlanner(t, url)
+	s := store.New(p.pool)
+	s.Groups = store.Groups{Connections: 1}
+	worker, err := s.RegisterWorker(ctx, "w", "c", time.Hour, map[string]any{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	life(ctx, t, s, p.pool, worker, 3) // the plans are made
+	if _, err := fill.Exec(ctx, `
+		INSERT INTO tasker.tasks (namespace, name) SELECT 'n', 'life' FROM generate_series(1, 3000);
+		UPDATE tasker.tasks SET state = 'in_progress', owner = $1, epoch = 1 WHERE state = 'pending';
+		UPDATE tasker.steps SET state = 'in_progress', attempts = 1 WHERE state = 'pending' AND position = 0;
+		UPDATE tasker.steps SET state = 'complete' WHERE state = 'in_progress';
+		UPDATE tasker.steps SET state = 'enqueued', attempts = 1 WHERE state = 'pending' AND position = 1;
+		UPDATE tasker.steps SET state = 'complete' WHERE state = 'enqueued' AND task_id % 3 > 0;
+		UPDATE tasker.tasks SET state = 'complete', owner = NULL, finished_at = now() WHERE state = 'in_progress' AND task_id % 3 > 0;
+		INSERT INTO tasker.dispatches (step_id, task_id, attempt, queue, awaited_by) SELECT step_id, task_id, 1, 'default', $1 FROM tasker.steps WHERE state = 'enqueued';
+		DELETE FROM tasker.river_job WHERE id % 3 > 0`, pgx.QueryExecModeSimpleProtocol, worker); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.explain(ctx); err != nil {
+		t.Fatal(err)
+	}
+	const n = 100
+	for _, c := range []struct{ when, prepare string }{
+		{"with the plans of the empty tables", ``},
+		{"with plans of the full ones", `ANALYZE tasker.tasks, tasker.steps, tasker.events, tasker.dispatches, tasker.river_job, tasker.template_steps`},
+	} {
+		if _, err := fill.Exec(ctx, c.prepare); err != nil {
+			t.Fatal(err)
+		}
+		p.plans = nil
+		life(ctx, t, s, p.pool, worker, n)
+		if len(p.plans) < 20 {
+			t.Fatalf("%s: only %d statements told their plans", c.when, len(p.plans))
+		}
+		for _, plan := range p.plans {
+			if found := excess(plan, n); len(found) > 0 {
+				t.Errorf("%s: %s\n%s", c.when, strings.Join(found, "; "), plan)
+			}
+		}
+	}
+}
