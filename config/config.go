@@ -58,6 +58,7 @@ type Worker struct {
 	MaxTasks        int
 	Lease           time.Duration
 	ParkAfter       time.Duration
+	HoldFor         time.Duration
 	ShutdownTimeout time.Duration
 	ShutdownGrace   time.Duration
 	SignOff         time.Duration

@@ -130,6 +130,11 @@ var Settings = []Setting{
 		Why:   "Most Ruby steps report within it, which saves giving the task up and claiming it anew; longer would fill `max_tasks` with tasks that wait.",
 	},
 	{
+		Key: "worker.hold_for", Kind: Duration, Default: "30s", Least: "1ms", Most: "1h", Live: true, field: func(c *Config) any { return &c.Worker.HoldFor },
+		About: "How long to keep a task that only waits for Sidekiq while a quarter of `max_tasks` is free; at least `park_after`",
+		Why:   "To claim a task anew for each report costs more than to keep it, where nobody needs its place.",
+	},
+	{
 		Key: "worker.shutdown_timeout", Kind: Duration, Default: "25s", Least: "1ms", Most: "1h", Flag: "shutdown-timeout", Live: true, field: func(c *Config) any { return &c.Worker.ShutdownTimeout },
 		About: "How long running Go handlers may take after SIGTERM; then their contexts end",
 		Why:   "Sidekiq's own, and within the 30 s after which Kubernetes and systems like it kill.",

@@ -203,7 +203,7 @@ func (l *loop) claimed(i int, state tasker.StepState) {
 func (l *loop) conclude(unit *store.Unit, act *action, d finalizer.TaskDecision, now time.Time) {
 	giveUp := func() { unit.Release, act.done = true, true }
 	runsHere := l.runsHere(*act)
-	idle := len(unit.Steps) == 0 && len(act.starts) == 0 && now.Sub(l.quiet) >= l.o.tuning().ParkAfter
+	idle := len(unit.Steps) == 0 && len(act.starts) == 0 && now.Sub(l.quiet) >= l.o.patience()
 	switch d.Outcome {
 	case finalizer.TaskComplete:
 		unit.State = tasker.TaskComplete

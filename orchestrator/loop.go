@@ -336,8 +336,10 @@ func (l *loop) next() time.Time {
 		}
 	}
 	if l.progress.Outstanding()+l.inLine > 0 && len(l.running) == 0 {
-		if park := l.quiet.Add(l.o.tuning().ParkAfter); at.IsZero() || park.Before(at) {
-			at = park
+		// Looked at again and again: places may have become scarce.
+		every := max(l.o.tuning().ParkAfter, time.Millisecond)
+		if look := l.quiet.Add((time.Since(l.quiet)/every + 1) * every); at.IsZero() || look.Before(at) {
+			at = look
 		}
 	}
 	for _, r := range l.running {

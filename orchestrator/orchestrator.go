@@ -52,12 +52,13 @@ type Dispatcher interface {
 	Push(dispatches []tasker.Dispatch)
 }
 
-// Config is what an Orchestrator needs. All fields but Tuning must be set.
+// Config is what an Orchestrator needs. All fields but MaxTasks and Tuning must be set.
 type Config struct {
 	Store      *store.Store
 	Worker     int64 // its number in tasker.workers
 	Handlers   Handlers
 	Dispatcher Dispatcher
+	MaxTasks   int // places: how many tasks it may run at once; 0: always scarce
 	Logger     *slog.Logger
 	Tuning     // at the start; Tune changes it
 }
@@ -211,6 +212,15 @@ func (o *Orchestrator) Held() int {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	return len(o.loops)
+}
+
+// patience is how long a loop keeps a task that waits.
+func (o *Orchestrator) patience() time.Duration {
+	t := o.tuning()
+	if o.Held() <= o.MaxTasks-o.MaxTasks/4-1 {
+		return t.HoldFor
+	}
+	return t.ParkAfter
 }
 
 // compiled is a template with its graph.

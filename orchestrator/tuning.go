@@ -15,6 +15,11 @@ type Tuning struct {
 	// taken up again by a River job.
 	ParkAfter time.Duration
 
+	// HoldFor is how long it keeps one that waits for Sidekiq while a quarter of
+	// the worker's places is free: to take a task up again costs more than to
+	// keep it. At least ParkAfter.
+	HoldFor time.Duration
+
 	// Indulgence is how much longer than its timeout a handler may take to notice
 	// that its context has ended. Then its attempt has failed without it.
 	Indulgence time.Duration
@@ -50,6 +55,7 @@ type Tuning struct {
 // WithDefaults has the default in place of each zero.
 func (t Tuning) WithDefaults() Tuning {
 	t.ParkAfter = cmp.Or(t.ParkAfter, 2*time.Second)
+	t.HoldFor = max(cmp.Or(t.HoldFor, 30*time.Second), t.ParkAfter)
 	t.Indulgence = cmp.Or(t.Indulgence, 5*time.Second)
 	t.MaxLosses = cmp.Or(t.MaxLosses, finalizer.MaxLosses)
 	t.HandledElsewhere = cmp.Or(t.HandledElsewhere, 50*time.Millisecond)

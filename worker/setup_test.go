@@ -102,7 +102,7 @@ func (b *bundle) start(change ...func(*worker.Config)) (stop func()) {
 }
 
 func parkAfter(d time.Duration) func(*worker.Config) {
-	return func(c *worker.Config) { c.ParkAfter = d }
+	return func(c *worker.Config) { c.ParkAfter, c.HoldFor = d, d }
 }
 
 type testWriter struct{ t *testing.T }

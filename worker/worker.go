@@ -223,7 +223,7 @@ func (w *worker) session(ctx context.Context) (err error) {
 		push = pusher
 	}
 	o := orchestrator.New(orchestrator.Config{
-		Store: w.store, Worker: id, Handlers: w.Handlers, Dispatcher: push, Logger: log, Tuning: w.live.now().Tuning,
+		Store: w.store, Worker: id, Handlers: w.Handlers, Dispatcher: push, MaxTasks: w.MaxTasks, Logger: log, Tuning: w.live.now().Tuning,
 	})
 	river, err := jobs.NewClient(w.pool, jobs.Config{Schema: migrations.Schema, ID: client, MaxTasks: w.MaxTasks, Runner: o, Logger: quiet(log), Tuning: w.River})
 	if err != nil {

@@ -124,6 +124,7 @@ func liveConfig(l *config.Loaded) (worker.Live, error) {
 	return worker.Live{
 		Tuning: orchestrator.Tuning{
 			ParkAfter:        l.Worker.ParkAfter,
+			HoldFor:          l.Worker.HoldFor,
 			Indulgence:       l.Orchestrator.Indulgence,
 			MaxLosses:        l.Orchestrator.MaxLosses,
 			HandledElsewhere: l.Orchestrator.HandledElsewhere,
