@@ -108,6 +108,6 @@ func (e *engine) Enqueue(ctx context.Context, o contest.Order, n int) error {
 }
 
 func (e *engine) Open(ctx context.Context, _ contest.Order) (open int, err error) {
-	err = e.pool.QueryRow(ctx, `SELECT count(*) FROM tasker.tasks WHERE state IN ('pending', 'in_progress')`).Scan(&open)
+	err = e.pool.QueryRow(ctx, `SELECT /* bench */ count(*) FROM tasker.tasks WHERE state IN ('pending', 'in_progress')`).Scan(&open)
 	return open, err
 }
