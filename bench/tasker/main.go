@@ -5,10 +5,8 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"log/slog"
 	"os"
-	"strings"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
@@ -63,43 +61,12 @@ func start(ctx context.Context, databaseURL string) (contest.Engine, func() erro
 }
 
 func (e *engine) Prepare(ctx context.Context, o contest.Order) error {
-	t, err := template.Parse(o.Name(), []byte(yaml(o)), template.Options{})
+	t, err := template.Parse(o.Name(), []byte(o.YAML("bench", "handler: bench.noop")), template.Options{})
 	if err != nil {
 		return err
 	}
 	_, err = e.store.RegisterTemplate(ctx, t, template.Checksum(t))
 	return err
-}
-
-func yaml(o contest.Order) string {
-	var b strings.Builder
-	fmt.Fprintf(&b, "name: %s\nnamespace_name: bench\nmax_parallel_steps: 100\nstep_templates:\n", o.Name())
-	step := func(name string, after ...string) {
-		fmt.Fprintf(&b, "  - {name: %s, handler: bench.noop, depends_on_steps: [%s]}\n", name, strings.Join(after, ", "))
-	}
-	switch o.Shape {
-	case contest.Single:
-		step("only")
-	case contest.Chain:
-		step("s0")
-		for i := 1; i < o.Size; i++ {
-			step(fmt.Sprint("s", i), fmt.Sprint("s", i-1))
-		}
-	case contest.Diamond:
-		step("a")
-		step("b", "a")
-		step("c", "a")
-		step("d", "b", "c")
-	case contest.Fan:
-		step("first")
-		var all []string
-		for i := range o.Size {
-			all = append(all, fmt.Sprint("s", i))
-			step(all[i], "first")
-		}
-		step("last", all...)
-	}
-	return b.String()
 }
 
 func (e *engine) Enqueue(ctx context.Context, o contest.Order, n int) error {
