@@ -7,6 +7,7 @@
 //	go run ./bench                              # tasker, dbos and river_chain
 //	go run ./bench -engines all                 # and the peers' other settings
 //	go run ./bench -engines tasker -only w1,w4  # some of them
+//	go run ./bench -only own                    # tasker alone: size, processes, history, idleness (30 minutes)
 //	go run ./bench -json FILE -update           # keeps the figures, rewrites bench/README.md
 //	go run ./bench -from FILE -update           # rewrites it from figures that were kept
 //
@@ -38,15 +39,20 @@ import (
 type workload struct {
 	name, title, unit string
 	order             contest.Order
+
+	// Of the questions about tasker alone (own.go).
+	own      bool // runs only when it is named
+	helpers  int  // further processes of the engine
+	finished bool // the tables hold many finished tasks before
 }
 
 var workloads = []workload{
-	{"w1", "500 tasks of 10 steps in a row", "steps/s", contest.Order{Shape: contest.Chain, Size: 10, Tasks: 500}},
-	{"w1i", "one task of 10 steps in a row, idle", "ms", contest.Order{Shape: contest.Chain, Size: 10, Tasks: 50, InTurn: true, Pause: 20 * time.Millisecond}},
-	{"w2", "200 tasks of 1 step, then 20 side by side, then 1", "steps/s", contest.Order{Shape: contest.Fan, Size: 20, Tasks: 200}},
-	{"w3", "1,000 diamonds of 4 steps", "tasks/s", contest.Order{Shape: contest.Diamond, Tasks: 1000}},
-	{"w4", "one step, enqueue to completion, idle", "ms", contest.Order{Shape: contest.Single, Tasks: 200, InTurn: true, Pause: 10 * time.Millisecond}},
-	{"w5", "one task of 1,000 steps in a row", "steps/s", contest.Order{Shape: contest.Chain, Size: 1000, Tasks: 1}},
+	{name: "w1", title: "500 tasks of 10 steps in a row", unit: "steps/s", order: contest.Order{Shape: contest.Chain, Size: 10, Tasks: 500}},
+	{name: "w1i", title: "one task of 10 steps in a row, idle", unit: "ms", order: contest.Order{Shape: contest.Chain, Size: 10, Tasks: 50, InTurn: true, Pause: 20 * time.Millisecond}},
+	{name: "w2", title: "200 tasks of 1 step, then 20 side by side, then 1", unit: "steps/s", order: contest.Order{Shape: contest.Fan, Size: 20, Tasks: 200}},
+	{name: "w3", title: "1,000 diamonds of 4 steps", unit: "tasks/s", order: contest.Order{Shape: contest.Diamond, Tasks: 1000}},
+	{name: "w4", title: "one step, enqueue to completion, idle", unit: "ms", order: contest.Order{Shape: contest.Single, Tasks: 200, InTurn: true, Pause: 10 * time.Millisecond}},
+	{name: "w5", title: "one task of 1,000 steps in a row", unit: "steps/s", order: contest.Order{Shape: contest.Chain, Size: 1000, Tasks: 1}},
 }
 
 // An engine is a program that serves contest's protocol, and its settings.
@@ -77,7 +83,17 @@ var engines = []engine{
 		module: "bench/river", program: ".", asked: true, inTurn: 40, not: []string{"w1i", "w5"}},
 }
 
-func (e engine) runs(w workload) bool { return !slices.Contains(e.not, w.name) }
+func (e engine) runs(w workload) bool {
+	return !slices.Contains(e.not, w.name) && (e.name == "tasker" || !w.own)
+}
+
+// database is the name of the one that the engine has for the workload.
+func (e engine) database(w workload) string {
+	if w.finished {
+		return e.name + "_" + w.name
+	}
+	return e.name
+}
 
 // order is the workload's, cut to what this engine can do in reasonable time.
 func (e engine) order(w workload) contest.Order {
@@ -91,9 +107,12 @@ func (e engine) order(w workload) contest.Order {
 func main() {
 	var b bench
 	flag.IntVar(&b.rounds, "rounds", 5, "runs of each workload by each engine")
-	only := flag.String("only", "", "some of the workloads, such as w1,w4")
+	only := flag.String("only", "", "some of the workloads, such as w1,w4, or own: the questions about tasker alone; default: those that all engines run")
 	who := flag.String("engines", "", "some of the engines, such as tasker,dbos, or all; default: tasker, dbos and river_chain")
 	flag.Float64Var(&b.quiet, "quiet", 0.35, "how many processors others may use during a run; 0: no matter")
+	flag.IntVar(&b.finished, "finished", 1_000_000, "finished tasks in the tables for w1_full")
+	flag.IntVar(&b.parked, "parked", 100_000, "parked tasks for idle")
+	flag.DurationVar(&b.hold, "hold", 10*time.Minute, "how long the snapshot is held for held")
 	flag.DurationVar(&b.wait, "wait", 5*time.Minute, "the longest wait for a quiet machine, before each run")
 	out := flag.String("json", "", "a file for all figures")
 	from := flag.String("from", "", "a file of figures: reports them and runs nothing")
@@ -109,8 +128,16 @@ func main() {
 }
 
 func run(ctx context.Context, b *bench, who, only, from, out string, update bool) (err error) {
-	if b.workloads, err = choose("workload", workloads, only, func(w workload) string { return w.name }); err != nil {
-		return err
+	all := slices.Concat(workloads, ownWorkloads)
+	switch only {
+	case "":
+		b.workloads = workloads
+	case "own":
+		b.workloads = ownWorkloads
+	default:
+		if b.workloads, err = choose("workload", all, only, func(w workload) string { return w.name }); err != nil {
+			return err
+		}
 	}
 	switch who {
 	case "":
@@ -143,12 +170,8 @@ func run(ctx context.Context, b *bench, who, only, from, out string, update bool
 	return nil
 }
 
-// choose keeps those that are named in the list, in their own order; all, when
-// it is empty.
+// choose keeps those that are named in the list, in their own order.
 func choose[T any](kind string, all []T, list string, name func(T) string) ([]T, error) {
-	if list == "" {
-		return all, nil
-	}
 	var known, chosen []string
 	for _, x := range all {
 		known = append(known, name(x))
@@ -172,10 +195,13 @@ type bench struct {
 	rounds    int
 	quiet     float64
 	wait      time.Duration
+	finished  int
+	parked    int
+	hold      time.Duration
 
 	stage    *stage.Stage
 	programs map[string]string // of engines, built
-	urls     map[string]string // of engines' databases
+	urls     map[string]string // of databases
 	meters   map[string]*pgx.Conn
 }
 
@@ -193,9 +219,18 @@ func (b *bench) compare(ctx context.Context) (_ *results, err error) {
 			err = errors.Join(err, m.Close(context.WithoutCancel(ctx)))
 		}
 	}()
+	b.engines = slices.DeleteFunc(slices.Clone(b.engines), func(e engine) bool { return !slices.ContainsFunc(b.workloads, e.runs) })
+	if len(b.engines) == 0 {
+		return nil, errors.New("none of the engines runs any of the workloads")
+	}
 	for _, e := range b.engines {
-		if err := b.prepare(ctx, e); err != nil {
+		if err := b.build(ctx, e); err != nil {
 			return nil, err
+		}
+		for _, w := range b.workloads {
+			if err := b.prepare(ctx, e, w); err != nil {
+				return nil, err
+			}
 		}
 	}
 	r, err := b.describe(ctx)
@@ -206,7 +241,7 @@ func (b *bench) compare(ctx context.Context) (_ *results, err error) {
 		for _, w := range b.workloads {
 			for i := range b.engines {
 				e := b.engines[(i+round)%len(b.engines)] // nobody is always the first
-				if !e.runs(w) {
+				if !e.runs(w) || w.unit == "" {
 					continue
 				}
 				f, err := b.run(ctx, e, w)
@@ -219,18 +254,37 @@ func (b *bench) compare(ctx context.Context) (_ *results, err error) {
 			}
 		}
 	}
+	for _, w := range b.workloads {
+		if special := specials[w.name]; special != nil && b.programs["tasker"] != "" {
+			notes, err := special(ctx, b)
+			if err != nil {
+				return nil, fmt.Errorf("%s: %w", w.name, err)
+			}
+			r.Notes = append(r.Notes, notes...)
+		}
+	}
 	return r, nil
 }
 
-// prepare builds an engine's program and makes its database.
-func (b *bench) prepare(ctx context.Context, e engine) error {
+// build builds an engine's program.
+func (b *bench) build(ctx context.Context, e engine) error {
 	program := filepath.Join(b.stage.Dir, e.name)
 	build := exec.CommandContext(ctx, "go", "build", "-o", program, e.program)
 	build.Dir = e.module
 	if text, err := build.CombinedOutput(); err != nil {
 		return fmt.Errorf("build %s: %w\n%s", e.name, err, text)
 	}
-	url, err := b.stage.Database(ctx, e.name)
+	b.programs[e.name] = program
+	return nil
+}
+
+// prepare makes the database that the engine has for the workload, once.
+func (b *bench) prepare(ctx context.Context, e engine, w workload) error {
+	name := e.database(w)
+	if b.meters[name] != nil || !e.runs(w) || w.unit == "" {
+		return nil
+	}
+	url, err := b.stage.Database(ctx, name)
 	if err != nil {
 		return err
 	}
@@ -238,9 +292,11 @@ func (b *bench) prepare(ctx context.Context, e engine) error {
 	if err != nil {
 		return err
 	}
-	b.programs[e.name], b.urls[e.name], b.meters[e.name] = program, url, conn
-	_, err = conn.Exec(ctx, `CREATE EXTENSION pg_stat_statements`)
-	return err
+	b.urls[name], b.meters[name] = url, conn
+	if _, err = conn.Exec(ctx, `CREATE EXTENSION pg_stat_statements`); err != nil || !w.finished {
+		return err
+	}
+	return b.fill(ctx, e, url, conn)
 }
 
 // run measures one workload by one engine, and again while others disturb it.
@@ -269,12 +325,22 @@ func (b *bench) run(ctx context.Context, e engine, w workload) (figure, error) {
 
 // once starts the engine, warms it up, measures and stops it.
 func (b *bench) once(ctx context.Context, e engine, w workload) (f figure, err error) {
-	c, err := contest.Start(ctx, e.name, b.urls[e.name], append([]string{b.programs[e.name]}, e.flags...)...)
+	url := b.urls[e.database(w)]
+	c, err := b.start(ctx, e.name, e, url)
 	if err != nil {
 		return f, err
 	}
 	defer func() { err = errors.Join(err, c.Close()) }()
-	b.stage.Watch(e.name, c.PID())
+	for i := range w.helpers {
+		helper, err := b.start(ctx, fmt.Sprint(e.name, helping, i), e, url)
+		if err != nil {
+			return f, err
+		}
+		defer func() { err = errors.Join(err, helper.Close()) }()
+		if _, err := helper.Run(contest.Order{Shape: contest.Single}); err != nil { // answers when it works
+			return f, err
+		}
+	}
 	order := e.order(w)
 	warm, register := order, order
 	warm.InTurn, warm.Tasks, warm.Size = false, min(warm.Tasks*10, 20), min(warm.Size, 20)
@@ -284,7 +350,16 @@ func (b *bench) once(ctx context.Context, e engine, w workload) (f figure, err e
 			return f, err
 		}
 	}
-	return measure(ctx, b.stage, b.meters[e.name], c, w, order)
+	return measure(ctx, b.stage, b.meters[e.database(w)], c, w, order)
+}
+
+// start starts a process of the engine, and watches it.
+func (b *bench) start(ctx context.Context, name string, e engine, url string, flags ...string) (*contest.Contestant, error) {
+	c, err := contest.Start(ctx, name, url, slices.Concat([]string{b.programs[e.name]}, e.flags, flags)...)
+	if err == nil {
+		b.stage.Watch(name, c.PID())
+	}
+	return c, err
 }
 
 // figure is what one run cost. Costs are per step.
@@ -329,7 +404,7 @@ func measure(ctx context.Context, s *stage.Stage, meter *pgx.Conn, c *contest.Co
 	}
 	steps := float64(o.Tasks * o.StepsPerTask())
 	f := figure{Workload: w.name, Engine: c.Name,
-		EngineCPU:  time.Duration(float64(after.cpu[c.Name]-before.cpu[c.Name]) / steps),
+		EngineCPU:  time.Duration(float64(after.engine(c.Name)-before.engine(c.Name)) / steps),
 		Postgres:   time.Duration(float64(after.cpu["postgres"]-before.cpu["postgres"]) / steps),
 		WAL:        float64(after.wal-before.wal) / steps,
 		Statements: float64(after.statements-before.statements) / steps,
@@ -354,6 +429,19 @@ type reading struct {
 	machine, own          time.Duration
 	cpu                   map[string]time.Duration
 	wal, xids, statements int64
+}
+
+// helping is in the names of an engine's further processes.
+const helping = " helper "
+
+// engine is the time of all processes of an engine.
+func (r reading) engine(name string) (used time.Duration) {
+	for process, d := range r.cpu {
+		if process == name || strings.HasPrefix(process, name+helping) {
+			used += d
+		}
+	}
+	return used
 }
 
 func read(ctx context.Context, s *stage.Stage, meter *pgx.Conn) (reading, error) {

@@ -46,9 +46,7 @@ func ownTime() time.Duration {
 // Postgres and this program.
 func othersBetween(before, after reading, engine string) float64 {
 	others := after.machine - before.machine - (after.own - before.own)
-	for _, name := range []string{engine, "postgres"} {
-		others -= after.cpu[name] - before.cpu[name]
-	}
+	others -= after.engine(engine) - before.engine(engine) + after.cpu["postgres"] - before.cpu["postgres"]
 	return max(0, others.Seconds()/after.at.Sub(before.at).Seconds())
 }
 

@@ -24,19 +24,28 @@ type results struct {
 	Workloads []named   `json:"workloads"`
 	Engines   []named   `json:"engines"`
 	Figures   []figure  `json:"figures"`
+	Notes     []note    `json:"notes,omitempty"`
 }
 
 type named struct {
 	Name  string `json:"name"`
 	About string `json:"about"`
 	Unit  string `json:"unit,omitempty"`
+	Own   bool   `json:"own,omitempty"` // about tasker alone
+}
+
+// note is a figure that fits no table.
+type note struct {
+	Workload string  `json:"workload"`
+	What     string  `json:"what"`
+	Value    float64 `json:"value"`
 }
 
 // describe says what is compared, and on what.
 func (b *bench) describe(ctx context.Context) (*results, error) {
 	r := &results{When: time.Now().UTC().Truncate(time.Second), Machine: fmt.Sprintf("%d processors, %s, %s", runtime.NumCPU(), runtime.GOARCH, runtime.Version())}
 	for _, w := range b.workloads {
-		r.Workloads = append(r.Workloads, named{w.name, w.title, w.unit})
+		r.Workloads = append(r.Workloads, named{w.name, w.title, w.unit, w.own})
 	}
 	for _, e := range b.engines {
 		r.Engines = append(r.Engines, named{Name: e.name, About: e.about})
@@ -150,7 +159,7 @@ func (r *results) markdown(charts string) string {
 	}
 	for _, w := range r.Workloads {
 		rows := r.rows(w)
-		if len(rows) == 0 {
+		if len(rows) == 0 || w.Own {
 			continue
 		}
 		fmt.Fprintf(&b, "\n### %s: %s\n\n", w.Name, w.About)
@@ -168,13 +177,46 @@ func (r *results) markdown(charts string) string {
 			if w.Unit == "ms" {
 				p99 = " " + number(l.median(func(f figure) float64 { return f.P99 })) + " |"
 			}
-			fmt.Fprintf(&b, "| %s%s | %s |%s %s | %s, %s | %s | %s | %s |\n", l.engine, disturbed(l.dirty), l.value, p99, ratio,
-				number(l.median(func(f figure) float64 { return micros(f.EngineCPU) })), number(l.median(func(f figure) float64 { return micros(f.Postgres) })),
-				number(l.median(func(f figure) float64 { return f.WAL })), number(l.median(func(f figure) float64 { return f.Statements })),
-				number(l.median(func(f figure) float64 { return f.Commits })))
+			fmt.Fprintf(&b, "| %s%s | %s |%s %s | %s |\n", l.engine, disturbed(l.dirty), l.value, p99, ratio, l.costs())
 		}
 	}
+	r.ownMarkdown(&b)
 	return b.String()
+}
+
+// ownMarkdown is the part about tasker alone.
+func (r *results) ownMarkdown(b *strings.Builder) {
+	begun := false
+	for _, w := range r.Workloads {
+		for _, l := range r.rows(w) {
+			if !w.Own {
+				continue
+			}
+			if !begun {
+				begun = true
+				b.WriteString("\n### tasker alone\n\n| workload | figure | CPU per step, µs: engine, Postgres | WAL B | statements | commits |\n|---|---|---|---|---|---|\n")
+			}
+			fmt.Fprintf(b, "| %s: %s%s | %s %s | %s |\n", w.Name, w.About, disturbed(l.dirty), l.value, w.Unit, l.costs())
+		}
+	}
+	if len(r.Notes) > 0 {
+		b.WriteString("\n| measured | figure |\n|---|---|\n")
+	}
+	for _, n := range r.Notes {
+		fmt.Fprintf(b, "| %s: %s | %s |\n", n.Workload, n.What, number(n.Value))
+	}
+}
+
+// costs are the cells of what a step costs.
+func (l row) costs() string {
+	var cells []any
+	for _, value := range []func(figure) float64{
+		func(f figure) float64 { return micros(f.EngineCPU) }, func(f figure) float64 { return micros(f.Postgres) },
+		func(f figure) float64 { return f.WAL }, func(f figure) float64 { return f.Statements }, func(f figure) float64 { return f.Commits },
+	} {
+		cells = append(cells, number(l.median(value)))
+	}
+	return fmt.Sprintf("%s, %s | %s | %s | %s", cells...)
 }
 
 func when(is bool, text string) string {
@@ -229,7 +271,7 @@ func (r *results) update(document, charts string) error {
 		return err
 	}
 	for _, w := range r.Workloads {
-		if rows := r.rows(w); len(rows) > 0 {
+		if rows := r.rows(w); len(rows) > 0 && !w.Own {
 			if err := os.WriteFile(path.Join(folder, w.Name+".svg"), []byte(chart(w, rows)), 0o644); err != nil {
 				return err
 			}

@@ -14,7 +14,7 @@ import (
 // measured has two engines that took turns for three rounds.
 func measured() *results {
 	r := &results{When: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), Machine: "2 processors", Postgres: "15",
-		Workloads: []named{{"w1", "tasks of 10 steps & more", "steps/s"}, {"w4", "one step", "ms"}, {"w5", "that nobody ran", "steps/s"}},
+		Workloads: []named{{Name: "w1", About: "tasks of 10 steps & more", Unit: "steps/s"}, {Name: "w4", About: "one step", Unit: "ms"}, {Name: "w5", About: "that nobody ran", Unit: "steps/s"}},
 		Engines:   []named{{Name: "tasker", About: "ours"}, {Name: "peer", About: "theirs"}}}
 	for i, rates := range [][2]float64{{2000, 400}, {1000, 100}, {30000, 1500}} {
 		for n, e := range r.Engines {

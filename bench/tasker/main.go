@@ -5,8 +5,10 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"flag"
 	"log/slog"
 	"os"
+	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
@@ -14,19 +16,26 @@ import (
 	"github.com/taskerhq/tasker/bench/contest"
 	"github.com/taskerhq/tasker/handler"
 	"github.com/taskerhq/tasker/migrations"
+	"github.com/taskerhq/tasker/orchestrator"
 	"github.com/taskerhq/tasker/store"
 	"github.com/taskerhq/tasker/template"
 	"github.com/taskerhq/tasker/worker"
 )
 
-func main() { contest.Serve(start) }
+func main() {
+	parkAfter := flag.Duration("park-after", 0, "how long to keep a task that only waits; 0: the default")
+	flag.Parse()
+	contest.Serve(func(ctx context.Context, databaseURL string) (contest.Engine, func() error, error) {
+		return start(ctx, databaseURL, *parkAfter)
+	})
+}
 
 type engine struct {
 	pool  *pgxpool.Pool
 	store *store.Store
 }
 
-func start(ctx context.Context, databaseURL string) (contest.Engine, func() error, error) {
+func start(ctx context.Context, databaseURL string, parkAfter time.Duration) (contest.Engine, func() error, error) {
 	pool, err := store.Open(ctx, databaseURL, "bench", 2)
 	if err != nil {
 		return nil, nil, err
@@ -38,11 +47,14 @@ func start(ctx context.Context, databaseURL string) (contest.Engine, func() erro
 	handlers.Register("bench.noop", func(context.Context, *tasker.Attempt) (any, error) {
 		return json.RawMessage(contest.Result), nil
 	})
+	handlers.Register("bench.later", func(context.Context, *tasker.Attempt) (any, error) {
+		return nil, handler.RetryAfter(24*time.Hour, errors.New("later"))
+	})
 	working, end := context.WithCancel(context.WithoutCancel(ctx))
 	started, ended := make(chan struct{}), make(chan error, 1)
 	go func() {
 		ended <- worker.Run(working, worker.Config{
-			DatabaseURL: databaseURL, Handlers: handlers, Started: func(int64) { close(started) },
+			DatabaseURL: databaseURL, Handlers: handlers, Started: func(int64) { close(started) }, Live: worker.Live{Tuning: orchestrator.Tuning{ParkAfter: parkAfter}},
 			Logger: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
 		})
 	}()
