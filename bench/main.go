@@ -256,6 +256,9 @@ func (b *bench) compare(ctx context.Context) (_ *results, err error) {
 	}
 	for _, w := range b.workloads {
 		if special := specials[w.name]; special != nil && b.programs["tasker"] != "" {
+			if err := b.awaitQuiet(ctx); err != nil {
+				return nil, err
+			}
 			notes, err := special(ctx, b)
 			if err != nil {
 				return nil, fmt.Errorf("%s: %w", w.name, err)
@@ -303,10 +306,8 @@ func (b *bench) prepare(ctx context.Context, e engine, w workload) error {
 func (b *bench) run(ctx context.Context, e engine, w workload) (figure, error) {
 	var best figure
 	for try := range tries {
-		if b.quiet > 0 {
-			if err := awaitQuiet(ctx, b.quiet, b.wait); err != nil {
-				return best, err
-			}
+		if err := b.awaitQuiet(ctx); err != nil {
+			return best, err
 		}
 		f, err := b.once(ctx, e, w)
 		if err != nil {

@@ -161,7 +161,7 @@ func idle(ctx context.Context, b *bench) ([]note, error) {
 	return append(notes, more...), err
 }
 
-// park makes tasks that wait for a retry until tomorrow.
+// park makes tasks that wait for a retry, most of an hour: longer is cut.
 func park(ctx context.Context, b *bench) (err error) {
 	if err := b.stage.Register(ctx, "parked.yaml", "name: parked\nnamespace_name: bench\nversion: 1.0.0\nstep_templates: [{name: only, handler: bench.later}]\n"); err != nil {
 		return err

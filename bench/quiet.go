@@ -52,7 +52,10 @@ func othersBetween(before, after reading, engine string) float64 {
 
 // awaitQuiet waits until the machine was quiet for a second. After the longest
 // wait it goes on all the same: the run's figure tells how busy others were.
-func awaitQuiet(ctx context.Context, limit float64, longest time.Duration) error {
+func (b *bench) awaitQuiet(ctx context.Context) error {
+	if b.quiet <= 0 {
+		return nil
+	}
 	begun, told := time.Now(), time.Time{}
 	for {
 		own, at := ownTime(), time.Now()
@@ -70,17 +73,17 @@ func awaitQuiet(ctx context.Context, limit float64, longest time.Duration) error
 			return err
 		}
 		busy := (now - machine - (ownTime() - own)).Seconds() / time.Since(at).Seconds()
-		if busy <= limit {
+		if busy <= b.quiet {
 			return nil
 		}
 		waited := time.Since(begun).Round(time.Second)
-		if waited >= longest {
+		if waited >= b.wait {
 			fmt.Fprintf(os.Stderr, "others still use %.2f processors after %s: going on\n", busy, waited)
 			return nil
 		}
 		if time.Since(told) > 15*time.Second {
 			told = time.Now()
-			fmt.Fprintf(os.Stderr, "others use %.2f processors: waiting for less than %.2f, at most %s more\n", busy, limit, (longest - waited).Round(time.Second))
+			fmt.Fprintf(os.Stderr, "others use %.2f processors: waiting for less than %.2f, at most %s more\n", busy, b.quiet, (b.wait - waited).Round(time.Second))
 		}
 	}
 }

@@ -153,7 +153,7 @@ func (r *results) markdown(charts string) string {
 	for _, f := range r.Figures {
 		rounds = max(rounds, f.Round)
 	}
-	fmt.Fprintf(&b, "%s; %s; Postgres %s; %d rounds, in each the engines take turns. Cells: median (least–most).\n\n", r.When.Format(time.DateOnly), r.Machine, r.Postgres, rounds)
+	fmt.Fprintf(&b, "%s; %s; Postgres %s. Rounds, in each of which the engines take turns: %d. Cells: median (least–most).\n\n", r.When.Format(time.DateOnly), r.Machine, r.Postgres, rounds)
 	for _, e := range r.Engines {
 		fmt.Fprintf(&b, "- `%s`: %s.\n", e.Name, e.About)
 	}

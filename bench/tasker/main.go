@@ -48,7 +48,7 @@ func start(ctx context.Context, databaseURL string, parkAfter time.Duration) (co
 		return json.RawMessage(contest.Result), nil
 	})
 	handlers.Register("bench.later", func(context.Context, *tasker.Attempt) (any, error) {
-		return nil, handler.RetryAfter(24*time.Hour, errors.New("later"))
+		return nil, handler.RetryAfter(59*time.Minute, errors.New("later"))
 	})
 	working, end := context.WithCancel(context.WithoutCancel(ctx))
 	started, ended := make(chan struct{}), make(chan error, 1)
