@@ -41,6 +41,13 @@ test/long: setup ## run the property tests for minutes instead of seconds
 	go test -timeout 60m -count 1 ./dag ./finalizer ./orchestrator -run 'Progress|ATaskRuns|AnyDAG|NeverHangs|TheEnd|ATaskEnds' -rapid.checks=10000
 	go test -timeout 60m -count 1 ./store -run TheView -rapid.checks=5000
 
+# What `make bench` runs: make bench BENCH='-engines all -only w1,w4 -update'; go run ./bench -help has the rest.
+BENCH ?=
+
+.PHONY: bench
+bench: setup ## compare tasker with DBOS and River (10 minutes, on a quiet machine: it waits for one)
+	go run ./bench $(BENCH)
+
 .PHONY: bench/bridge
 bench/bridge: setup ## measure Ruby steps against native Sidekiq jobs, events to Ruby, and latencies (12 minutes, on a quiet machine)
 	go run ./bench/bridge

@@ -1,15 +1,22 @@
 // Command bench compares engines: the same workloads, in one run, taking turns,
 // on one Postgres with fsync and synchronous_commit on. Steps are no-ops that
-// return a result of 100 bytes. Run it from the root of the repository, on a
-// quiet machine:
+// return a result of 100 bytes. A run has the machine to itself: its engine is
+// started for it, warmed up and stopped, and it waits until nobody else uses the
+// processors. Run it from the root of the repository:
 //
-//	go run ./bench                              # all engines, all workloads
+//	go run ./bench                              # tasker, dbos and river_chain
+//	go run ./bench -engines all                 # and the peers' other settings
 //	go run ./bench -engines tasker -only w1,w4  # some of them
+//	go run ./bench -only own                    # tasker alone: size, processes, history, idleness (30 minutes)
+//	go run ./bench -json FILE -update           # keeps the figures, rewrites bench/README.md
+//	go run ./bench -from FILE -update           # rewrites it from figures that were kept
+//
+// An engine is a program that serves the protocol of bench/contest. Those of
+// peers are modules of their own: nobody else needs what they import.
 package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -32,38 +39,87 @@ import (
 type workload struct {
 	name, title, unit string
 	order             contest.Order
+
+	// Of the questions about tasker alone (own.go).
+	own      bool // runs only when it is named
+	helpers  int  // further processes of the engine
+	finished bool // the tables hold many finished tasks before
 }
 
 var workloads = []workload{
-	{"w1", "500 tasks of 10 steps in a row", "steps/s", contest.Order{Shape: contest.Chain, Size: 10, Tasks: 500}},
-	{"w1i", "one task of 10 steps in a row, idle", "ms", contest.Order{Shape: contest.Chain, Size: 10, Tasks: 50, InTurn: true, Pause: 20 * time.Millisecond}},
-	{"w2", "200 tasks of 1 step, then 20 side by side, then 1", "steps/s", contest.Order{Shape: contest.Fan, Size: 20, Tasks: 200}},
-	{"w3", "1,000 diamonds of 4 steps", "tasks/s", contest.Order{Shape: contest.Diamond, Tasks: 1000}},
-	{"w4", "one step, enqueue to completion, idle", "ms", contest.Order{Shape: contest.Single, Tasks: 200, InTurn: true, Pause: 10 * time.Millisecond}},
-	{"w5", "one task of 1,000 steps in a row", "steps/s", contest.Order{Shape: contest.Chain, Size: 1000, Tasks: 1}},
+	{name: "w1", title: "500 tasks of 10 steps in a row", unit: "steps/s", order: contest.Order{Shape: contest.Chain, Size: 10, Tasks: 500}},
+	{name: "w1i", title: "one task of 10 steps in a row, idle", unit: "ms", order: contest.Order{Shape: contest.Chain, Size: 10, Tasks: 50, InTurn: true, Pause: 20 * time.Millisecond}},
+	{name: "w2", title: "200 tasks of 1 step, then 20 side by side, then 1", unit: "steps/s", order: contest.Order{Shape: contest.Fan, Size: 20, Tasks: 200}},
+	{name: "w3", title: "1,000 diamonds of 4 steps", unit: "tasks/s", order: contest.Order{Shape: contest.Diamond, Tasks: 1000}},
+	{name: "w4", title: "one step, enqueue to completion, idle", unit: "ms", order: contest.Order{Shape: contest.Single, Tasks: 200, InTurn: true, Pause: 10 * time.Millisecond}},
+	{name: "w5", title: "one task of 1,000 steps in a row", unit: "steps/s", order: contest.Order{Shape: contest.Chain, Size: 1000, Tasks: 1}},
 }
 
-// An engine is a program that serves contest's protocol.
+// An engine is a program that serves contest's protocol, and its settings.
 type engine struct {
 	name    string
+	about   string
 	module  string // the folder of its module
 	program string // its package there
+	flags   []string
+	asked   bool     // runs only when it is named, or all are
+	inTurn  int      // at most so many tasks in turn, where each takes long; 0: all
+	not     []string // workloads that say nothing about it, or never end
 }
 
 var engines = []engine{
-	{"tasker", ".", "./bench/tasker"},
+	{name: "tasker", about: "this repository: every step is handed over through the database; default settings", module: ".", program: "./bench/tasker"},
+	{name: "dbos", about: "DBOS Transact for Go 1.8.0, a workflow per task: its process runs it and checkpoints each step, no step is handed over; from a queue that is polled each 10 ms, 100 workers, 20 connections",
+		module: "bench/dbos", program: ".", flags: []string{"-mode", "queue"}},
+	{name: "dbos_direct", about: "the same without the queue: 100 goroutines of the caller run the workflows",
+		module: "bench/dbos", program: ".", flags: []string{"-mode", "direct"}, asked: true},
+	{name: "dbos_default", about: "the same with the queue's default poll of one second",
+		module: "bench/dbos", program: ".", flags: []string{"-mode", "default"}, asked: true, inTurn: 10},
+	{name: "river_chain", about: "River 0.51.1 with a graph by hand: one transaction keeps the result, completes the job and inserts what is next; 100 workers, 20 connections, fetch cooldown 1 ms, poll 10 ms",
+		module: "bench/river", program: ".", flags: []string{"-graph"}},
+	{name: "river_chain_default", about: "the same with River's default fetch cooldown of 100 ms and poll of one second",
+		module: "bench/river", program: ".", flags: []string{"-graph", "-default"}, asked: true, inTurn: 10, not: []string{"w5"}},
+	{name: "river", about: "River 0.51.1 alone: as many jobs as there are steps, independent of each other, with recorded output; 1,000 workers, cooldown 1 ms, poll 10 ms. No workflow: the bound of what River can do",
+		module: "bench/river", program: ".", asked: true, inTurn: 40, not: []string{"w1i", "w5"}},
+}
+
+func (e engine) runs(w workload) bool {
+	return !slices.Contains(e.not, w.name) && (e.name == "tasker" || !w.own)
+}
+
+// database is the name of the one that the engine has for the workload.
+func (e engine) database(w workload) string {
+	if w.finished {
+		return e.name + "_" + w.name
+	}
+	return e.name
+}
+
+// order is the workload's, cut to what this engine can do in reasonable time.
+func (e engine) order(w workload) contest.Order {
+	o := w.order
+	if o.InTurn && e.inTurn > 0 {
+		o.Tasks = min(o.Tasks, e.inTurn)
+	}
+	return o
 }
 
 func main() {
-	rounds := flag.Int("rounds", 5, "runs of each workload by each engine")
-	only := flag.String("only", "", "some of the workloads, such as w1,w4")
-	who := flag.String("engines", "", "some of the engines, such as tasker")
+	var b bench
+	flag.IntVar(&b.rounds, "rounds", 5, "runs of each workload by each engine")
+	only := flag.String("only", "", "some of the workloads, such as w1,w4, or own: the questions about tasker alone; default: those that all engines run")
+	who := flag.String("engines", "", "some of the engines, such as tasker,dbos, or all; default: tasker, dbos and river_chain")
+	flag.Float64Var(&b.quiet, "quiet", 0.35, "how many processors others may use during a run; 0: no matter")
+	flag.IntVar(&b.finished, "finished", 1_000_000, "finished tasks in the tables for w1_full")
+	flag.IntVar(&b.parked, "parked", 100_000, "parked tasks for idle")
+	flag.DurationVar(&b.hold, "hold", 10*time.Minute, "how long the snapshot is held for held")
+	flag.DurationVar(&b.wait, "wait", 5*time.Minute, "the longest wait for a quiet machine, before each run")
 	out := flag.String("json", "", "a file for all figures")
-	top := flag.Int("statements", 0, "show so many of each engine's statements, those that took longest")
+	from := flag.String("from", "", "a file of figures: reports them and runs nothing")
+	update := flag.Bool("update", false, "writes the tables in bench/README.md, and bench/charts, anew")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	err := compare(ctx, *rounds, choose(workloads, *only, func(w workload) string { return w.name }),
-		choose(engines, *who, func(e engine) string { return e.name }), *out, *top)
+	err := run(ctx, &b, *who, *only, *from, *out, *update)
 	stop()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
@@ -71,123 +127,265 @@ func main() {
 	}
 }
 
-// choose keeps those that are named in the list; all, when it is empty.
-func choose[T any](all []T, list string, name func(T) string) []T {
-	if list == "" {
-		return all
+func run(ctx context.Context, b *bench, who, only, from, out string, update bool) (err error) {
+	all := slices.Concat(workloads, ownWorkloads)
+	switch only {
+	case "":
+		b.workloads = workloads
+	case "own":
+		b.workloads = ownWorkloads
+	default:
+		if b.workloads, err = choose("workload", all, only, func(w workload) string { return w.name }); err != nil {
+			return err
+		}
 	}
-	named := strings.Split(list, ",")
-	return slices.DeleteFunc(slices.Clone(all), func(x T) bool { return !slices.Contains(named, name(x)) })
+	switch who {
+	case "":
+		b.engines = slices.DeleteFunc(slices.Clone(engines), func(e engine) bool { return e.asked })
+	case "all":
+		b.engines = engines
+	default:
+		if b.engines, err = choose("engine", engines, who, func(e engine) string { return e.name }); err != nil {
+			return err
+		}
+	}
+	var r *results
+	if from != "" {
+		r, err = readResults(from)
+	} else {
+		r, err = b.compare(ctx)
+	}
+	if err != nil {
+		return err
+	}
+	if out != "" {
+		if err := r.write(out); err != nil {
+			return err
+		}
+	}
+	fmt.Print(r.markdown(""))
+	if update {
+		return r.update("bench/README.md", "charts")
+	}
+	return nil
 }
 
-// settings are those of the peers' measurements.
+// choose keeps those that are named in the list, in their own order.
+func choose[T any](kind string, all []T, list string, name func(T) string) ([]T, error) {
+	var known, chosen []string
+	for _, x := range all {
+		known = append(known, name(x))
+	}
+	for _, n := range strings.Split(list, ",") {
+		if !slices.Contains(known, n) {
+			return nil, fmt.Errorf("no %s %q: there are %s", kind, n, strings.Join(known, ", "))
+		}
+		chosen = append(chosen, n)
+	}
+	return slices.DeleteFunc(slices.Clone(all), func(x T) bool { return !slices.Contains(chosen, name(x)) }), nil
+}
+
+// settings of Postgres; the rest is at its defaults.
 var settings = []string{"shared_buffers = '512MB'", "max_connections = 200", "shared_preload_libraries = 'pg_stat_statements'"}
 
-func compare(ctx context.Context, rounds int, workloads []workload, engines []engine, out string, top int) (err error) {
-	if len(workloads) == 0 || len(engines) == 0 {
-		return errors.New("no such engine or workload")
+// bench is a comparison under way.
+type bench struct {
+	workloads []workload
+	engines   []engine
+	rounds    int
+	quiet     float64
+	wait      time.Duration
+	finished  int
+	parked    int
+	hold      time.Duration
+
+	stage    *stage.Stage
+	programs map[string]string // of engines, built
+	urls     map[string]string // of databases
+	meters   map[string]*pgx.Conn
+}
+
+// tries is how often a run is made while others use the machine.
+const tries = 3
+
+func (b *bench) compare(ctx context.Context) (_ *results, err error) {
+	if b.stage, err = stage.Open(ctx, settings...); err != nil {
+		return nil, err
 	}
-	s, err := stage.Open(ctx, settings...)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, s.Close()) }()
-	var contestants []*contest.Contestant
+	defer func() { err = errors.Join(err, b.stage.Close()) }()
+	b.programs, b.urls, b.meters = map[string]string{}, map[string]string{}, map[string]*pgx.Conn{}
 	defer func() {
-		for _, c := range contestants {
-			err = errors.Join(err, c.Close())
+		for _, m := range b.meters {
+			err = errors.Join(err, m.Close(context.WithoutCancel(ctx)))
 		}
 	}()
-	meters := map[string]*pgx.Conn{}
-	for _, e := range engines {
-		program := filepath.Join(s.Dir, e.name)
-		build := exec.CommandContext(ctx, "go", "build", "-o", program, e.program)
-		build.Dir = e.module
-		if text, err := build.CombinedOutput(); err != nil {
-			return fmt.Errorf("build %s: %w\n%s", e.name, err, text)
-		}
-		url, err := s.Database(ctx, e.name)
-		if err != nil {
-			return err
-		}
-		conn, err := pgx.Connect(ctx, url)
-		if err != nil {
-			return err
-		}
-		defer func() { err = errors.Join(err, conn.Close(context.WithoutCancel(ctx))) }()
-		if _, err := conn.Exec(ctx, `CREATE EXTENSION pg_stat_statements`); err != nil {
-			return err
-		}
-		meters[e.name] = conn
-		c, err := contest.Start(ctx, e.name, url, program)
-		if err != nil {
-			return err
-		}
-		contestants = append(contestants, c)
-		s.Watch(e.name, c.PID())
+	b.engines = slices.DeleteFunc(slices.Clone(b.engines), func(e engine) bool { return !slices.ContainsFunc(b.workloads, e.runs) })
+	if len(b.engines) == 0 {
+		return nil, errors.New("none of the engines runs any of the workloads")
 	}
-	var figures []figure
-	done := 0 // steps, of all engines alike, since the warm-up
-	for round := range rounds + 1 {
-		if round == 1 {
-			for _, meter := range meters {
-				if _, err := meter.Exec(ctx, `SELECT pg_stat_statements_reset()`); err != nil {
-					return err
-				}
+	for _, e := range b.engines {
+		if err := b.build(ctx, e); err != nil {
+			return nil, err
+		}
+		for _, w := range b.workloads {
+			if err := b.prepare(ctx, e, w); err != nil {
+				return nil, err
 			}
 		}
-		for _, w := range workloads {
-			for _, c := range contestants {
-				order := w.order
-				if round == 0 {
-					order.Tasks = min(order.Tasks, 100) // warms up
+	}
+	r, err := b.describe(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for round := range b.rounds {
+		for _, w := range b.workloads {
+			for i := range b.engines {
+				e := b.engines[(i+round)%len(b.engines)] // nobody is always the first
+				if !e.runs(w) || w.unit == "" {
+					continue
 				}
-				f, err := measure(ctx, s, meters[c.Name], c, w, order)
+				f, err := b.run(ctx, e, w)
 				if err != nil {
-					return err
+					return nil, err
 				}
-				fmt.Fprintf(os.Stderr, "%d/%d %-4s %-8s %s\n", round, rounds, w.name, c.Name, f)
-				if round > 0 {
-					figures = append(figures, f)
-				}
-			}
-			if round > 0 {
-				done += w.order.Tasks * w.order.StepsPerTask()
+				f.Round = round + 1
+				fmt.Fprintf(os.Stderr, "%d/%d %-4s %-12s %s\n", f.Round, b.rounds, w.name, e.name, f)
+				r.Figures = append(r.Figures, f)
 			}
 		}
 	}
-	report(os.Stdout, workloads, engines, figures)
-	for _, e := range engines {
-		if err := statements(ctx, os.Stdout, meters[e.name], e, top, done); err != nil {
-			return err
+	for _, w := range b.workloads {
+		if special := specials[w.name]; special != nil && b.programs["tasker"] != "" {
+			if err := b.awaitQuiet(ctx); err != nil {
+				return nil, err
+			}
+			notes, err := special(ctx, b)
+			if err != nil {
+				return nil, fmt.Errorf("%s: %w", w.name, err)
+			}
+			r.Notes = append(r.Notes, notes...)
 		}
 	}
-	if out == "" {
+	return r, nil
+}
+
+// build builds an engine's program.
+func (b *bench) build(ctx context.Context, e engine) error {
+	program := filepath.Join(b.stage.Dir, e.name)
+	build := exec.CommandContext(ctx, "go", "build", "-o", program, e.program)
+	build.Dir = e.module
+	if text, err := build.CombinedOutput(); err != nil {
+		return fmt.Errorf("build %s: %w\n%s", e.name, err, text)
+	}
+	b.programs[e.name] = program
+	return nil
+}
+
+// prepare makes the database that the engine has for the workload, once.
+func (b *bench) prepare(ctx context.Context, e engine, w workload) error {
+	name := e.database(w)
+	if b.meters[name] != nil || !e.runs(w) || w.unit == "" {
 		return nil
 	}
-	text, err := json.MarshalIndent(figures, "", "  ")
+	url, err := b.stage.Database(ctx, name)
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(out, append(text, '\n'), 0o644)
+	conn, err := pgx.Connect(ctx, url)
+	if err != nil {
+		return err
+	}
+	b.urls[name], b.meters[name] = url, conn
+	if _, err = conn.Exec(ctx, `CREATE EXTENSION pg_stat_statements`); err != nil || !w.finished {
+		return err
+	}
+	return b.fill(ctx, e, url, conn)
+}
+
+// run measures one workload by one engine, and again while others disturb it.
+func (b *bench) run(ctx context.Context, e engine, w workload) (figure, error) {
+	var best figure
+	for try := range tries {
+		if err := b.awaitQuiet(ctx); err != nil {
+			return best, err
+		}
+		f, err := b.once(ctx, e, w)
+		if err != nil {
+			return best, err
+		}
+		if try == 0 || f.Others < best.Others {
+			best = f
+		}
+		best.Dirty = b.quiet > 0 && best.Others > b.quiet
+		if !best.Dirty {
+			break
+		}
+	}
+	return best, nil
+}
+
+// once starts the engine, warms it up, measures and stops it.
+func (b *bench) once(ctx context.Context, e engine, w workload) (f figure, err error) {
+	url := b.urls[e.database(w)]
+	c, err := b.start(ctx, e.name, e, url)
+	if err != nil {
+		return f, err
+	}
+	defer func() { err = errors.Join(err, c.Close()) }()
+	for i := range w.helpers {
+		helper, err := b.start(ctx, fmt.Sprint(e.name, helping, i), e, url)
+		if err != nil {
+			return f, err
+		}
+		defer func() { err = errors.Join(err, helper.Close()) }()
+		if _, err := helper.Run(contest.Order{Shape: contest.Single}); err != nil { // answers when it works
+			return f, err
+		}
+	}
+	order := e.order(w)
+	warm, register := order, order
+	warm.InTurn, warm.Tasks, warm.Size = false, min(warm.Tasks*10, 20), min(warm.Size, 20)
+	register.Tasks = 0
+	for _, o := range []contest.Order{warm, register} {
+		if _, err := c.Run(o); err != nil {
+			return f, err
+		}
+	}
+	return measure(ctx, b.stage, b.meters[e.database(w)], c, w, order)
+}
+
+// start starts a process of the engine, and watches it.
+func (b *bench) start(ctx context.Context, name string, e engine, url string, flags ...string) (*contest.Contestant, error) {
+	c, err := contest.Start(ctx, name, url, slices.Concat([]string{b.programs[e.name]}, e.flags, flags)...)
+	if err == nil {
+		b.stage.Watch(name, c.PID())
+	}
+	return c, err
 }
 
 // figure is what one run cost. Costs are per step.
 type figure struct {
 	Workload   string        `json:"workload"`
 	Engine     string        `json:"engine"`
+	Round      int           `json:"round"`
 	Value      float64       `json:"value"` // in the workload's unit: a rate, or the median of the tasks in turn
 	P99        float64       `json:"p99,omitempty"`
-	EngineCPU  time.Duration `json:"engine_cpu"`
-	Postgres   time.Duration `json:"postgres_cpu"`
+	EngineCPU  time.Duration `json:"engine_cpu_ns"`
+	Postgres   time.Duration `json:"postgres_cpu_ns"`
 	WAL        float64       `json:"wal_bytes"`
 	Statements float64       `json:"statements"`
 	Commits    float64       `json:"commits"` // that wrote
+	Others     float64       `json:"others"`  // processors that others used meanwhile
+	Dirty      bool          `json:"dirty,omitempty"`
 }
 
 func (f figure) String() string {
-	return fmt.Sprintf("%8.1f  p99 %6.1f  CPU µs %5.0f + %5.0f  WAL %5.0f B  statements %6.3f  commits %6.3f", f.Value, f.P99,
-		micros(f.EngineCPU), micros(f.Postgres), f.WAL, f.Statements, f.Commits)
+	dirty := ""
+	if f.Dirty {
+		dirty = "  DISTURBED"
+	}
+	return fmt.Sprintf("%8.1f  p99 %6.1f  CPU µs %5.0f + %5.0f  WAL %5.0f B  statements %6.3f  commits %6.3f  others %4.2f%s", f.Value, f.P99,
+		micros(f.EngineCPU), micros(f.Postgres), f.WAL, f.Statements, f.Commits, f.Others, dirty)
 }
 
 func micros(d time.Duration) float64 { return float64(d) / float64(time.Microsecond) }
@@ -207,11 +405,12 @@ func measure(ctx context.Context, s *stage.Stage, meter *pgx.Conn, c *contest.Co
 	}
 	steps := float64(o.Tasks * o.StepsPerTask())
 	f := figure{Workload: w.name, Engine: c.Name,
-		EngineCPU:  time.Duration(float64(after.cpu[c.Name]-before.cpu[c.Name]) / steps),
+		EngineCPU:  time.Duration(float64(after.engine(c.Name)-before.engine(c.Name)) / steps),
 		Postgres:   time.Duration(float64(after.cpu["postgres"]-before.cpu["postgres"]) / steps),
 		WAL:        float64(after.wal-before.wal) / steps,
 		Statements: float64(after.statements-before.statements) / steps,
 		Commits:    float64(after.xids-before.xids) / steps,
+		Others:     othersBetween(before, after, c.Name),
 	}
 	switch w.unit {
 	case "ms":
@@ -227,14 +426,36 @@ func measure(ctx context.Context, s *stage.Stage, meter *pgx.Conn, c *contest.Co
 
 // reading is what the meters show.
 type reading struct {
+	at                    time.Time
+	machine, own          time.Duration
 	cpu                   map[string]time.Duration
 	wal, xids, statements int64
 }
 
+// helping is in the names of an engine's further processes.
+const helping = " helper "
+
+// engine is the time of all processes of an engine.
+func (r reading) engine(name string) (used time.Duration) {
+	for process, d := range r.cpu {
+		if process == name || strings.HasPrefix(process, name+helping) {
+			used += d
+		}
+	}
+	return used
+}
+
 func read(ctx context.Context, s *stage.Stage, meter *pgx.Conn) (reading, error) {
-	r := reading{cpu: s.CPU()}
-	err := meter.QueryRow(ctx, `SELECT (pg_current_wal_insert_lsn() - '0/0')::bigint, pg_snapshot_xmax(pg_current_snapshot())::text::bigint,
-		(SELECT coalesce(sum(calls), 0)::bigint FROM pg_stat_statements WHERE dbid = (SELECT oid FROM pg_database WHERE datname = current_database()))`).
+	r := reading{}
+	// The questions of the engines' Open, and this one, are marked: they are no
+	// work of the engine.
+	err := meter.QueryRow(ctx, `SELECT /* bench */ (pg_current_wal_insert_lsn() - '0/0')::bigint, pg_snapshot_xmax(pg_current_snapshot())::text::bigint,
+		(SELECT coalesce(sum(calls), 0)::bigint FROM pg_stat_statements WHERE dbid = (SELECT oid FROM pg_database WHERE datname = current_database()) AND query NOT LIKE '%/* bench */%')`).
 		Scan(&r.wal, &r.xids, &r.statements)
+	if err != nil {
+		return r, err
+	}
+	r.at, r.cpu, r.own = time.Now(), s.CPU(), ownTime()
+	r.machine, err = machineTime()
 	return r, err
 }

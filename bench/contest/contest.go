@@ -20,6 +20,7 @@ import (
 	"os/signal"
 	"runtime/pprof"
 	"slices"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -73,6 +74,39 @@ func (o Order) Name() string {
 	return fmt.Sprintf("%s_%d", o.Shape, o.Size)
 }
 
+// YAML is the order's DAG as a template of ours. All steps are like step, which
+// holds the fields of a step template but its name and dependencies.
+func (o Order) YAML(namespace, step string) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "name: %s\nnamespace_name: %s\nversion: 1.0.0\nmax_parallel_steps: 100\nstep_templates:\n", o.Name(), namespace)
+	add := func(name string, after ...string) {
+		fmt.Fprintf(&b, "  - {name: %s, depends_on_steps: [%s], %s}\n", name, strings.Join(after, ", "), step)
+	}
+	switch o.Shape {
+	case Single:
+		add("only")
+	case Chain:
+		add("s0")
+		for i := 1; i < o.Size; i++ {
+			add(fmt.Sprint("s", i), fmt.Sprint("s", i-1))
+		}
+	case Diamond:
+		add("a")
+		add("b", "a")
+		add("c", "a")
+		add("d", "b", "c")
+	case Fan:
+		add("first")
+		var all []string
+		for i := range o.Size {
+			all = append(all, fmt.Sprint("s", i))
+			add(all[i], "first")
+		}
+		add("last", all...)
+	}
+	return b.String()
+}
+
 // Done is the answer to an order.
 type Done struct {
 	// Took is from the first enqueue to the moment when the database showed the
@@ -89,7 +123,7 @@ type Engine interface {
 	// Enqueue hands in n tasks.
 	Enqueue(ctx context.Context, o Order, n int) error
 	// Open asks the database whether tasks of the order are not complete: 0, when
-	// all are. It is asked often.
+	// all are. It is asked often. Its statement holds /* bench */: it is not counted as the engine's.
 	Open(ctx context.Context, o Order) (int, error)
 }
 

@@ -5,10 +5,10 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
+	"flag"
 	"log/slog"
 	"os"
-	"strings"
+	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
@@ -16,19 +16,26 @@ import (
 	"github.com/taskerhq/tasker/bench/contest"
 	"github.com/taskerhq/tasker/handler"
 	"github.com/taskerhq/tasker/migrations"
+	"github.com/taskerhq/tasker/orchestrator"
 	"github.com/taskerhq/tasker/store"
 	"github.com/taskerhq/tasker/template"
 	"github.com/taskerhq/tasker/worker"
 )
 
-func main() { contest.Serve(start) }
+func main() {
+	parkAfter := flag.Duration("park-after", 0, "how long to keep a task that only waits; 0: the default")
+	flag.Parse()
+	contest.Serve(func(ctx context.Context, databaseURL string) (contest.Engine, func() error, error) {
+		return start(ctx, databaseURL, *parkAfter)
+	})
+}
 
 type engine struct {
 	pool  *pgxpool.Pool
 	store *store.Store
 }
 
-func start(ctx context.Context, databaseURL string) (contest.Engine, func() error, error) {
+func start(ctx context.Context, databaseURL string, parkAfter time.Duration) (contest.Engine, func() error, error) {
 	pool, err := store.Open(ctx, databaseURL, "bench", 2)
 	if err != nil {
 		return nil, nil, err
@@ -41,11 +48,14 @@ func start(ctx context.Context, databaseURL string) (contest.Engine, func() erro
 	handlers.Register("bench.noop", func(context.Context, *tasker.Attempt) (any, error) {
 		return json.RawMessage(contest.Result), nil
 	})
+	handlers.Register("bench.later", func(context.Context, *tasker.Attempt) (any, error) {
+		return nil, handler.RetryAfter(59*time.Minute, errors.New("later"))
+	})
 	working, end := context.WithCancel(context.WithoutCancel(ctx))
 	started, ended := make(chan struct{}), make(chan error, 1)
 	go func() {
 		ended <- worker.Run(working, worker.Config{
-			DatabaseURL: databaseURL, Handlers: handlers, Started: func(int64) { close(started) },
+			DatabaseURL: databaseURL, Handlers: handlers, Started: func(int64) { close(started) }, Live: worker.Live{Tuning: orchestrator.Tuning{ParkAfter: parkAfter}},
 			Logger: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
 		})
 	}()
@@ -64,43 +74,12 @@ func start(ctx context.Context, databaseURL string) (contest.Engine, func() erro
 }
 
 func (e *engine) Prepare(ctx context.Context, o contest.Order) error {
-	t, err := template.Parse(o.Name(), []byte(yaml(o)), template.Options{})
+	t, err := template.Parse(o.Name(), []byte(o.YAML("bench", "handler: bench.noop")), template.Options{})
 	if err != nil {
 		return err
 	}
 	_, err = e.store.RegisterTemplate(ctx, t, template.Checksum(t))
 	return err
-}
-
-func yaml(o contest.Order) string {
-	var b strings.Builder
-	fmt.Fprintf(&b, "name: %s\nnamespace_name: bench\nmax_parallel_steps: 100\nstep_templates:\n", o.Name())
-	step := func(name string, after ...string) {
-		fmt.Fprintf(&b, "  - {name: %s, handler: bench.noop, depends_on_steps: [%s]}\n", name, strings.Join(after, ", "))
-	}
-	switch o.Shape {
-	case contest.Single:
-		step("only")
-	case contest.Chain:
-		step("s0")
-		for i := 1; i < o.Size; i++ {
-			step(fmt.Sprint("s", i), fmt.Sprint("s", i-1))
-		}
-	case contest.Diamond:
-		step("a")
-		step("b", "a")
-		step("c", "a")
-		step("d", "b", "c")
-	case contest.Fan:
-		step("first")
-		var all []string
-		for i := range o.Size {
-			all = append(all, fmt.Sprint("s", i))
-			step(all[i], "first")
-		}
-		step("last", all...)
-	}
-	return b.String()
 }
 
 func (e *engine) Enqueue(ctx context.Context, o contest.Order, n int) error {
@@ -109,6 +88,6 @@ func (e *engine) Enqueue(ctx context.Context, o contest.Order, n int) error {
 }
 
 func (e *engine) Open(ctx context.Context, _ contest.Order) (open int, err error) {
-	err = e.pool.QueryRow(ctx, `SELECT count(*) FROM (SELECT FROM tasker.tasks WHERE state IN ('pending', 'in_progress') LIMIT 1) first`).Scan(&open)
+	err = e.pool.QueryRow(ctx, `SELECT /* bench */ count(*) FROM (SELECT FROM tasker.tasks WHERE state IN ('pending', 'in_progress') LIMIT 1) first`).Scan(&open)
 	return open, err
 }
