@@ -255,20 +255,6 @@ BEGIN
 END $$;
 
 --
--- Name: check_contexts(); Type: FUNCTION; Schema: tasker; Owner: -
---
-
-CREATE FUNCTION tasker.check_contexts() RETURNS trigger
-    LANGUAGE plpgsql
-    AS $$
-BEGIN
-    PERFORM tasker.refuse_context(n.namespace, n.name, n.version, tasker.schema_problem(t.context_schema, n.context))
-    FROM new_tasks n JOIN tasker.task_templates t USING (template_id)
-    WHERE t.context_schema IS NOT NULL AND tasker.schema_problem(t.context_schema, n.context) IS NOT NULL;
-    RETURN NULL;
-END $$;
-
---
 -- Name: check_gate(text, text); Type: FUNCTION; Schema: tasker; Owner: -
 --
 
@@ -594,21 +580,33 @@ $$;
 
 CREATE FUNCTION tasker.expand_tasks() RETURNS trigger
     LANGUAGE plpgsql
+    SET jit TO 'off'
     AS $$
+DECLARE
+    bypassed boolean;
+    due      boolean;
 BEGIN
+    IF EXISTS (SELECT FROM tasker.task_templates t WHERE t.context_schema IS NOT NULL) THEN
+        PERFORM tasker.refuse_context(n.namespace, n.name, n.version, tasker.schema_problem(t.context_schema, n.context))
+        FROM new_tasks n JOIN tasker.task_templates t USING (template_id)
+        WHERE t.context_schema IS NOT NULL AND tasker.schema_problem(t.context_schema, n.context) IS NOT NULL;
+    END IF;
+
+    -- Task by task, in the order in which they were numbered.
     INSERT INTO tasker.steps (task_id, position, name, state, finished_at)
     SELECT n.task_id, s.position, s.name,
            CASE WHEN s.name = ANY (n.bypass_steps) THEN 'skipped' ELSE 'pending' END,
            CASE WHEN s.name = ANY (n.bypass_steps) THEN now() END
-    FROM new_tasks n JOIN tasker.template_steps s USING (template_id)
-    ORDER BY n.task_id, s.position;
+    FROM new_tasks n
+    CROSS JOIN LATERAL (SELECT t.position, t.name FROM tasker.template_steps t WHERE t.template_id = n.template_id ORDER BY t.position OFFSET 0) s;
 
     INSERT INTO tasker.events (task_id, name, data)
     SELECT task_id, 'task.initialize_requested',
            CASE WHEN correlation_id IS NOT NULL OR parent_task_id IS NOT NULL THEN
                jsonb_strip_nulls(jsonb_build_object('correlation_id', correlation_id, 'parent_task_id', parent_task_id)) END
-    FROM new_tasks ORDER BY task_id;
-    IF EXISTS (SELECT FROM new_tasks WHERE bypass_steps <> '{}') THEN
+    FROM new_tasks;
+    SELECT bool_or(bypass_steps <> '{}'), bool_or(run_at IS NULL OR run_at <= now()) INTO bypassed, due FROM new_tasks;
+    IF bypassed THEN
         INSERT INTO tasker.events (task_id, step_id, name, data)
         SELECT s.task_id, s.step_id, 'step.skipped', '{"reason": "bypassed at enqueue"}'
         FROM new_tasks n JOIN tasker.steps s USING (task_id)
@@ -618,9 +616,8 @@ BEGIN
     INSERT INTO tasker.river_job (kind, args, queue, priority, max_attempts, state, scheduled_at)
     SELECT 'task_execution', jsonb_build_object('task_id', task_id), 'default', priority, 1000,
            tasker.river_state(run_at), coalesce(run_at, now())
-    FROM new_tasks ORDER BY task_id;
-
-    IF EXISTS (SELECT FROM new_tasks WHERE run_at IS NULL OR run_at <= now()) THEN
+    FROM new_tasks;
+    IF due THEN
         PERFORM tasker.notify_river();
     END IF;
     RETURN NULL;
@@ -995,8 +992,7 @@ CREATE TABLE tasker.tasks (
     finished_at timestamp with time zone,
     deadline timestamp with time zone,
     parent_task_id bigint,
-    carrier jsonb,
-    CONSTRAINT tasks_priority_check CHECK (((priority >= 1) AND (priority <= 4)))
+    carrier jsonb
 )
 WITH (fillfactor='80', autovacuum_vacuum_scale_factor='0.02', autovacuum_vacuum_cost_delay='0');
 
@@ -1091,10 +1087,11 @@ END $_$;
 --
 
 CREATE FUNCTION tasker.notify_river() RETURNS void
-    LANGUAGE sql
+    LANGUAGE plpgsql
     AS $$
-    SELECT pg_notify('tasker.river_insert', '{"queue": "default"}')
-$$;
+BEGIN
+    PERFORM pg_notify('tasker.river_insert', '{"queue": "default"}');
+END $$;
 
 --
 -- Name: open_gates(); Type: FUNCTION; Schema: tasker; Owner: -
@@ -1231,16 +1228,16 @@ CREATE FUNCTION tasker.prepare_task() RETURNS trigger
     LANGUAGE plpgsql
     AS $$
 DECLARE
-    template tasker.task_templates;
+    template record;
     known    text;
     unknown  text;
 BEGIN
     IF NEW.version IS NULL THEN
-        SELECT t.* INTO template FROM tasker.task_templates t
+        SELECT t.template_id, t.version, t.idempotency, t.context_defaults, t.used_at, t.deadline_seconds INTO template FROM tasker.task_templates t
         WHERE t.namespace = NEW.namespace AND t.name = NEW.name
         ORDER BY t.version_key DESC LIMIT 1;
     ELSE
-        SELECT t.* INTO template FROM tasker.task_templates t
+        SELECT t.template_id, t.version, t.idempotency, t.context_defaults, t.used_at, t.deadline_seconds INTO template FROM tasker.task_templates t
         WHERE t.namespace = NEW.namespace AND t.name = NEW.name AND t.version = NEW.version;
     END IF;
     IF NOT FOUND THEN
@@ -1267,38 +1264,60 @@ BEGIN
     IF NEW.priority NOT BETWEEN 1 AND 4 THEN
         RAISE EXCEPTION 'the priority of a task is a number from 1, which goes first, to 4, not %', NEW.priority USING ERRCODE = 'TK003';
     END IF;
-    NEW.bypass_steps := coalesce(NEW.bypass_steps, '{}');
+    IF NEW.bypass_steps IS NULL THEN
+        NEW.bypass_steps := '{}';
+    END IF;
     IF cardinality(NEW.bypass_steps) > 0 THEN
         SELECT b INTO unknown FROM unnest(NEW.bypass_steps) b
         WHERE NOT EXISTS (SELECT FROM tasker.template_steps s WHERE s.template_id = template.template_id AND s.name = b) LIMIT 1;
         IF FOUND THEN
             SELECT string_agg(s.name, ', ' ORDER BY s.position) INTO known FROM tasker.template_steps s WHERE s.template_id = template.template_id;
             RAISE EXCEPTION 'bypass_steps names %, which is no step of %/%@%; its steps are: %',
-                coalesce(unknown, 'NULL'), template.namespace, template.name, template.version, known USING ERRCODE = 'TK003';
+                coalesce(unknown, 'NULL'), NEW.namespace, NEW.name, template.version, known USING ERRCODE = 'TK003';
         END IF;
     END IF;
     IF NEW.idempotency_key IS NULL AND template.idempotency = 'context' THEN
         NEW.idempotency_key := tasker.context_key(NEW.context);
     END IF;
     IF template.context_defaults THEN -- after the key: that is of the document as it came
-        NEW.context := tasker.with_defaults(template.context_schema, NEW.context);
+        NEW.context := tasker.with_defaults((SELECT t.context_schema FROM tasker.task_templates t WHERE t.template_id = template.template_id), NEW.context);
     END IF;
     IF template.used_at IS NULL THEN
         -- Freezes the template. Waits for a registration that is replacing it.
         UPDATE tasker.task_templates t SET used_at = now() WHERE t.template_id = template.template_id AND t.used_at IS NULL;
     END IF;
+    IF template.deadline_seconds IS NOT NULL AND NEW.deadline IS NULL THEN
+        NEW.deadline := greatest(now(), NEW.run_at) + make_interval(secs => template.deadline_seconds);
+    END IF;
+    IF NEW.carrier IS NOT NULL AND (jsonb_typeof(NEW.carrier) <> 'object' OR pg_column_size(NEW.carrier) > 65536) THEN
+        RAISE EXCEPTION 'the carrier of a task is a JSON object of at most 64 KiB, not % of % bytes',
+            CASE WHEN jsonb_typeof(NEW.carrier) = 'object' THEN 'one' ELSE jsonb_typeof(NEW.carrier) END, pg_column_size(NEW.carrier)
+        USING ERRCODE = 'TK003', HINT = 'it is for what travels with the task; what the task is about belongs into its context';
+    END IF;
+    -- River can't read others, and infinity least of all.
+    IF NEW.deadline NOT BETWEEN '0001-01-02 00:00:00+00' AND '9999-12-30 00:00:00+00' THEN
+        RAISE EXCEPTION 'deadline of a task is a time in the years 1 to 9999, not %', to_jsonb(NEW) ->> 'deadline'
+        USING ERRCODE = 'TK003', HINT = 'leave deadline out for a task that has none; pause a task that shall not start';
+    END IF;
+    IF NEW.run_at NOT BETWEEN '0001-01-02 00:00:00+00' AND '9999-12-30 00:00:00+00' THEN
+        RAISE EXCEPTION 'run_at of a task is a time in the years 1 to 9999, not %', to_jsonb(NEW) ->> 'run_at'
+        USING ERRCODE = 'TK003', HINT = 'leave run_at out for a task that has none; pause a task that shall not start';
+    END IF;
     NEW.template_id := template.template_id;
     NEW.version     := template.version;
-    NEW.state       := 'pending';
-    NEW.priority    := coalesce(NEW.priority, 2);
-    NEW.deadline    := coalesce(NEW.deadline, greatest(now(), NEW.run_at) + make_interval(secs => template.deadline_seconds));
-    NEW.error       := NULL;
-    NEW.owner       := NULL;
-    NEW.paused_at   := NULL;
-    NEW.epoch       := 0;
-    NEW.created_at  := now();
-    NEW.started_at  := NULL;
-    NEW.finished_at := NULL;
+    -- What nobody should give. Asked first: each assignment costs as much as all of the questions.
+    IF NEW.state <> 'pending' OR NEW.state IS NULL OR NEW.priority IS NULL OR NEW.error IS NOT NULL OR NEW.owner IS NOT NULL OR NEW.paused_at IS NOT NULL
+       OR NEW.epoch <> 0 OR NEW.epoch IS NULL OR NEW.created_at IS DISTINCT FROM now() OR NEW.started_at IS NOT NULL OR NEW.finished_at IS NOT NULL THEN
+        NEW.state       := 'pending';
+        NEW.priority    := coalesce(NEW.priority, 2);
+        NEW.error       := NULL;
+        NEW.owner       := NULL;
+        NEW.paused_at   := NULL;
+        NEW.epoch       := 0;
+        NEW.created_at  := now();
+        NEW.started_at  := NULL;
+        NEW.finished_at := NULL;
+    END IF;
     RETURN NEW;
 END $$;
 
@@ -1480,19 +1499,6 @@ CREATE FUNCTION tasker.record_verb(task bigint, step bigint, event text, who tex
 $$;
 
 --
--- Name: refuse_carrier(); Type: FUNCTION; Schema: tasker; Owner: -
---
-
-CREATE FUNCTION tasker.refuse_carrier() RETURNS trigger
-    LANGUAGE plpgsql
-    AS $$
-BEGIN
-    RAISE EXCEPTION 'the carrier of a task is a JSON object of at most 64 KiB, not % of % bytes',
-        CASE WHEN jsonb_typeof(NEW.carrier) = 'object' THEN 'one' ELSE jsonb_typeof(NEW.carrier) END, pg_column_size(NEW.carrier)
-    USING ERRCODE = 'TK003', HINT = 'it is for what travels with the task; what the task is about belongs into its context';
-END $$;
-
---
 -- Name: refuse_context(text, text, text, text); Type: FUNCTION; Schema: tasker; Owner: -
 --
 
@@ -1506,15 +1512,14 @@ BEGIN
 END $$;
 
 --
--- Name: refuse_time(); Type: FUNCTION; Schema: tasker; Owner: -
+-- Name: refuse_priority(); Type: FUNCTION; Schema: tasker; Owner: -
 --
 
-CREATE FUNCTION tasker.refuse_time() RETURNS trigger
+CREATE FUNCTION tasker.refuse_priority() RETURNS trigger
     LANGUAGE plpgsql
     AS $$
 BEGIN
-    RAISE EXCEPTION '% of a task is a time in the years 1 to 9999, not %', TG_ARGV[0], to_jsonb(NEW) ->> TG_ARGV[0]
-    USING ERRCODE = 'TK003', HINT = format('leave %s out for a task that has none; pause a task that shall not start', TG_ARGV[0]);
+    RAISE EXCEPTION 'the priority of a task is a number from 1, which goes first, to 4, not %', coalesce(NEW.priority::text, 'NULL') USING ERRCODE = 'TK003';
 END $$;
 
 --
@@ -2436,7 +2441,7 @@ BEGIN
     END IF;
     UPDATE tasker.tasks u SET priority = $2 WHERE u.task_id = task;
     UPDATE tasker.river_job j SET priority = $2
-    WHERE j.kind = 'task_execution' AND j.args @> jsonb_build_object('task_id', task) AND j.state IN ('available', 'scheduled', 'retryable');
+    WHERE (j.args ->> 'task_id')::bigint = task AND j.kind = 'task_execution' AND j.state IN ('available', 'scheduled', 'retryable');
     UPDATE tasker.gate_waiters w SET rank = tasker.gate_rank(w.since, $2) WHERE w.task_id = task;
     PERFORM tasker.record_verb(task, NULL, 'task.priority_changed', who, why, jsonb_build_object('from', t.priority, 'to', $2));
 END $_$;
@@ -3022,7 +3027,7 @@ BEGIN
         FROM unnest(task_ids, task_rerun) AS l(task_id, rerun)
         WHERE l.rerun IS NOT NULL AND NOT EXISTS (
             SELECT FROM tasker.river_job j
-            WHERE j.kind = 'task_execution' AND j.args @> jsonb_build_object('task_id', l.task_id)
+            WHERE (j.args ->> 'task_id')::bigint = l.task_id AND j.kind = 'task_execution'
               AND j.state IN ('available', 'scheduled', 'retryable') AND j.scheduled_at <= clock_timestamp() + make_interval(secs => l.rerun))
         HAVING count(*) > 0;
     END IF;
@@ -4210,22 +4215,10 @@ CREATE INDEX gate_waiters_in_line ON tasker.gate_waiters USING btree (gate_id, r
 CREATE INDEX gate_waiters_of_task ON tasker.gate_waiters USING btree (task_id);
 
 --
--- Name: river_job_args_index; Type: INDEX; Schema: tasker; Owner: -
+-- Name: river_job_of_task; Type: INDEX; Schema: tasker; Owner: -
 --
 
-CREATE INDEX river_job_args_index ON tasker.river_job USING gin (args);
-
---
--- Name: river_job_kind; Type: INDEX; Schema: tasker; Owner: -
---
-
-CREATE INDEX river_job_kind ON tasker.river_job USING btree (kind);
-
---
--- Name: river_job_metadata_index; Type: INDEX; Schema: tasker; Owner: -
---
-
-CREATE INDEX river_job_metadata_index ON tasker.river_job USING gin (metadata);
+CREATE INDEX river_job_of_task ON tasker.river_job USING btree ((((args ->> 'task_id'::text))::bigint)) WHERE ((kind = 'task_execution'::text) AND (state = ANY (ARRAY['available'::tasker.river_job_state, 'scheduled'::tasker.river_job_state, 'retryable'::tasker.river_job_state])));
 
 --
 -- Name: river_job_prioritized_fetching_index; Type: INDEX; Schema: tasker; Owner: -
@@ -4262,6 +4255,12 @@ CREATE INDEX river_notification_topic_id_idx ON tasker.river_notification USING 
 --
 
 CREATE UNIQUE INDEX steps_of_task ON tasker.steps USING btree (task_id, "position");
+
+--
+-- Name: task_templates_with_schema; Type: INDEX; Schema: tasker; Owner: -
+--
+
+CREATE INDEX task_templates_with_schema ON tasker.task_templates USING btree (template_id) WHERE (context_schema IS NOT NULL);
 
 --
 -- Name: task_waiters_until; Type: INDEX; Schema: tasker; Owner: -
@@ -4318,12 +4317,6 @@ CREATE INDEX tasks_parent ON tasker.tasks USING btree (parent_task_id) WHERE (pa
 CREATE INDEX template_steps_with_schema ON tasker.template_steps USING btree (template_id) WHERE (result_schema IS NOT NULL);
 
 --
--- Name: tasks check_contexts; Type: TRIGGER; Schema: tasker; Owner: -
---
-
-CREATE TRIGGER check_contexts AFTER INSERT ON tasker.tasks REFERENCING NEW TABLE AS new_tasks FOR EACH STATEMENT EXECUTE FUNCTION tasker.check_contexts();
-
---
 -- Name: tasks check_new_context; Type: TRIGGER; Schema: tasker; Owner: -
 --
 
@@ -4348,22 +4341,10 @@ CREATE TRIGGER leave_gates AFTER UPDATE ON tasker.steps FOR EACH ROW WHEN ((old.
 CREATE TRIGGER prepare_task BEFORE INSERT ON tasker.tasks FOR EACH ROW EXECUTE FUNCTION tasker.prepare_task();
 
 --
--- Name: tasks refuse_carrier; Type: TRIGGER; Schema: tasker; Owner: -
+-- Name: tasks refuse_priority; Type: TRIGGER; Schema: tasker; Owner: -
 --
 
-CREATE TRIGGER refuse_carrier BEFORE INSERT ON tasker.tasks FOR EACH ROW WHEN (((new.carrier IS NOT NULL) AND ((jsonb_typeof(new.carrier) <> 'object'::text) OR (pg_column_size(new.carrier) > 65536)))) EXECUTE FUNCTION tasker.refuse_carrier();
-
---
--- Name: tasks refuse_deadline; Type: TRIGGER; Schema: tasker; Owner: -
---
-
-CREATE TRIGGER refuse_deadline BEFORE INSERT ON tasker.tasks FOR EACH ROW WHEN (((new.deadline < '0001-01-02 00:00:00+00'::timestamp with time zone) OR (new.deadline > '9999-12-30 00:00:00+00'::timestamp with time zone))) EXECUTE FUNCTION tasker.refuse_time('deadline');
-
---
--- Name: tasks refuse_run_at; Type: TRIGGER; Schema: tasker; Owner: -
---
-
-CREATE TRIGGER refuse_run_at BEFORE INSERT ON tasker.tasks FOR EACH ROW WHEN (((new.run_at < '0001-01-02 00:00:00+00'::timestamp with time zone) OR (new.run_at > '9999-12-30 00:00:00+00'::timestamp with time zone))) EXECUTE FUNCTION tasker.refuse_time('run_at');
+CREATE TRIGGER refuse_priority AFTER UPDATE OF priority ON tasker.tasks FOR EACH ROW WHEN (((new.priority < 1) OR (new.priority > 4))) EXECUTE FUNCTION tasker.refuse_priority();
 
 --
 -- Name: steps refuse_transition; Type: TRIGGER; Schema: tasker; Owner: -

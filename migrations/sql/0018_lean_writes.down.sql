@@ -1,3 +1,173 @@
+CREATE OR REPLACE FUNCTION tasker.notify_river() RETURNS void
+    LANGUAGE sql
+    AS $$
+    SELECT pg_notify('tasker.river_insert', '{"queue": "default"}')
+$$;
+DROP TRIGGER refuse_priority ON tasker.tasks;
+DROP FUNCTION tasker.refuse_priority();
+ALTER TABLE tasker.tasks ADD CONSTRAINT tasks_priority_check CHECK (priority BETWEEN 1 AND 4);
+CREATE FUNCTION tasker.check_contexts() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    PERFORM tasker.refuse_context(n.namespace, n.name, n.version, tasker.schema_problem(t.context_schema, n.context))
+    FROM new_tasks n JOIN tasker.task_templates t USING (template_id)
+    WHERE t.context_schema IS NOT NULL AND tasker.schema_problem(t.context_schema, n.context) IS NOT NULL;
+    RETURN NULL;
+END $$;
+CREATE FUNCTION tasker.refuse_carrier() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    RAISE EXCEPTION 'the carrier of a task is a JSON object of at most 64 KiB, not % of % bytes',
+        CASE WHEN jsonb_typeof(NEW.carrier) = 'object' THEN 'one' ELSE jsonb_typeof(NEW.carrier) END, pg_column_size(NEW.carrier)
+    USING ERRCODE = 'TK003', HINT = 'it is for what travels with the task; what the task is about belongs into its context';
+END $$;
+CREATE FUNCTION tasker.refuse_time() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    RAISE EXCEPTION '% of a task is a time in the years 1 to 9999, not %', TG_ARGV[0], to_jsonb(NEW) ->> TG_ARGV[0]
+    USING ERRCODE = 'TK003', HINT = format('leave %s out for a task that has none; pause a task that shall not start', TG_ARGV[0]);
+END $$;
+CREATE OR REPLACE FUNCTION tasker.prepare_task() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    template tasker.task_templates;
+    known    text;
+    unknown  text;
+BEGIN
+    IF NEW.version IS NULL THEN
+        SELECT t.* INTO template FROM tasker.task_templates t
+        WHERE t.namespace = NEW.namespace AND t.name = NEW.name
+        ORDER BY t.version_key DESC LIMIT 1;
+    ELSE
+        SELECT t.* INTO template FROM tasker.task_templates t
+        WHERE t.namespace = NEW.namespace AND t.name = NEW.name AND t.version = NEW.version;
+    END IF;
+    IF NOT FOUND THEN
+        SELECT string_agg(t.version, ', ' ORDER BY t.version_key DESC) INTO known
+        FROM tasker.task_templates t WHERE t.namespace = NEW.namespace AND t.name = NEW.name;
+        IF known IS NOT NULL THEN
+            RAISE EXCEPTION 'template %/% has no version %; it has: %', NEW.namespace, NEW.name, NEW.version, known
+            USING ERRCODE = 'TK001', HINT = 'leave the version out for the latest, or register it: tasker template register FOLDER';
+        END IF;
+        SELECT string_agg(n, ', ') INTO known FROM (
+            SELECT DISTINCT t.namespace || '/' || t.name AS n FROM tasker.task_templates t ORDER BY n LIMIT 50) names;
+        RAISE EXCEPTION 'there is no template %/%; registered are: %',
+            NEW.namespace, NEW.name, coalesce(known, 'none')
+        USING ERRCODE = 'TK001', HINT = 'register it: tasker template register FOLDER';
+    END IF;
+    IF jsonb_typeof(NEW.context) IS DISTINCT FROM 'object' THEN
+        RAISE EXCEPTION 'the context of a task must be a JSON object, not %', coalesce(jsonb_typeof(NEW.context), 'NULL')
+        USING ERRCODE = 'TK003', HINT = 'wrap the value: {"value": …}';
+    END IF;
+    IF pg_column_size(NEW.context) > 1048576 THEN
+        RAISE EXCEPTION 'the context of a task may have 1 MiB, this one has % bytes', pg_column_size(NEW.context)
+        USING ERRCODE = 'TK003', HINT = 'store the data and put a reference to it into the context';
+    END IF;
+    IF NEW.priority NOT BETWEEN 1 AND 4 THEN
+        RAISE EXCEPTION 'the priority of a task is a number from 1, which goes first, to 4, not %', NEW.priority USING ERRCODE = 'TK003';
+    END IF;
+    NEW.bypass_steps := coalesce(NEW.bypass_steps, '{}');
+    IF cardinality(NEW.bypass_steps) > 0 THEN
+        SELECT b INTO unknown FROM unnest(NEW.bypass_steps) b
+        WHERE NOT EXISTS (SELECT FROM tasker.template_steps s WHERE s.template_id = template.template_id AND s.name = b) LIMIT 1;
+        IF FOUND THEN
+            SELECT string_agg(s.name, ', ' ORDER BY s.position) INTO known FROM tasker.template_steps s WHERE s.template_id = template.template_id;
+            RAISE EXCEPTION 'bypass_steps names %, which is no step of %/%@%; its steps are: %',
+                coalesce(unknown, 'NULL'), template.namespace, template.name, template.version, known USING ERRCODE = 'TK003';
+        END IF;
+    END IF;
+    IF NEW.idempotency_key IS NULL AND template.idempotency = 'context' THEN
+        NEW.idempotency_key := tasker.context_key(NEW.context);
+    END IF;
+    IF template.context_defaults THEN -- after the key: that is of the document as it came
+        NEW.context := tasker.with_defaults(template.context_schema, NEW.context);
+    END IF;
+    IF template.used_at IS NULL THEN
+        -- Freezes the template. Waits for a registration that is replacing it.
+        UPDATE tasker.task_templates t SET used_at = now() WHERE t.template_id = template.template_id AND t.used_at IS NULL;
+    END IF;
+    NEW.template_id := template.template_id;
+    NEW.version     := template.version;
+    NEW.state       := 'pending';
+    NEW.priority    := coalesce(NEW.priority, 2);
+    NEW.deadline    := coalesce(NEW.deadline, greatest(now(), NEW.run_at) + make_interval(secs => template.deadline_seconds));
+    NEW.error       := NULL;
+    NEW.owner       := NULL;
+    NEW.paused_at   := NULL;
+    NEW.epoch       := 0;
+    NEW.created_at  := now();
+    NEW.started_at  := NULL;
+    NEW.finished_at := NULL;
+    RETURN NEW;
+END $$;
+CREATE OR REPLACE FUNCTION tasker.expand_tasks() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    INSERT INTO tasker.steps (task_id, position, name, state, finished_at)
+    SELECT n.task_id, s.position, s.name,
+           CASE WHEN s.name = ANY (n.bypass_steps) THEN 'skipped' ELSE 'pending' END,
+           CASE WHEN s.name = ANY (n.bypass_steps) THEN now() END
+    FROM new_tasks n JOIN tasker.template_steps s USING (template_id)
+    ORDER BY n.task_id, s.position;
+
+    INSERT INTO tasker.events (task_id, name, data)
+    SELECT task_id, 'task.initialize_requested',
+           CASE WHEN correlation_id IS NOT NULL OR parent_task_id IS NOT NULL THEN
+               jsonb_strip_nulls(jsonb_build_object('correlation_id', correlation_id, 'parent_task_id', parent_task_id)) END
+    FROM new_tasks ORDER BY task_id;
+    IF EXISTS (SELECT FROM new_tasks WHERE bypass_steps <> '{}') THEN
+        INSERT INTO tasker.events (task_id, step_id, name, data)
+        SELECT s.task_id, s.step_id, 'step.skipped', '{"reason": "bypassed at enqueue"}'
+        FROM new_tasks n JOIN tasker.steps s USING (task_id)
+        WHERE n.bypass_steps <> '{}' AND s.state = 'skipped' ORDER BY s.step_id;
+    END IF;
+
+    INSERT INTO tasker.river_job (kind, args, queue, priority, max_attempts, state, scheduled_at)
+    SELECT 'task_execution', jsonb_build_object('task_id', task_id), 'default', priority, 1000,
+           tasker.river_state(run_at), coalesce(run_at, now())
+    FROM new_tasks ORDER BY task_id;
+
+    IF EXISTS (SELECT FROM new_tasks WHERE run_at IS NULL OR run_at <= now()) THEN
+        PERFORM tasker.notify_river();
+    END IF;
+    RETURN NULL;
+END $$;
+CREATE OR REPLACE FUNCTION tasker.set_task_priority(task bigint, priority smallint, who text DEFAULT NULL::text, why text DEFAULT NULL::text) RETURNS void
+    LANGUAGE plpgsql
+    AS $_$
+DECLARE
+    t tasker.tasks := tasker.lock_task(task);
+BEGIN
+    IF $2 IS NULL OR $2 NOT BETWEEN 1 AND 4 THEN
+        RAISE EXCEPTION 'a priority is a number from 1, which goes first, to 4, not %', coalesce($2::text, 'NULL') USING ERRCODE = 'TK003';
+    ELSIF t.state NOT IN ('pending', 'in_progress') THEN
+        RAISE EXCEPTION 'task % is %: its priority does not matter any more', task, t.state USING ERRCODE = 'TK008';
+    END IF;
+    UPDATE tasker.tasks u SET priority = $2 WHERE u.task_id = task;
+    UPDATE tasker.river_job j SET priority = $2
+    WHERE j.kind = 'task_execution' AND j.args @> jsonb_build_object('task_id', task) AND j.state IN ('available', 'scheduled', 'retryable');
+    UPDATE tasker.gate_waiters w SET rank = tasker.gate_rank(w.since, $2) WHERE w.task_id = task;
+    PERFORM tasker.record_verb(task, NULL, 'task.priority_changed', who, why, jsonb_build_object('from', t.priority, 'to', $2));
+END $_$;
+
+CREATE TRIGGER refuse_carrier BEFORE INSERT ON tasker.tasks FOR EACH ROW
+    WHEN (NEW.carrier IS NOT NULL AND (jsonb_typeof(NEW.carrier) <> 'object' OR pg_column_size(NEW.carrier) > 65536)) EXECUTE FUNCTION tasker.refuse_carrier();
+CREATE TRIGGER refuse_deadline BEFORE INSERT ON tasker.tasks FOR EACH ROW
+    WHEN (NEW.deadline < '0001-01-02 00:00:00+00' OR NEW.deadline > '9999-12-30 00:00:00+00') EXECUTE FUNCTION tasker.refuse_time('deadline');
+CREATE TRIGGER refuse_run_at BEFORE INSERT ON tasker.tasks FOR EACH ROW
+    WHEN (NEW.run_at < '0001-01-02 00:00:00+00' OR NEW.run_at > '9999-12-30 00:00:00+00') EXECUTE FUNCTION tasker.refuse_time('run_at');
+CREATE TRIGGER check_contexts AFTER INSERT ON tasker.tasks REFERENCING NEW TABLE AS new_tasks FOR EACH STATEMENT EXECUTE FUNCTION tasker.check_contexts();
+DROP INDEX tasker.task_templates_with_schema;
+DROP INDEX tasker.river_job_of_task;
+CREATE INDEX river_job_kind ON tasker.river_job (kind);
+CREATE INDEX river_job_args_index ON tasker.river_job USING gin (args);
+CREATE INDEX river_job_metadata_index ON tasker.river_job USING gin (metadata);
+
 CREATE OR REPLACE FUNCTION tasker.start_attempts(step_ids bigint[], attempts integer[], process_id bigint DEFAULT NULL::bigint, call_id bigint DEFAULT NULL::bigint) RETURNS TABLE(step_id bigint, attempt integer, refusal text, task_id bigint, namespace text, name text, version text, context jsonb, priority smallint, correlation_id text, parent_task_id bigint, tags text[], initiator text, source_system text, reason text, created_at timestamp with time zone, step_name text, attempts_used integer, attempt_limit integer, handler_class text, config jsonb, timeout_seconds double precision, heartbeat_seconds double precision, progress jsonb, dependencies json, carrier jsonb)
     LANGUAGE plpgsql
     SET enable_seqscan TO 'off'
