@@ -31,7 +31,7 @@ RSpec.configure do |config|
   config.include WorkflowHelpers
 
   # What a spec leaves behind would be the next one's: the clock that it set ahead, the tasks that it recorded.
-  config.before { TaskerCore::Testing.clear if defined?(TaskerCore::Testing) }
+  config.before { TaskerCore::Testing.clear if defined?(TaskerCore::Testing.clear) }
 
   config.after(:suite) { TestDatabase.drop }
 end
