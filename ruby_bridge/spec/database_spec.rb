@@ -16,6 +16,33 @@ RSpec.describe TaskerCore::Database do
     expect(backend).to eq(backend)
   end
 
+  it "has Postgres keep its statements" do
+    3.times { |i| expect(database.exec("SELECT $1::int + 1", [i]).getvalue(0, 0)).to eq((i + 1).to_s) }
+
+    kept = "SELECT name, generic_plans + custom_plans AS times FROM pg_prepared_statements WHERE statement = 'SELECT $1::int + 1'"
+    expect(database.exec(kept).to_a).to match([{ "name" => /\Atasker_\h{32}\z/, "times" => "3" }])
+  end
+
+  it "does without, where a pooler has given the session to others" do
+    expect(database.exec("SELECT $1::int", [1]).getvalue(0, 0)).to eq("1")
+    before = backend
+    database.exec("DEALLOCATE ALL")
+
+    expect(database.exec("SELECT $1::int", [2]).getvalue(0, 0)).to eq("2")
+    expect(database.exec("SELECT count(*) FROM pg_prepared_statements").getvalue(0, 0)).to eq("0")
+    expect(backend).to eq(before)
+  end
+
+  it "does without, when a migration has changed what a statement returns" do
+    TestDatabase.connection.exec("CREATE OR REPLACE VIEW public.changing AS SELECT 1 AS a")
+    expect(database.exec("SELECT * FROM public.changing").fields).to eq(["a"])
+    TestDatabase.connection.exec("CREATE OR REPLACE VIEW public.changing AS SELECT 1 AS a, 2 AS b")
+
+    expect(database.exec("SELECT * FROM public.changing").fields).to eq(%w[a b])
+  ensure
+    TestDatabase.connection.exec("DROP VIEW public.changing")
+  end
+
   it "tells Postgres who it is" do
     expect(database.exec("SHOW application_name").getvalue(0, 0)).to eq("tasker_core")
   end

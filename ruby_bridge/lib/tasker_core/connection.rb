@@ -1,5 +1,6 @@
 # frozen_string_literal: true
 
+require "digest"
 require "pg"
 
 module TaskerCore
@@ -11,6 +12,14 @@ module TaskerCore
   class Connection
     # No such schema, function, table.
     MISSING = %w[3F000 42883 42P01].freeze
+
+    # Statements that a connection keeps prepared. The gem's own are a few.
+    PREPARED = 32
+
+    # Why a prepared statement is not carried out, and would be if it weren't prepared: it returns other columns since a
+    # migration; a pooler gives each transaction another session.
+    UNPREPARED = [PG::FeatureNotSupported, PG::InvalidSqlStatementName, PG::DuplicatePstatement].freeze
+    private_constant :PREPARED, :UNPREPARED
 
     # @param parameters [#call] gives what PG.connect takes
     def initialize(parameters)
@@ -48,7 +57,7 @@ module TaskerCore
 
     def open_unless_alive
       close if @pg && !alive?
-      @pg ||= PG.connect(**@parameters.call)
+      @pg ||= PG.connect(**@parameters.call).tap { @prepared = {} }
     rescue PG::Error => e
       raise database_error(e, answered: true)
     end
@@ -64,7 +73,13 @@ module TaskerCore
     end
 
     def query(sql, values)
-      @pg.exec_params(sql, values)
+      name = @prepared && prepared(sql)
+      name ? @pg.exec_prepared(name, values) : @pg.exec_params(sql, values)
+    rescue *UNPREPARED => e
+      raise database_error(e, answered: true) unless @prepared
+
+      @prepared = nil # for as long as this connection lives
+      retry
     rescue PG::Error => e
       broken = @pg.finished? || @pg.status != PG::CONNECTION_OK
       error = database_error(e, answered: !broken)
@@ -75,6 +90,16 @@ module TaskerCore
       # An exception of another thread (Thread#raise, Timeout) may leave a
       # statement half read: such a connection is of no use to anybody.
       close if @pg && !@pg.finished? && @pg.transaction_status != PG::PQTRANS_IDLE
+    end
+
+    # Named after what it says: sessions that a pooler mixes up have the same ones.
+    #
+    # @return [String, nil] nil: not prepared
+    def prepared(sql)
+      @prepared[sql] || (@prepared.size < PREPARED && "tasker_#{Digest::MD5.hexdigest(sql)}".tap do |name|
+        @pg.prepare(name, sql)
+        @prepared[sql] = name
+      end)
     end
 
     def database_error(error, answered:)
