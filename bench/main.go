@@ -20,6 +20,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -114,6 +115,7 @@ func main() {
 	flag.IntVar(&b.parked, "parked", 100_000, "parked tasks for idle")
 	flag.DurationVar(&b.hold, "hold", 10*time.Minute, "how long the snapshot is held for held")
 	flag.DurationVar(&b.wait, "wait", 5*time.Minute, "the longest wait for a quiet machine, before each run")
+	flag.IntVar(&b.statements, "statements", 0, "show so many of the statements that took Postgres longest, of each database")
 	out := flag.String("json", "", "a file for all figures")
 	from := flag.String("from", "", "a file of figures: reports them and runs nothing")
 	update := flag.Bool("update", false, "writes the tables in bench/README.md, and bench/charts, anew")
@@ -199,6 +201,8 @@ type bench struct {
 	parked    int
 	hold      time.Duration
 
+	statements int
+
 	stage    *stage.Stage
 	programs map[string]string // of engines, built
 	urls     map[string]string // of databases
@@ -266,7 +270,37 @@ func (b *bench) compare(ctx context.Context) (_ *results, err error) {
 			r.Notes = append(r.Notes, notes...)
 		}
 	}
-	return r, nil
+	return r, b.showStatements(ctx)
+}
+
+// showStatements prints what took Postgres longest, all runs and their warm-ups
+// together.
+func (b *bench) showStatements(ctx context.Context) error {
+	if b.statements == 0 {
+		return nil
+	}
+	for _, name := range slices.Sorted(maps.Keys(b.meters)) {
+		rows, err := b.meters[name].Query(ctx, `SELECT calls, total_exec_time, rows, wal_bytes::float8, left(regexp_replace(query, '\s+', ' ', 'g'), 110)
+			FROM pg_stat_statements WHERE dbid = (SELECT oid FROM pg_database WHERE datname = current_database()) AND query NOT LIKE '%pg_stat_statements%'
+			ORDER BY total_exec_time DESC LIMIT $1`, b.statements)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(os.Stderr, "%s:\n%10s %10s %10s %10s %12s  statement\n", name, "calls", "ms", "µs a call", "rows", "WAL, KiB")
+		var (
+			calls, count int
+			ms, wal      float64
+			query        string
+		)
+		_, err = pgx.ForEachRow(rows, []any{&calls, &ms, &count, &wal, &query}, func() error {
+			_, err := fmt.Fprintf(os.Stderr, "%10d %10.0f %10.0f %10d %12.0f  %s\n", calls, ms, ms*1000/float64(calls), count, wal/1024, query)
+			return err
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // build builds an engine's program.
