@@ -338,14 +338,17 @@ BEGIN
 
     -- What their loops would write first, for tasks that nobody has touched.
     IF cardinality(opening) > 0 AND gates_seen = (SELECT coalesce(sum(g.version), 0) FROM tasker.gates g) THEN
-        WITH roots AS (
-            SELECT s.step_id, r.queue, r.schedule_to_start_seconds, CASE WHEN r.handler IS NULL THEN 'enqueued' ELSE 'in_progress' END AS state
+        WITH untouched AS MATERIALIZED ( -- once for each task, not for each of its roots
+            SELECT t.task_id, t.template_id
             FROM unnest(taken) AS l(id)
             CROSS JOIN LATERAL (SELECT * FROM tasker.tasks u WHERE u.task_id = l.id OFFSET 0) t
-            JOIN tasker.template_steps r ON r.template_id = t.template_id AND r.depends_on = '{}'
-            JOIN tasker.steps s ON s.task_id = t.task_id AND s.position = r.position
             WHERE t.epoch = 1 AND t.template_id = ANY (opening)
-              AND NOT EXISTS (SELECT FROM tasker.steps x WHERE x.task_id = t.task_id AND (x.state <> 'pending' OR x.attempts > 0))
+              AND (SELECT bool_and(x.state = 'pending' AND x.attempts = 0) FROM tasker.steps x WHERE x.task_id = t.task_id)
+        ), roots AS (
+            SELECT s.step_id, r.queue, r.schedule_to_start_seconds, CASE WHEN r.handler IS NULL THEN 'enqueued' ELSE 'in_progress' END AS state
+            FROM untouched t
+            JOIN tasker.template_steps r ON r.template_id = t.template_id AND r.depends_on = '{}'
+            CROSS JOIN LATERAL (SELECT u.step_id FROM tasker.steps u WHERE u.task_id = t.task_id AND u.position = r.position OFFSET 0) s
             ORDER BY s.step_id -- the lock order
         ), started AS (
             UPDATE tasker.steps s

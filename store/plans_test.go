@@ -91,8 +91,9 @@ func excess(plan string, n int) []string {
 const perTask = 12
 
 // life takes n tasks through all of their life, by every statement that is on the
-// way of a step; of their steps, one in Go and one in Ruby are run.
-func life(ctx context.Context, t *testing.T, s *store.Store, pool *pgxpool.Pool, worker int64, n int) {
+// way of a step; of their steps, one in Go and one in Ruby are run. Tasks of
+// opening templates are claimed together with their first attempts.
+func life(ctx context.Context, t *testing.T, s *store.Store, pool *pgxpool.Pool, worker int64, n int, opening ...int64) {
 	t.Helper()
 	var tasks []int64
 	rows, err := pool.Query(ctx, `INSERT INTO tasker.tasks (namespace, name) SELECT 'n', 'life' FROM generate_series(1, $1) RETURNING task_id`, n)
@@ -116,6 +117,7 @@ func life(ctx context.Context, t *testing.T, s *store.Store, pool *pgxpool.Pool,
 		all.Wait()
 	}
 	claimer, writer := s.NewClaimer(ctx, worker), s.NewWriter(ctx, worker)
+	claimer.Opening = func() ([]int64, int64) { return opening, 0 }
 	var mu sync.Mutex
 	steps := map[int64][]store.StepRow{}
 	together(func(task int64) error {
@@ -142,9 +144,11 @@ func life(ctx context.Context, t *testing.T, s *store.Store, pool *pgxpool.Pool,
 		t.Helper()
 		together(func(task int64) error { return writer.Write(ctx, unit(task)) })
 	}
-	write(func(task int64) *store.Unit {
-		return &store.Unit{Task: task, Epoch: 1, Steps: []store.StepWrite{step(task, 0, tasker.StepPending, tasker.StepInProgress, 0, "")}}
-	})
+	if len(opening) == 0 {
+		write(func(task int64) *store.Unit {
+			return &store.Unit{Task: task, Epoch: 1, Steps: []store.StepWrite{step(task, 0, tasker.StepPending, tasker.StepInProgress, 0, "")}}
+		})
+	}
 	write(func(task int64) *store.Unit {
 		return &store.Unit{Task: task, Epoch: 1, Steps: []store.StepWrite{step(task, 0, tasker.StepInProgress, tasker.StepComplete, 1, `{"n": 1}`),
 			step(task, 1, tasker.StepPending, tasker.StepEnqueued, 0, "")}}
@@ -195,6 +199,7 @@ func TestHotStatementsReadOnlyWhatTheyAreAbout(t *testing.T) {
 		t.Fatal(err)
 	}
 	life(ctx, t, s, p.pool, worker, 3) // the plans are made
+	life(ctx, t, s, p.pool, worker, 3, 1)
 	if _, err := fill.Exec(ctx, `
 		INSERT INTO tasker.tasks (namespace, name) SELECT 'n', 'life' FROM generate_series(1, 3000);
 		UPDATE tasker.tasks SET state = 'in_progress', owner = $1, epoch = 1 WHERE state = 'pending';
@@ -220,7 +225,8 @@ func TestHotStatementsReadOnlyWhatTheyAreAbout(t *testing.T) {
 		}
 		p.plans = nil
 		life(ctx, t, s, p.pool, worker, n)
-		if len(p.plans) < 20 {
+		life(ctx, t, s, p.pool, worker, n, 1)
+		if len(p.plans) < 40 {
 			t.Fatalf("%s: only %d statements told their plans", c.when, len(p.plans))
 		}
 		for _, plan := range p.plans {
