@@ -144,10 +144,12 @@ BEGIN
             CROSS JOIN LATERAL (SELECT * FROM tasker.tasks u WHERE u.task_id = l.id OFFSET 0) t
             WHERE t.epoch = 1 AND t.template_id = ANY (opening)
               AND (SELECT bool_and(x.state = 'pending' AND x.attempts = 0) FROM tasker.steps x WHERE x.task_id = t.task_id)
+        ), first AS MATERIALIZED (
+            SELECT r.template_id, r.position, r.queue, r.schedule_to_start_seconds, CASE WHEN r.handler IS NULL THEN 'enqueued' ELSE 'in_progress' END AS state
+            FROM tasker.template_steps r WHERE r.template_id = ANY (opening) AND r.depends_on = '{}'
         ), roots AS (
-            SELECT s.step_id, r.queue, r.schedule_to_start_seconds, CASE WHEN r.handler IS NULL THEN 'enqueued' ELSE 'in_progress' END AS state
-            FROM untouched t
-            JOIN tasker.template_steps r ON r.template_id = t.template_id AND r.depends_on = '{}'
+            SELECT s.step_id, r.queue, r.schedule_to_start_seconds, r.state
+            FROM untouched t JOIN first r USING (template_id)
             CROSS JOIN LATERAL (SELECT u.step_id FROM tasker.steps u WHERE u.task_id = t.task_id AND u.position = r.position OFFSET 0) s
             ORDER BY s.step_id -- the lock order
         ), started AS (
