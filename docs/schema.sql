@@ -310,22 +310,33 @@ CREATE FUNCTION tasker.claim_tasks(worker bigint, ids bigint[], opening bigint[]
     AS $$
 #variable_conflict use_column
 DECLARE
-    taken bigint[];
-    again bigint[]; -- of those: claimed before, by whomever
+    wanted bigint[] := ARRAY(SELECT DISTINCT u FROM unnest(ids) AS u ORDER BY u); -- the lock order
+    locked boolean  := false; -- whether all that are wanted are
+    taken  bigint[] := '{}';
+    again  bigint[] := '{}';  -- of those: claimed before, by whomever
 BEGIN
     PERFORM tasker.assert_worker(worker);
 
-    WITH claimed AS (
-        UPDATE tasker.tasks t
-        SET owner = worker, epoch = t.epoch + 1, state = 'in_progress', started_at = coalesce(t.started_at, now())
-        FROM (SELECT DISTINCT u.id FROM unnest(ids) AS u(id) ORDER BY u.id) AS l(id) -- the lock order
-        WHERE t.task_id = l.id AND coalesce(t.owner, worker) = worker AND t.paused_at IS NULL
-          AND CASE t.state WHEN 'pending' THEN true WHEN 'in_progress' THEN true ELSE false END
-        RETURNING t.task_id, t.started_at = now() AS first
-    ), told AS (
-        INSERT INTO tasker.events (task_id, name) SELECT c.task_id, 'task.start_requested' FROM claimed c WHERE c.first
-    )
-    SELECT array_agg(c.task_id), coalesce(array_agg(c.task_id) FILTER (WHERE NOT c.first), '{}') INTO taken, again FROM claimed c;
+    LOOP
+        WITH claimed AS (
+            UPDATE tasker.tasks t
+            SET owner = worker, epoch = t.epoch + 1, state = 'in_progress', started_at = coalesce(t.started_at, now())
+            FROM unnest(wanted) AS l(id)
+            WHERE t.task_id = l.id AND coalesce(t.owner, worker) = worker AND t.paused_at IS NULL
+              AND CASE t.state WHEN 'pending' THEN true WHEN 'in_progress' THEN true ELSE false END
+            RETURNING t.task_id, t.started_at = now() AS first
+        ), told AS (
+            INSERT INTO tasker.events (task_id, name) SELECT c.task_id, 'task.start_requested' FROM claimed c WHERE c.first
+        )
+        SELECT taken || array_agg(c.task_id), again || array_agg(c.task_id) FILTER (WHERE NOT c.first) INTO taken, again FROM claimed c;
+        EXIT WHEN locked OR cardinality(taken) = cardinality(wanted);
+        -- Somebody's, or finished. But whoever relied on the job that led here may be
+        -- giving a task up at this moment: that is waited for, or the claim is
+        -- refused, and the job comes back.
+        wanted := ARRAY(SELECT w FROM unnest(wanted) AS w WHERE w <> ALL (taken));
+        PERFORM FROM tasker.tasks t WHERE t.task_id = ANY (wanted) ORDER BY t.task_id FOR NO KEY UPDATE;
+        locked := true;
+    END LOOP;
 
     -- Reports of these attempts ring here from now on. One whose row is locked
     -- is being reported by a transaction that may stay open for long: it rings
@@ -2918,7 +2929,7 @@ BEGIN
             PERFORM tasker.assert_worker(worker);
             SELECT string_agg(l.task_id::text, ',') INTO faults FROM unnest(task_ids, task_states, task_release) AS l(task_id, state, release)
             WHERE (l.state IS NOT NULL OR l.release) AND l.task_id <> ALL (moved);
-            RAISE EXCEPTION 'a loop has lost its task' USING ERRCODE = 'TK005', DETAIL = faults;
+            RAISE EXCEPTION 'a loop has lost its task' USING ERRCODE = 'TK005', DETAIL = coalesce(faults, '');
         END IF;
     END IF;
 
@@ -2999,7 +3010,7 @@ BEGIN
         SELECT string_agg(l.task_id::text, ',') INTO faults FROM unnest(task_ids, task_epochs, task_states, task_release) AS l(task_id, epoch, state, release)
         WHERE l.state IS NULL AND NOT l.release
           AND worker IS DISTINCT FROM (SELECT t.owner FROM tasker.tasks t WHERE t.task_id = l.task_id AND t.epoch = l.epoch);
-        RAISE EXCEPTION 'a loop has lost its task' USING ERRCODE = 'TK005', DETAIL = faults;
+        RAISE EXCEPTION 'a loop has lost its task' USING ERRCODE = 'TK005', DETAIL = coalesce(faults, '');
     END IF;
 
     IF cardinality(settled) > 0 THEN

@@ -20,8 +20,10 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/riverqueue/river/riverdriver/riverpgxv5"
 	"github.com/riverqueue/river/rivermigrate"
@@ -307,14 +309,44 @@ func locked(ctx context.Context, pool *pgxpool.Pool, do func(*pgx.Conn) error) e
 
 // apply runs one migration and the statement that records it in a transaction.
 // The simple protocol takes both as they are written.
+//
+// First it locks the tables that statements of the application touch, in their
+// order, so that neither waits for what the other holds; and it is the migration
+// that gives way and begins anew, never the application.
 func apply(ctx context.Context, conn *pgx.Conn, sql, record string) error {
-	_, err := conn.PgConn().Exec(ctx, "BEGIN;\n"+sql+"\n;"+record+";\nCOMMIT").ReadAll()
-	if err != nil {
+	for begun := time.Now(); ; {
+		_, err := conn.PgConn().Exec(ctx, "BEGIN;\nSET LOCAL lock_timeout = '2s';\n"+lockTables+";\n"+sql+"\n;"+record+";\nCOMMIT").ReadAll()
+		if err == nil {
+			return nil
+		}
 		_, rollbackErr := conn.PgConn().Exec(context.WithoutCancel(ctx), "ROLLBACK").ReadAll()
-		return errors.Join(err, rollbackErr)
+		var pg *pgconn.PgError
+		if !errors.As(err, &pg) || pg.Code != "55P03" && pg.Code != "40P01" { // a lock was not available, or there was a deadlock
+			return errors.Join(err, rollbackErr)
+		}
+		if time.Since(begun) > lockPatience {
+			return fmt.Errorf("the tables were in use for %s by transactions that stay open (they are in pg_stat_activity): end them, or migrate at a quieter time: %w", lockPatience, err)
+		}
+		select {
+		case <-time.After(500 * time.Millisecond): // those who queued behind it have their turn
+		case <-ctx.Done():
+			return errors.Join(ctx.Err(), err)
+		}
 	}
-	return nil
 }
+
+const lockPatience = time.Minute
+
+const lockTables = `DO $lock$
+DECLARE
+    name text;
+BEGIN
+    FOREACH name IN ARRAY '{tasks,task_templates,template_steps,steps,dispatches,gates,gate_slots,gate_waiters,events,river_job}'::text[] LOOP
+        IF to_regclass('tasker.' || name) IS NOT NULL THEN
+            EXECUTE format('LOCK TABLE tasker.%I IN ACCESS EXCLUSIVE MODE', name);
+        END IF;
+    END LOOP;
+END $lock$`
 
 func riverMigrator(pool *pgxpool.Pool) (*rivermigrate.Migrator[pgx.Tx], error) {
 	migrator, err := rivermigrate.New(riverpgxv5.New(pool), &rivermigrate.Config{

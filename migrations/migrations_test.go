@@ -111,6 +111,48 @@ func TestTenMachinesMayMigrateAtOnce(t *testing.T) {
 	}
 }
 
+// A transaction of the application that is open when the migration comes, and
+// goes on to other tables, is neither kept waiting for it nor ended.
+func TestAMigrationWaitsForTheApplication(t *testing.T) {
+	t.Parallel()
+	ctx, pool := t.Context(), testenv.Pool(t, testenv.Database(t))
+	if _, err := pool.Exec(ctx, `
+		SELECT tasker.register_template('n', 't', '1.0.0', '', '{}', 'c', 1, '[{"position": 0, "name": "s", "handler": "h", "attempt_limit": 1}]');
+		INSERT INTO tasker.tasks (namespace, name) VALUES ('n', 't')`); err != nil {
+		t.Fatal(err)
+	}
+	down := func() error { _, err := migrations.Down(ctx, pool, 1, false); return err }
+	for _, c := range []struct {
+		what    string
+		migrate func() error
+	}{{"down", down}, {"up", func() error { return migrations.Up(ctx, pool) }}} {
+		app, err := pool.Begin(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := app.Exec(ctx, `SELECT tasker.pause_task(1); SELECT tasker.resume_task(1)`); err != nil {
+			t.Fatal(err)
+		}
+		done := make(chan error, 1)
+		go func() { done <- c.migrate() }()
+		for waiting := false; !waiting; {
+			if err := pool.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_locks l JOIN pg_class c ON c.oid = l.relation
+				WHERE c.relname = 'tasks' AND l.mode = 'AccessExclusiveLock' AND NOT l.granted)`).Scan(&waiting); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := app.Exec(ctx, `INSERT INTO tasker.tasks (namespace, name) VALUES ('n', 't')`); err != nil {
+			t.Errorf("%s: the application enqueues: %v", c.what, err)
+		}
+		if err := app.Commit(ctx); err != nil {
+			t.Errorf("%s: the application commits: %v", c.what, err)
+		}
+		if err := <-done; err != nil {
+			t.Errorf("%s: %v", c.what, err)
+		}
+	}
+}
+
 func TestADatabaseThatIsNewerIsLeftAlone(t *testing.T) {
 	t.Parallel()
 	ctx, pool := t.Context(), testenv.Pool(t, testenv.Database(t))

@@ -64,12 +64,19 @@ func (c *Claimer) Claim(ctx context.Context, task int64) (*Claimed, error) {
 }
 
 func (c *Claimer) flush(tasks []int64) []outcome[*Claimed] {
-	claimed, err := c.claim(tasks)
+	opening, gates := []int64{}, int64(0)
+	if c.Opening != nil {
+		opening, gates = c.Opening()
+	}
+	claimed, err := c.claim(tasks, opening, gates)
+	if err != nil && len(tasks) == 1 && len(opening) > 0 && !errors.Is(err, ErrBusy) && !c.hopeless(err) {
+		// What stands in the way of its first attempts is for its loop to deal with.
+		claimed, err = c.claim(tasks, []int64{}, 0)
+	}
 	outcomes := make([]outcome[*Claimed], len(tasks))
 	for i, id := range tasks {
-		if errors.Is(err, ErrBusy) && len(tasks) > 1 { // one of them is: which?
-			alone := c.flush([]int64{id})
-			outcomes[i] = alone[0]
+		if err != nil && len(tasks) > 1 && !c.hopeless(err) { // one of them is to blame: which?
+			outcomes[i] = c.flush([]int64{id})[0]
 			continue
 		}
 		if err != nil {
@@ -82,14 +89,16 @@ func (c *Claimer) flush(tasks []int64) []outcome[*Claimed] {
 	return outcomes
 }
 
+// hopeless says that no claim would succeed now, whichever task it is about.
+func (c *Claimer) hopeless(err error) bool {
+	var refused *RefusedError
+	return errors.Is(err, ErrWorkerDead) || c.ctx.Err() != nil || !errors.As(err, &refused) && temporary(err, 1)
+}
+
 // claim claims and reads. Reports that arrive while it claims wait for it at the
 // rows of dispatches that it adopts, and then ring for this worker: none falls
 // in between. What is read afterwards may know of them already.
-func (c *Claimer) claim(tasks []int64) (map[int64]*Claimed, error) {
-	opening, gates := []int64{}, int64(0)
-	if c.Opening != nil {
-		opening, gates = c.Opening()
-	}
+func (c *Claimer) claim(tasks, opening []int64, gates int64) (map[int64]*Claimed, error) {
 	rows, err := c.store.pool.Query(c.ctx, `SELECT task_id, template_id, epoch, context::text, coalesce(correlation_id, ''), fresh, begun
 		FROM tasker.claim_tasks($1, $2, $3, $4)`, c.worker, tasks, opening, gates)
 	if err != nil {

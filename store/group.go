@@ -110,35 +110,46 @@ func (g *group[I, O]) expect(n int) {
 
 // wake starts a flusher if there is work and one that is idle. g.mu is held.
 func (g *group[I, O]) wake() {
-	if len(g.waiting) > 0 && g.idle > 0 && g.expected == 0 {
+	if g.idle > 0 && g.ready() {
 		g.idle--
-		go g.work()
+		go g.work(g.take())
 	}
 }
 
-// work flushes until nothing waits.
-func (g *group[I, O]) work() {
-	for {
-		g.mu.Lock()
-		if len(g.waiting) == 0 || g.expected > 0 {
-			g.idle++
-			g.mu.Unlock()
-			return
-		}
-		n := min(len(g.waiting), g.most)
-		batch := g.waiting[:n:n]
-		g.waiting = g.waiting[n:]
-		if len(g.waiting) == 0 {
-			g.waiting = nil // let the batch's array go once it is flushed
-		}
-		g.mu.Unlock()
+// ready says that there is something to flush, and nothing worth waiting for.
+func (g *group[I, O]) ready() bool {
+	return len(g.waiting) > 0 && (g.expected == 0 || len(g.waiting) >= g.most)
+}
 
-		items := make([]I, n)
+// take takes the next batch. g.mu is held.
+func (g *group[I, O]) take() []request[I, O] {
+	n := min(len(g.waiting), g.most)
+	batch := g.waiting[:n:n]
+	g.waiting = g.waiting[n:]
+	if len(g.waiting) == 0 {
+		g.waiting = nil // let the batch's array go once it is flushed
+	}
+	return batch
+}
+
+// work flushes the batch, and then until nothing is ready.
+func (g *group[I, O]) work(batch []request[I, O]) {
+	for {
+		items := make([]I, len(batch))
 		for i, r := range batch {
 			items[i] = r.item
 		}
 		for i, out := range g.flush(items) {
 			batch[i].done <- out
 		}
+
+		g.mu.Lock()
+		if !g.ready() {
+			g.idle++
+			g.mu.Unlock()
+			return
+		}
+		batch = g.take()
+		g.mu.Unlock()
 	}
 }

@@ -55,6 +55,7 @@ func TestAGroupWaitsOnlyForCompanyThatWasAnnounced(t *testing.T) {
 			{"the first goes alone, the others queue up behind it", 0, 4, []int{1, 3}, 0},
 			{"those that were announced go together", 4, 4, []int{4}, 0},
 			{"no more at once than fit", 6, 6, []int{5, 1}, 0},
+			{"nor waited for more than fit", 9, 5, []int{5}, 0},
 			{"more come than were announced", 2, 4, []int{2, 2}, 0},
 			{"who doesn't come is not waited for long", 3, 2, []int{2}, latecomers},
 			{"and then not any more", 0, 1, []int{1}, 0},

@@ -54,7 +54,8 @@ type StepWrite struct {
 // rolls back everything. Mostly it says which tasks it is about: their loops
 // are told, and the rest is sent again. Where it can't say, each unit is sent
 // alone. Two calls run side by side: one is being built and received while the
-// other commits. Units of one task never meet, because its loop waits for each.
+// other commits. Units of one task seldom meet, as its loop waits for each; where
+// they do (two loops, one after the other), they are sent one by one.
 type Writer struct {
 	store  *Store
 	worker int64
@@ -84,25 +85,44 @@ func (w *Writer) Expect(n int) { w.group.expect(n) }
 func (w *Writer) flush(units []*Unit) []outcome[struct{}] {
 	outcomes := make([]outcome[struct{}], len(units))
 	at := make(map[int64]int, len(units)) // task → its place in units
+	var again []int                       // places of units whose task has one already
+	rest := make([]*Unit, 0, len(units))
 	for i, u := range units {
+		if _, there := at[u.Task]; there {
+			again = append(again, i)
+			continue
+		}
 		at[u.Task] = i
+		rest = append(rest, u)
 	}
-	rest := slices.SortedFunc(slices.Values(units), func(a, b *Unit) int { return cmp.Compare(a.Task, b.Task) })
+	slices.SortFunc(rest, func(a, b *Unit) int { return cmp.Compare(a.Task, b.Task) })
+	w.settle(rest, func(u *Unit, err error) { outcomes[at[u.Task]].err = err })
+	for _, i := range again {
+		outcomes[i] = w.flush(units[i : i+1])[0]
+	}
+	return outcomes
+}
+
+// settle writes units of different tasks, and says which were refused.
+func (w *Writer) settle(rest []*Unit, refused func(*Unit, error)) {
 	for len(rest) > 0 {
 		err := w.send(rest)
 		if err == nil {
-			return outcomes
+			return
 		}
 		var stale *staleError
 		var named []int64
 		if errors.As(err, &stale) {
 			named = ids(stale.tasks)
 		}
-		if len(named) > 0 && len(rest) > 1 {
-			for _, task := range named {
-				outcomes[at[task]].err = err
+		blamed := func(u *Unit) bool { return slices.Contains(named, u.Task) }
+		if len(rest) > 1 && slices.ContainsFunc(rest, blamed) {
+			for _, u := range rest {
+				if blamed(u) {
+					refused(u, err)
+				}
 			}
-			rest = slices.DeleteFunc(rest, func(u *Unit) bool { return slices.Contains(named, u.Task) })
+			rest = slices.DeleteFunc(rest, blamed)
 			continue
 		}
 		alone := len(rest) == 1 || errors.Is(err, ErrWorkerDead) || w.ctx.Err() != nil
@@ -110,11 +130,12 @@ func (w *Writer) flush(units []*Unit) []outcome[struct{}] {
 			if !alone {
 				err = w.send([]*Unit{u})
 			}
-			outcomes[at[u.Task]].err = err
+			if err != nil {
+				refused(u, err)
+			}
 		}
-		return outcomes
+		return
 	}
-	return outcomes
 }
 
 // ids reads a list of numbers, as the database's functions write them.

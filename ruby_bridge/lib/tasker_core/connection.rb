@@ -16,9 +16,10 @@ module TaskerCore
     # Statements that a connection keeps prepared. The gem's own are a few.
     PREPARED = 32
 
-    # Why a prepared statement is not carried out, and would be if it weren't prepared: it returns other columns since a
-    # migration; a pooler gives each transaction another session.
-    UNPREPARED = [PG::FeatureNotSupported, PG::InvalidSqlStatementName, PG::DuplicatePstatement].freeze
+    # Why a prepared statement is not carried out, and would be if it weren't prepared: since a migration it returns other
+    # columns, or a function takes other types; a pooler gives each transaction another session.
+    UNPREPARED = [PG::FeatureNotSupported, PG::UndefinedFunction, PG::DatatypeMismatch, PG::InvalidSqlStatementName,
+                  PG::DuplicatePstatement].freeze
     private_constant :PREPARED, :UNPREPARED
 
     # @param parameters [#call] gives what PG.connect takes
