@@ -338,7 +338,7 @@ func (l *loop) next() time.Time {
 	if l.progress.Outstanding()+l.inLine > 0 && len(l.running) == 0 {
 		// Looked at again and again: places may have become scarce.
 		every := max(l.o.tuning().ParkAfter, time.Millisecond)
-		if look := l.quiet.Add((time.Since(l.quiet)/every + 1) * every); at.IsZero() || look.Before(at) {
+		if look := l.quiet.Add(time.Since(l.quiet).Truncate(every) + every); at.IsZero() || look.Before(at) {
 			at = look
 		}
 	}
