@@ -87,16 +87,17 @@ type DeadLetters struct {
 
 // Orchestrator is how a loop treats its task.
 type Orchestrator struct {
-	MaxLosses        int
-	Indulgence       time.Duration
-	HandledElsewhere time.Duration
-	HandledNowhere   time.Duration
-	AskAgain         time.Duration
-	BlockedFor       time.Duration
-	GiveUpFor        time.Duration
-	ProgressEvery    time.Duration
-	GatesEvery       time.Duration
-	GatesIdle        time.Duration
+	MaxLosses          int
+	Indulgence         time.Duration
+	HandledElsewhere   time.Duration
+	HandledNowhere     time.Duration
+	HandledNowhereMost time.Duration
+	AskAgain           time.Duration
+	BlockedFor         time.Duration
+	GiveUpFor          time.Duration
+	ProgressEvery      time.Duration
+	GatesEvery         time.Duration
+	GatesIdle          time.Duration
 }
 
 // Writer is how the writes of many loops are grouped.

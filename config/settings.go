@@ -192,7 +192,7 @@ var Settings = []Setting{
 	{
 		Key: "worker.sweep_every", Kind: Duration, Default: "30s", Least: "1s", Most: "24h", Live: true, field: func(c *Config) any { return &c.Worker.SweepEvery },
 		About: "How often open tasks are looked for that nothing would bring back",
-		Why:   "There should be none, and the look goes over all open tasks; 30 s is what a bug may cost.",
+		Why:   "There should be none; 30 s is what a bug may cost. Where so many are open that the look takes long, it is made up to ten times more rarely.",
 	},
 	{
 		Key: "worker.restart_every", Kind: Duration, Default: "1s", Least: "100ms", Most: "10m", Live: true, field: func(c *Config) any { return &c.Worker.RestartEvery },
@@ -253,8 +253,13 @@ var Settings = []Setting{
 	},
 	{
 		Key: "orchestrator.handled_nowhere", Kind: Duration, Default: "3s", Least: "10ms", Most: "1h", Live: true, field: func(c *Config) any { return &c.Orchestrator.HandledNowhere },
-		About: "The same where no living worker has the handler; it grows up to fivefold",
+		About: "The same where no living worker has the handler; it doubles with each round",
 		Why:   "One may come with the deployment that is under way; until then each round is for nothing.",
+	},
+	{
+		Key: "orchestrator.handled_nowhere_most", Kind: Duration, Default: "5m", Least: "10ms", Most: "24h", Live: true, field: func(c *Config) any { return &c.Orchestrator.HandledNowhereMost },
+		About: "Up to which that grows",
+		Why:   "A worker that comes with the handler wakes such tasks; this is for the case that it could not.",
 	},
 	{
 		Key: "orchestrator.ask_again", Kind: Duration, Default: "1s", Least: "1ms", Most: "1m", Live: true, field: func(c *Config) any { return &c.Orchestrator.AskAgain },
@@ -309,9 +314,9 @@ var Settings = []Setting{
 		Why:   "Fetches happen when a notification comes or a slot gets free; River's 100 ms would be most of a short task's time.",
 	},
 	{
-		Key: "river.poll", Kind: Duration, Default: "500ms", Least: "100ms", Most: "1m", field: func(c *Config) any { return &c.River.Poll },
+		Key: "river.poll", Kind: Duration, Default: "1s", Least: "100ms", Most: "1m", field: func(c *Config) any { return &c.River.Poll },
 		About: "How often jobs are looked for that no notification told of",
-		Why:   "Retries due within seconds start at most this late; costs two short queries per second and worker.",
+		Why:   "New tasks and jobs that come due are told of; this is for when that got lost, and costs one short query each time.",
 	},
 	{
 		Key: "river.job_retention", Kind: Duration, Default: "10m", Least: "1m", Most: "720h", field: func(c *Config) any { return &c.River.JobRetention },

@@ -750,7 +750,14 @@ BEGIN
     closed_entries := tasker.close_dead_letters(most); -- first: a task may have one open entry
     WITH candidates AS (
         (SELECT q.task_id, q.reason, q.since
-         FROM tasker.quiet_tasks q
+         FROM (SELECT t.task_id FROM tasker.tasks t
+               WHERE t.state IN ('pending', 'in_progress') AND t.paused_at IS NULL
+                 AND t.created_at < now() - shortest AND coalesce(t.run_at, t.created_at) < now() - shortest
+                 -- Most that are open for long wait for a retry: of them no more needs to be known.
+                 AND NOT (SELECT coalesce(bool_or(s.state = 'waiting_for_retry' AND s.retry_at > now() - shortest), false)
+                             AND NOT bool_or(s.state IN ('enqueued', 'in_progress')) FROM tasker.steps s WHERE s.task_id = t.task_id)
+               OFFSET 0) open
+         CROSS JOIN LATERAL (SELECT * FROM tasker.quiet_tasks u WHERE u.task_id = open.task_id OFFSET 0) q
          WHERE q.created_at < now() - shortest AND q.task_since < now() - shortest AND NOT q.watched
            AND q.since < now() - CASE q.reason WHEN 'stale_pending' THEN pending WHEN 'stale_running' THEN running
                                                WHEN 'stale_waiting' THEN waiting ELSE in_progress END
@@ -2856,6 +2863,54 @@ BEGIN
 END $_$;
 
 --
+-- Name: wake_handled(bigint); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.wake_handled(worker bigint) RETURNS integer
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    wanted text[];
+    n      int := 0;
+BEGIN
+    SELECT array_agg(DISTINCT h.name) INTO wanted
+    FROM tasker.workers w CROSS JOIN LATERAL jsonb_array_elements_text(w.details -> 'handlers') AS h(name)
+    WHERE w.worker_id = worker
+      AND EXISTS (SELECT FROM tasker.template_steps s WHERE s.handler = h.name)
+      -- Of workers that come together, the first one wakes.
+      AND NOT EXISTS (SELECT FROM tasker.workers o WHERE o.worker_id < worker AND o.state = 'alive' AND o.details -> 'handlers' ? h.name);
+    IF wanted IS NULL THEN
+        RETURN 0;
+    END IF;
+    WITH ready AS (
+        SELECT DISTINCT t.task_id
+        FROM tasker.tasks t
+        JOIN tasker.template_steps r ON r.template_id = t.template_id AND r.handler = ANY (wanted)
+        JOIN tasker.steps s ON s.task_id = t.task_id AND s.position = r.position
+        WHERE t.state IN ('pending', 'in_progress') AND t.owner IS NULL AND t.paused_at IS NULL AND (t.run_at IS NULL OR t.run_at <= now())
+          AND (s.state = 'pending' OR s.state = 'waiting_for_retry' AND s.retry_at <= now())
+          AND NOT EXISTS (SELECT FROM tasker.steps q WHERE q.task_id = t.task_id AND q.position = ANY (r.depends_on)
+                          AND q.state NOT IN ('complete', 'skipped', 'resolved_manually'))
+    ), due AS (
+        SELECT j.id FROM tasker.river_job j JOIN ready ON (j.args ->> 'task_id')::bigint = ready.task_id
+        WHERE j.kind = 'task_execution' AND j.state IN ('available', 'scheduled') AND j.scheduled_at > now()
+        ORDER BY j.id FOR UPDATE OF j SKIP LOCKED
+    )
+    UPDATE tasker.river_job j SET state = 'available', scheduled_at = now() FROM due WHERE j.id = due.id;
+    GET DIAGNOSTICS n = ROW_COUNT;
+    IF n > 0 THEN
+        PERFORM tasker.notify_river();
+    END IF;
+    RETURN n;
+END $$;
+
+--
+-- Name: FUNCTION wake_handled(worker bigint); Type: COMMENT; Schema: tasker; Owner: -
+--
+
+COMMENT ON FUNCTION tasker.wake_handled(worker bigint) IS 'Makes the jobs of tasks due now that wait for a Go handler which this worker has and none before it had; returns how many';
+
+--
 -- Name: with_defaults(jsonb, jsonb); Type: FUNCTION; Schema: tasker; Owner: -
 --
 
@@ -4229,6 +4284,12 @@ CREATE INDEX gate_waiters_in_line ON tasker.gate_waiters USING btree (gate_id, r
 --
 
 CREATE INDEX gate_waiters_of_task ON tasker.gate_waiters USING btree (task_id);
+
+--
+-- Name: river_job_later; Type: INDEX; Schema: tasker; Owner: -
+--
+
+CREATE INDEX river_job_later ON tasker.river_job USING btree (scheduled_at) WHERE (state = ANY (ARRAY['retryable'::tasker.river_job_state, 'scheduled'::tasker.river_job_state]));
 
 --
 -- Name: river_job_of_task; Type: INDEX; Schema: tasker; Owner: -

@@ -85,7 +85,8 @@ type Tuning struct {
 	// notification comes or a slot gets free; River's default of 100 ms would be
 	// most of a short task's time.
 	FetchCooldown time.Duration
-	// Poll finds what no notification told of, and jobs due within seconds.
+	// Poll finds what no notification told of. Jobs that come due are rung for by
+	// the workers' heartbeat.
 	Poll time.Duration
 	// Retention is how long River's rows of finished jobs are kept. The history
 	// is in tasker.events; these rows are only in the way.
@@ -97,7 +98,7 @@ type Tuning struct {
 // WithDefaults has the default in place of each zero.
 func (t Tuning) WithDefaults() Tuning {
 	t.FetchCooldown = cmp.Or(t.FetchCooldown, time.Millisecond)
-	t.Poll = cmp.Or(t.Poll, 500*time.Millisecond)
+	t.Poll = cmp.Or(t.Poll, time.Second)
 	t.Retention = cmp.Or(t.Retention, 10*time.Minute)
 	t.RetryAfter = cmp.Or(t.RetryAfter, 5*time.Second)
 	t.UnservedAfter = cmp.Or(t.UnservedAfter, time.Second)

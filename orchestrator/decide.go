@@ -133,7 +133,7 @@ func (l *loop) handOver(unit *store.Unit, act *action, foreign []int, d finalize
 	for _, i := range foreign {
 		missing[l.template.Steps[i].Handler] = true
 	}
-	in := l.o.whenHandled(missing) * time.Duration(min(l.task.Epoch, 5)) // the longer it goes on, the more rarely
+	in := l.o.whenHandled(missing, l.task.Epoch)
 	if !d.RetryAt.IsZero() {
 		in = min(in, d.Delay)
 	}

@@ -29,11 +29,13 @@ type Tuning struct {
 	MaxLosses int
 
 	// How soon a task is looked at again that needs a handler which this worker
-	// doesn't have: any worker may get it then, so it may take a few rounds. An
+	// doesn't have: any worker may get it then, so it may take a few rounds. Where
+	// nobody has it the time doubles with each round up to HandledNowhereMost. An
 	// answer to whether another worker has it is believed for AskAgain.
-	HandledElsewhere time.Duration
-	HandledNowhere   time.Duration
-	AskAgain         time.Duration
+	HandledElsewhere   time.Duration
+	HandledNowhere     time.Duration
+	HandledNowhereMost time.Duration
+	AskAgain           time.Duration
 
 	// BlockedFor is how long a loop waits at most before it tries a write again
 	// that somebody's open transaction stands in the way of.
@@ -60,6 +62,7 @@ func (t Tuning) WithDefaults() Tuning {
 	t.MaxLosses = cmp.Or(t.MaxLosses, finalizer.MaxLosses)
 	t.HandledElsewhere = cmp.Or(t.HandledElsewhere, 50*time.Millisecond)
 	t.HandledNowhere = cmp.Or(t.HandledNowhere, 3*time.Second)
+	t.HandledNowhereMost = cmp.Or(t.HandledNowhereMost, 5*time.Minute)
 	t.AskAgain = cmp.Or(t.AskAgain, time.Second)
 	t.BlockedFor = cmp.Or(t.BlockedFor, time.Second)
 	t.GiveUpFor = cmp.Or(t.GiveUpFor, time.Minute)

@@ -123,12 +123,3 @@ func (s *Store) gateVerb(ctx context.Context, what string, key GateKey, sql stri
 	}
 	return nil
 }
-
-// AgeJobs moves up the jobs of tasks that have waited for long: one level of
-// priority per interval.
-func (s *Store) AgeJobs(ctx context.Context, ageing time.Duration) (moved int, err error) {
-	if err := s.pool.QueryRow(ctx, `SELECT tasker.age_jobs($1)`, ageing).Scan(&moved); err != nil {
-		return 0, fmt.Errorf("age waiting jobs: %w", err)
-	}
-	return moved, nil
-}

@@ -29,22 +29,59 @@ func (s *Store) RegisterWorker(ctx context.Context, name, client string, lease t
 	return id, nil
 }
 
-// Beat says that the worker is alive. silent is how long it had not said so
-// before, now the database's time. ErrWorkerDead: it has been declared dead
+// Pulse is what a worker learns when it says that it is alive.
+type Pulse struct {
+	Silent  time.Duration // how long it had not said so before
+	Now     time.Time     // the database's time
+	Suspect bool          // a worker has been silent for the length of its lease
+	Due     time.Duration // until the next job is due that nobody will ring for; 0: none within a minute
+}
+
+// Beat says that the worker is alive. ErrWorkerDead: it has been declared dead
 // meanwhile.
-func (s *Store) Beat(ctx context.Context, worker int64) (silent time.Duration, now time.Time, err error) {
-	var seconds float64
+func (s *Store) Beat(ctx context.Context, worker int64) (p Pulse, err error) {
+	var silent float64
+	var due *float64
 	err = s.pool.QueryRow(ctx, `UPDATE tasker.workers w SET last_seen_at = clock_timestamp()
 		FROM (SELECT last_seen_at FROM tasker.workers WHERE worker_id = $1) before
 		WHERE w.worker_id = $1 AND w.state = 'alive'
-		RETURNING extract(epoch FROM w.last_seen_at - before.last_seen_at)::float8, w.last_seen_at`, worker).Scan(&seconds, &now)
+		RETURNING extract(epoch FROM w.last_seen_at - before.last_seen_at)::float8, w.last_seen_at,
+			EXISTS (SELECT FROM tasker.workers d WHERE d.worker_id <> $1 AND d.state = 'alive'
+			        AND greatest(d.last_seen_at, pg_postmaster_start_time()) < clock_timestamp() - d.lease),
+			(SELECT extract(epoch FROM min(n.scheduled_at) - clock_timestamp())::float8
+			 FROM generate_series(1, 4) AS p(priority) CROSS JOIN LATERAL (
+			     SELECT j.scheduled_at FROM tasker.river_job j
+			     WHERE j.state = 'available' AND j.queue = 'default' AND j.priority = p.priority
+			       AND j.scheduled_at > now() AND j.scheduled_at < now() + interval '1 minute'
+			     ORDER BY j.scheduled_at LIMIT 1) n)`, worker).Scan(&silent, &p.Now, &p.Suspect, &due)
 	if err = translate(err); errors.Is(err, ErrNotFound) {
-		return 0, now, ErrWorkerDead
+		return p, ErrWorkerDead
 	}
 	if err != nil {
-		return 0, now, fmt.Errorf("beat: %w", err)
+		return p, fmt.Errorf("beat: %w", err)
 	}
-	return time.Duration(seconds * float64(time.Second)), now, nil
+	p.Silent = time.Duration(silent * float64(time.Second))
+	if due != nil {
+		p.Due = max(time.Duration(*due*float64(time.Second)), 1)
+	}
+	return p, nil
+}
+
+// Ring has all workers fetch the jobs that are due.
+func (s *Store) Ring(ctx context.Context) error {
+	if _, err := s.pool.Exec(ctx, `SELECT tasker.notify_river()`); err != nil {
+		return fmt.Errorf("ring for jobs that are due: %w", err)
+	}
+	return nil
+}
+
+// WakeHandled makes the jobs of tasks due now that wait for a Go handler which
+// the worker has and none before it had. It returns how many.
+func (s *Store) WakeHandled(ctx context.Context, worker int64) (woken int, err error) {
+	if err := s.pool.QueryRow(ctx, `SELECT tasker.wake_handled($1)`, worker).Scan(&woken); err != nil {
+		return 0, fmt.Errorf("wake tasks that wait for handlers: %w", err)
+	}
+	return woken, nil
 }
 
 // ReapWorker declares one worker dead that has not beaten for the length of its
@@ -87,9 +124,12 @@ func (s *Store) HandledElsewhere(ctx context.Context, worker int64, handlers []s
 
 // ReadClocks ends what has taken too long: tasks whose deadline has passed, and
 // attempts at Sidekiq whose time is up or whose process has been silent for so
-// long. It returns how many. Tasks come first: that is the lock order.
-func (s *Store) ReadClocks(ctx context.Context, silence time.Duration) (tasks, attempts int, err error) {
-	if err := s.pool.QueryRow(ctx, `SELECT tasker.expire_tasks(), tasker.reap_attempts($1)`, silence).Scan(&tasks, &attempts); err != nil {
+// long. It returns how many. Tasks come first: that is the lock order. Besides it
+// moves up the jobs of tasks that have waited for long: one level of priority per
+// ageing.
+func (s *Store) ReadClocks(ctx context.Context, silence, ageing time.Duration) (tasks, attempts int, err error) {
+	var aged int
+	if err := s.pool.QueryRow(ctx, `SELECT tasker.expire_tasks(), tasker.reap_attempts($1), tasker.age_jobs($2)`, silence, ageing).Scan(&tasks, &attempts, &aged); err != nil {
 		return 0, 0, fmt.Errorf("find what has taken too long: %w", err)
 	}
 	return tasks, attempts, nil

@@ -237,7 +237,7 @@ func TestJobsThatWaitMoveUp(t *testing.T) {
 		{"50 s", "1 2 3 4 4"}, {"61 s", "1 2 3 3 3"}, {"121 s", "1 2 2 2 2"}, {"181 s", "1 1 1 1 1"},
 	} {
 		b.exec(`UPDATE tasker.river_job SET scheduled_at = clock_timestamp() - $1::text::interval`, c.age)
-		_, err := b.store.AgeJobs(t.Context(), time.Minute)
+		_, _, err := b.store.ReadClocks(t.Context(), time.Minute, time.Minute)
 		b.must(err)
 		b.want(c.want, priorities)
 	}

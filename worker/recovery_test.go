@@ -135,7 +135,7 @@ func TestADeadWorkersWritesAreRefused(t *testing.T) {
 	if _, err := b.store.NewClaimer(ctx, dead).Claim(ctx, task); !errors.Is(err, store.ErrWorkerDead) {
 		t.Errorf("a dead worker's claim: got %v, want ErrWorkerDead", err)
 	}
-	if _, _, err := b.store.Beat(ctx, dead); !errors.Is(err, store.ErrWorkerDead) {
+	if _, err := b.store.Beat(ctx, dead); !errors.Is(err, store.ErrWorkerDead) {
 		t.Errorf("a dead worker's beat: got %v, want ErrWorkerDead", err)
 	}
 	// The living one may write, but not with the epoch of the loop before.

@@ -145,7 +145,7 @@ func TestAnOpenReportHoldsUpNobodyElse(t *testing.T) {
 			return b.number(`SELECT count(*) FROM tasker.tasks WHERE name = 'one' AND state <> 'complete'`) == 0
 		})
 	}
-	if _, _, err := b.store.ReadClocks(t.Context(), time.Nanosecond); err != nil {
+	if _, _, err := b.store.ReadClocks(t.Context(), time.Nanosecond, time.Minute); err != nil {
 		t.Error(err)
 	}
 	// The worker dies in the database's eyes, and its tasks are taken over.
@@ -174,17 +174,29 @@ func TestABeatSaysHowLongTheWorkerWasSilent(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.exec(`UPDATE tasker.workers SET last_seen_at = clock_timestamp() - interval '7 s'`)
-	silent, _, err := b.store.Beat(t.Context(), id)
-	if err != nil || silent < 7*time.Second || silent > 7*time.Second+patience {
-		t.Errorf("silent for %s, %v", silent, err)
+	p, err := b.store.Beat(t.Context(), id)
+	if err != nil || p.Silent < 7*time.Second || p.Silent > 7*time.Second+patience || p.Suspect || p.Due != 0 {
+		t.Errorf("%+v, %v", p, err)
 	}
-	if silent, _, err := b.store.Beat(t.Context(), id); err != nil || silent > patience {
-		t.Errorf("the next beat: silent for %s, %v", silent, err)
+	if p, err := b.store.Beat(t.Context(), id); err != nil || p.Silent > patience {
+		t.Errorf("the next beat: silent for %s, %v", p.Silent, err)
+	}
+	b.register(oneGoStep)
+	b.exec(`INSERT INTO tasker.tasks (namespace, name, run_at) SELECT 'test', 'one', now() + s * interval '1 second' FROM unnest('{-1, 4, 3}'::int[]) s`)
+	b.exec(`UPDATE tasker.river_job SET state = 'available', scheduled_at = now() + s * interval '10 seconds'
+		FROM (SELECT id, row_number() OVER (ORDER BY scheduled_at) - 1 AS s FROM tasker.river_job) o WHERE o.id = river_job.id AND s > 0`)
+	b.exec(`INSERT INTO tasker.workers (name, client_id, lease, last_seen_at) VALUES ('gone', 'gone', '1 s', clock_timestamp() - interval '1 day')`)
+	b.until("the other's lease has passed since the server started", func() bool {
+		p, err := b.store.Beat(t.Context(), id)
+		return err == nil && p.Suspect
+	})
+	if p, err := b.store.Beat(t.Context(), id); err != nil || p.Due <= 0 || p.Due > 10*time.Second {
+		t.Errorf("the next job is due in %s, %v; want at most 10 s", p.Due, err)
 	}
 	if err := b.store.StopWorker(t.Context(), id); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := b.store.Beat(t.Context(), id); !errors.Is(err, store.ErrWorkerDead) {
+	if _, err := b.store.Beat(t.Context(), id); !errors.Is(err, store.ErrWorkerDead) {
 		t.Errorf("a stopped worker's beat: %v", err)
 	}
 }

@@ -250,12 +250,13 @@ func (w *worker) session(ctx context.Context) (err error) {
 		everyLive(background, w.live, func(l *Live) time.Duration { return l.RepairEvery }, log, func(ctx context.Context) error { return w.repair(ctx, pusher, log) })
 	})
 	services.Go(func() {
-		everyLive(background, w.live, func(l *Live) time.Duration { return l.SweepEvery }, log, func(ctx context.Context) error { return w.sweep(ctx, log) })
+		sparely(background, w.live, func(l *Live) time.Duration { return l.SweepEvery }, log, func(ctx context.Context) error { return w.sweep(ctx, log) })
 	})
 	services.Go(func() {
-		everyLive(background, w.live, func(l *Live) time.Duration { return l.StaleEvery }, log, func(ctx context.Context) error { return w.findStale(ctx, log) })
+		sparely(background, w.live, func(l *Live) time.Duration { return l.StaleEvery }, log, func(ctx context.Context) error { return w.findStale(ctx, log) })
 	})
 	services.Go(func() { w.follow(background, o, log) })
+	services.Go(func() { w.wakeHandled(background, id, log) })
 	defer func() {
 		end()
 		services.Wait()
@@ -318,21 +319,32 @@ func (w *worker) finish(o *orchestrator.Orchestrator, river *jobs.Client, id int
 // and get the time to say so.
 func (w *worker) beat(ctx context.Context, id int64, o *orchestrator.Orchestrator, log *slog.Logger) {
 	judges := time.Now().Add(w.Lease)
+	// Jobs for later are rung for when they are due: River would find them with its
+	// next poll only.
+	alarm := time.AfterFunc(time.Hour, func() {
+		if err := w.pulse.Ring(ctx); err != nil && ctx.Err() == nil {
+			log.Debug("jobs that are due wait for River's poll", "error", err)
+		}
+	})
+	defer alarm.Stop()
 	every(ctx, w.Lease/4, log, func(ctx context.Context) error {
 		ctx, cancel := context.WithTimeout(ctx, w.Lease)
 		defer cancel()
-		silent, now, err := w.pulse.Beat(ctx, id)
+		p, err := w.pulse.Beat(ctx, id)
 		if errors.Is(err, store.ErrWorkerDead) {
 			o.Abandon(err)
 			return nil
 		}
 		if err == nil {
-			o.SetClock(now)
+			o.SetClock(p.Now)
+			if p.Due > 0 && p.Due < w.Lease/4 { // else the next beat says so again
+				alarm.Reset(p.Due)
+			}
 		}
-		if silent > w.Lease/2 {
+		if p.Silent > w.Lease/2 {
 			judges = time.Now().Add(w.Lease)
 		}
-		if err != nil || time.Now().Before(judges) {
+		if err != nil || !p.Suspect || time.Now().Before(judges) {
 			return err
 		}
 		freed, err := w.pulse.ReapWorker(ctx)
@@ -368,7 +380,7 @@ func (w *worker) readClocks(ctx context.Context, log *slog.Logger) error {
 	l := w.live.now()
 	ctx, cancel := context.WithTimeout(ctx, l.RepairTimeout)
 	defer cancel()
-	tasks, attempts, err := w.store.ReadClocks(ctx, l.SilentProcess)
+	tasks, attempts, err := w.store.ReadClocks(ctx, l.SilentProcess, l.AgeAfter)
 	if err != nil {
 		return err
 	}
@@ -378,8 +390,27 @@ func (w *worker) readClocks(ctx context.Context, log *slog.Logger) error {
 	if attempts > 0 {
 		log.Warn("attempts of Ruby steps were lost with their process, or took too long", "attempts", attempts)
 	}
-	_, err = w.store.AgeJobs(ctx, l.AgeAfter)
-	return err
+	return nil
+}
+
+// wakeHandled has tasks looked at that were given up for want of a handler which
+// this worker has: at once, and again when every worker has heard of it, and the
+// one that had the handler before, if it crashed, is known to be dead.
+func (w *worker) wakeHandled(ctx context.Context, id int64, log *slog.Logger) {
+	for _, pause := range []time.Duration{0, 2*w.Lease + w.live.now().AskAgain} {
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return
+		}
+		woken, err := w.store.WakeHandled(ctx, id)
+		if err != nil && ctx.Err() == nil {
+			log.Warn("tasks that wait for this worker's handlers can't be woken; they come by themselves, later", "error", err)
+		}
+		if woken > 0 {
+			log.Info("tasks that waited for this worker's handlers go on", "tasks", woken)
+		}
+	}
 }
 
 // repair finds attempts whose job is in no queue though nobody has started it,
