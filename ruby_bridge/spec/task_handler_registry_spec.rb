@@ -148,7 +148,7 @@ RSpec.describe TaskerCore::TaskHandlerRegistry do
     expect(registry.find_handler_for_task_request({ namespace: "spec", name: }, database: true))
       .to include("found" => true, "version" => "1.0.0", "ruby_class_name" => "Stored", "yaml_template" => a_hash_including("name" => name))
     expect(registry.find_handler_for_task_request({ namespace: "spec", name: "#{name}x" }, database: true)["error"])
-      .to eq("there is no template spec/#{name}x in files or in the database; did you mean spec/#{name}?")
+      .to start_with("there is no template spec/#{name}x in files or in the database; did you mean spec/#{name}") # other specs' may be near too
   end
 
   it "is the same to many threads" do
