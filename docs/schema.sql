@@ -438,6 +438,37 @@ BEGIN
 END $$;
 
 --
+-- Name: close_event_days(); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.close_event_days() RETURNS integer
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    open_now text[] := tasker.open_transactions();
+    day      record;
+    id       bigint;
+    closed   int := 0;
+BEGIN
+    IF NOT pg_try_advisory_xact_lock(tasker.fence_class(), -2) THEN
+        RETURN 0;
+    END IF;
+    -- A prepared transaction has lost its old name (it is -1/xid): it may be any of them.
+    IF NOT EXISTS (SELECT FROM unnest(tasker.event_writers()) AS w WHERE w LIKE '-1/%') THEN
+        FOR day IN SELECT d.partition FROM tasker.event_days d WHERE d.last_id IS NULL AND NOT d.open_then && open_now ORDER BY d.until LOOP
+            -- A statement of its own: it sees what those have written.
+            EXECUTE format('SELECT coalesce(max(event_id), 0) FROM tasker.%I', day.partition) INTO id;
+            UPDATE tasker.event_days d SET last_id = id WHERE d.partition = day.partition;
+            closed := closed + 1;
+        END LOOP;
+    END IF;
+    -- A transaction's time is taken a moment before others can see that it is open.
+    UPDATE tasker.event_days d SET open_then = open_now
+    WHERE d.open_then IS NULL AND d.until < clock_timestamp() - interval '1 minute';
+    RETURN closed;
+END $$;
+
+--
 -- Name: context_key(jsonb); Type: FUNCTION; Schema: tasker; Owner: -
 --
 
@@ -573,18 +604,20 @@ CREATE FUNCTION tasker.event_writers() RETURNS text[]
 $$;
 
 --
--- Name: events_beyond(tasker.event_cursor, text[], integer, bigint); Type: FUNCTION; Schema: tasker; Owner: -
+-- Name: events_beyond(tasker.event_cursor, text[], integer, timestamp with time zone, bigint); Type: FUNCTION; Schema: tasker; Owner: -
 --
 
-CREATE FUNCTION tasker.events_beyond(c tasker.event_cursor, likes text[], most integer, up_to bigint DEFAULT '9223372036854775807'::bigint) RETURNS TABLE(event_id bigint, wanted boolean)
+CREATE FUNCTION tasker.events_beyond(c tasker.event_cursor, likes text[], most integer, since timestamp with time zone, up_to bigint DEFAULT '9223372036854775807'::bigint) RETURNS TABLE(event_id bigint, created_at timestamp with time zone, wanted boolean)
     LANGUAGE sql STABLE
     AS $$
-    (SELECT e.event_id, e.name LIKE ANY (likes)
+    (SELECT e.event_id, e.created_at, e.name LIKE ANY (likes)
      FROM unnest(c.missing + c.recent) AS m(ids)
-     CROSS JOIN LATERAL (SELECT v.event_id, v.name FROM tasker.events v WHERE v.event_id >= lower(m.ids) AND v.event_id < upper(m.ids) OFFSET 0) e
+     CROSS JOIN LATERAL (SELECT v.event_id, v.created_at, v.name FROM tasker.events v
+                         WHERE v.created_at >= since AND v.event_id >= lower(m.ids) AND v.event_id < upper(m.ids) OFFSET 0) e
      WHERE e.event_id <= up_to ORDER BY e.event_id LIMIT most)
     UNION ALL
-    (SELECT e.event_id, e.name LIKE ANY (likes) FROM tasker.events e WHERE e.event_id > c.passed AND e.event_id <= up_to ORDER BY e.event_id LIMIT most)
+    (SELECT e.event_id, e.created_at, e.name LIKE ANY (likes) FROM tasker.events e
+     WHERE e.created_at >= since AND e.event_id > c.passed AND e.event_id <= up_to ORDER BY e.event_id LIMIT most)
     ORDER BY 1 LIMIT most
 $$;
 
@@ -767,6 +800,16 @@ BEGIN
     FROM listed l ORDER BY l.dead_letter_id;
     GET DIAGNOSTICS found_tasks = ROW_COUNT;
 END $$;
+
+--
+-- Name: first_unread(tasker.event_cursor); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.first_unread(c tasker.event_cursor) RETURNS bigint
+    LANGUAGE sql IMMUTABLE
+    AS $$
+    SELECT least(c.passed + 1, lower(c.missing + c.recent))
+$$;
 
 --
 -- Name: gate_is_for(text, text, text, text, text, text, text, text); Type: FUNCTION; Schema: tasker; Owner: -
@@ -1024,6 +1067,39 @@ BEGIN
 END $$;
 
 --
+-- Name: make_event_days(integer); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.make_event_days(ahead integer DEFAULT 3) RETURNS integer
+    LANGUAGE plpgsql
+    SET lock_timeout TO '100ms'
+    AS $$
+DECLARE
+    today timestamptz := date_trunc('day', now(), 'UTC');
+    day   record;
+    made  int := 0;
+BEGIN
+    FOR day IN
+        SELECT 'events_' || to_char(u.since AT TIME ZONE 'UTC', 'YYYYMMDD') AS partition, u.since, u.since + interval '24 hours' AS until
+        FROM (SELECT today + make_interval(hours => 24 * n) AS since FROM generate_series(0, ahead) AS n) u
+        WHERE NOT EXISTS (SELECT FROM tasker.event_days d WHERE d.since <= u.since AND d.until > u.since)
+        ORDER BY u.since
+    LOOP
+        IF NOT pg_try_advisory_xact_lock(tasker.fence_class(), -2) THEN
+            EXIT; -- another worker is about to
+        END IF;
+        -- Before the lock on it that looking for such rows takes.
+        CONTINUE WHEN EXISTS (SELECT FROM tasker.events_default e WHERE e.created_at >= day.since AND e.created_at < day.until)
+            OR EXISTS (SELECT FROM tasker.event_days d WHERE d.partition = day.partition);
+        EXECUTE format('CREATE TABLE tasker.%I (LIKE tasker.events INCLUDING DEFAULTS, PRIMARY KEY (event_id))', day.partition);
+        EXECUTE format('ALTER TABLE tasker.events ATTACH PARTITION tasker.%I FOR VALUES FROM (%L) TO (%L)', day.partition, day.since, day.until);
+        INSERT INTO tasker.event_days (partition, since, until) VALUES (day.partition, day.since, day.until);
+        made := made + 1;
+    END LOOP;
+    RETURN made;
+END $$;
+
+--
 -- Name: next_events(text, text, integer, tasker.event_cursor, text); Type: FUNCTION; Schema: tasker; Owner: -
 --
 
@@ -1043,6 +1119,9 @@ DECLARE
     scan    int := most;      -- rows to look at, wanted or not
     edge    bigint;           -- the last that is wanted, if there are enough of them
     wanted  bigint[];
+    since   timestamptz;
+    earliest timestamptz;     -- of those that are wanted
+    latest  timestamptz;
     seen    int8multirange;
     reached bigint;
     cut     boolean;          -- there is more than was looked at
@@ -1060,24 +1139,27 @@ BEGIN
         settled := NOT tasker.still_writing(c.writers);
     END IF;
 
+    since := tasker.unread_since(tasker.first_unread(c));
     IF '%' <> ALL (s.likes) THEN
         scan := most * 10;
-        SELECT b.event_id INTO edge FROM tasker.events_beyond(c, s.likes, scan) b WHERE b.wanted ORDER BY b.event_id OFFSET most - 1 LIMIT 1;
+        SELECT b.event_id INTO edge FROM tasker.events_beyond(c, s.likes, scan, since) b WHERE b.wanted ORDER BY b.event_id OFFSET most - 1 LIMIT 1;
     END IF;
     WITH looked AS (
-        SELECT b.event_id, b.wanted, row_number() OVER (ORDER BY b.event_id) AS r
-        FROM tasker.events_beyond(c, s.likes, scan, coalesce(edge, 9223372036854775807)) b
+        SELECT b.event_id, b.created_at, b.wanted, row_number() OVER (ORDER BY b.event_id) AS r
+        FROM tasker.events_beyond(c, s.likes, scan, since, coalesce(edge, 9223372036854775807)) b
     )
     SELECT ARRAY(SELECT l.event_id FROM looked l WHERE l.wanted),
            -- ids that follow on one another have the same difference to their rank
            coalesce((SELECT range_agg(i.ids) FROM (SELECT int8range(min(l.event_id), max(l.event_id), '[]') AS ids FROM looked l GROUP BY l.event_id - l.r) i), '{}'),
-           max(k.event_id), edge IS NOT NULL OR count(*) = scan
-    INTO wanted, seen, reached, cut FROM looked k;
+           max(k.event_id), edge IS NOT NULL OR count(*) = scan,
+           min(k.created_at) FILTER (WHERE k.wanted), max(k.created_at) FILTER (WHERE k.wanted)
+    INTO wanted, seen, reached, cut, earliest, latest FROM looked k;
 
     RETURN QUERY
     SELECT l.event_id, l.created_at, l.name, l.task_id, l.step_id, l.attempt, l.data,
            l.namespace, l.task_name, l.version, l.step, l.correlation_id, l.parent_task_id, NULL::tasker.event_cursor
-    FROM tasker.event_log l WHERE l.event_id = ANY (wanted) ORDER BY l.event_id;
+    FROM tasker.event_log l
+    WHERE l.event_id = ANY (wanted) AND l.created_at >= earliest AND l.created_at <= latest ORDER BY l.event_id;
 
     c := tasker.cursor_after(c, seen, reached, cut, settled);
     IF channel IS NOT NULL THEN
@@ -1103,6 +1185,17 @@ $$;
 CREATE FUNCTION tasker.open_gates() RETURNS void
     LANGUAGE sql
     AS $$ SELECT count(pg_notify('tasker.worker_' || w.worker_id, 'g')) FROM tasker.workers w WHERE w.state = 'alive' $$;
+
+--
+-- Name: open_transactions(); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.open_transactions() RETURNS text[]
+    LANGUAGE sql
+    AS $$
+    SELECT coalesce(array_agg(l.virtualtransaction), '{}') FROM pg_locks l JOIN pg_stat_activity a USING (pid)
+    WHERE l.locktype = 'virtualxid' AND l.mode = 'ExclusiveLock' AND a.datname = current_database()
+$$;
 
 --
 -- Name: pass_gates(bigint[], integer[]); Type: FUNCTION; Schema: tasker; Owner: -
@@ -2799,6 +2892,7 @@ BEGIN
     UPDATE tasker.steps s SET retry_at = s.retry_at - span, started_at = s.started_at - span, finished_at = s.finished_at - span;
     UPDATE tasker.dispatches d SET looked_at = d.looked_at - span, started_at = d.started_at - span, deadline = d.deadline - span,
         start_by = d.start_by - span, beat_by = d.beat_by - span;
+    UPDATE tasker.event_days d SET last_id = NULL; -- closed days get events
     UPDATE tasker.events e SET created_at = e.created_at - span;
     UPDATE tasker.dead_letters d SET found_at = d.found_at - span, since = d.since - span, resolved_at = d.resolved_at - span;
     UPDATE tasker.river_job j SET scheduled_at = j.scheduled_at - span, state = tasker.river_state(j.scheduled_at - span)
@@ -2820,6 +2914,18 @@ BEGIN
     PERFORM tasker.notify_river();
     PERFORM tasker.open_gates();
 END $$;
+
+--
+-- Name: unread_since(bigint); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.unread_since(id bigint) RETURNS timestamp with time zone
+    LANGUAGE sql STABLE
+    AS $$
+    SELECT least(coalesce((SELECT min(d.since) FROM tasker.event_days d WHERE d.last_id IS NULL OR d.last_id >= id),
+                          (SELECT max(d.until) FROM tasker.event_days d), '-infinity'),
+                 (SELECT min(e.created_at) FROM tasker.events_default e WHERE e.event_id >= id))
+$$;
 
 --
 -- Name: unsubscribe(text); Type: FUNCTION; Schema: tasker; Owner: -
@@ -3126,6 +3232,24 @@ WITH (fillfactor='70', autovacuum_vacuum_scale_factor='0.02', autovacuum_vacuum_
 COMMENT ON COLUMN tasker.dispatches.call_id IS 'the call that started the attempt: asked again, it gets the same answer';
 
 --
+-- Name: event_days; Type: TABLE; Schema: tasker; Owner: -
+--
+
+CREATE TABLE tasker.event_days (
+    partition text NOT NULL,
+    since timestamp with time zone NOT NULL,
+    until timestamp with time zone NOT NULL,
+    open_then text[],
+    last_id bigint
+);
+
+--
+-- Name: TABLE event_days; Type: COMMENT; Schema: tasker; Owner: -
+--
+
+COMMENT ON TABLE tasker.event_days IS 'The partitions of tasker.events, but for events_default';
+
+--
 -- Name: event_subscribers; Type: TABLE; Schema: tasker; Owner: -
 --
 
@@ -3161,13 +3285,14 @@ CREATE TABLE tasker.events (
     attempt integer,
     name text NOT NULL,
     data jsonb
-);
+)
+PARTITION BY RANGE (created_at);
 
 --
 -- Name: TABLE events; Type: COMMENT; Schema: tasker; Owner: -
 --
 
-COMMENT ON TABLE tasker.events IS 'One row per transition, written in its transaction; append-only';
+COMMENT ON TABLE tasker.events IS 'One row per transition, written in its transaction; append-only; a partition per day';
 
 --
 -- Name: event_lag; Type: VIEW; Schema: tasker; Owner: -
@@ -3181,7 +3306,7 @@ CREATE VIEW tasker.event_lag AS
         CASE
             WHEN (l.last_id > (s.cursor).passed) THEN (now() - ( SELECT e.created_at
                FROM tasker.events e
-              WHERE (e.event_id > (s.cursor).passed)
+              WHERE ((e.event_id > (s.cursor).passed) AND (e.created_at >= tasker.unread_since(((s.cursor).passed + 1))))
               ORDER BY e.event_id
              LIMIT 1))
             ELSE NULL::interval
@@ -3250,13 +3375,31 @@ WITH (autovacuum_vacuum_scale_factor='0', autovacuum_vacuum_threshold='500');
 -- Name: events_event_id_seq; Type: SEQUENCE; Schema: tasker; Owner: -
 --
 
-ALTER TABLE tasker.events ALTER COLUMN event_id ADD GENERATED ALWAYS AS IDENTITY (
-    SEQUENCE NAME tasker.events_event_id_seq
+CREATE SEQUENCE tasker.events_event_id_seq
     START WITH 1
     INCREMENT BY 1
     NO MINVALUE
     NO MAXVALUE
-    CACHE 1
+    CACHE 1;
+
+--
+-- Name: events_event_id_seq; Type: SEQUENCE OWNED BY; Schema: tasker; Owner: -
+--
+
+ALTER SEQUENCE tasker.events_event_id_seq OWNED BY tasker.events.event_id;
+
+--
+-- Name: events_default; Type: TABLE; Schema: tasker; Owner: -
+--
+
+CREATE TABLE tasker.events_default (
+    event_id bigint DEFAULT nextval('tasker.events_event_id_seq'::regclass) NOT NULL,
+    task_id bigint,
+    step_id bigint,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    attempt integer,
+    name text NOT NULL,
+    data jsonb
 );
 
 --
@@ -3405,7 +3548,7 @@ CREATE VIEW tasker.quiet_tasks AS
                             e.created_at,
                             e.name
                            FROM tasker.events e
-                          WHERE (e.task_id = t.task_id)
+                          WHERE ((e.task_id = t.task_id) AND (e.created_at >= t.created_at))
                           ORDER BY e.event_id DESC
                          LIMIT 100) l
                   WHERE (l.name <> ALL (ARRAY['workflow.task_reenqueue_delayed'::text, 'step.report_refused'::text, 'task.priority_changed'::text, 'task.stale'::text, 'task.dead_lettered'::text, 'task.dead_letter_acknowledged'::text]))
@@ -3969,6 +4112,18 @@ ALTER TABLE tasker.workers ALTER COLUMN worker_id ADD GENERATED ALWAYS AS IDENTI
 );
 
 --
+-- Name: events_default; Type: TABLE ATTACH; Schema: tasker; Owner: -
+--
+
+ALTER TABLE ONLY tasker.events ATTACH PARTITION tasker.events_default DEFAULT;
+
+--
+-- Name: events event_id; Type: DEFAULT; Schema: tasker; Owner: -
+--
+
+ALTER TABLE ONLY tasker.events ALTER COLUMN event_id SET DEFAULT nextval('tasker.events_event_id_seq'::regclass);
+
+--
 -- Name: river_job id; Type: DEFAULT; Schema: tasker; Owner: -
 --
 
@@ -3995,6 +4150,13 @@ ALTER TABLE ONLY tasker.dispatches
     ADD CONSTRAINT dispatches_pkey PRIMARY KEY (step_id);
 
 --
+-- Name: event_days event_days_pkey; Type: CONSTRAINT; Schema: tasker; Owner: -
+--
+
+ALTER TABLE ONLY tasker.event_days
+    ADD CONSTRAINT event_days_pkey PRIMARY KEY (partition);
+
+--
 -- Name: event_sleepers event_sleepers_pkey; Type: CONSTRAINT; Schema: tasker; Owner: -
 --
 
@@ -4009,11 +4171,11 @@ ALTER TABLE ONLY tasker.event_subscribers
     ADD CONSTRAINT event_subscribers_pkey PRIMARY KEY (name);
 
 --
--- Name: events events_pkey; Type: CONSTRAINT; Schema: tasker; Owner: -
+-- Name: events_default events_default_pkey; Type: CONSTRAINT; Schema: tasker; Owner: -
 --
 
-ALTER TABLE ONLY tasker.events
-    ADD CONSTRAINT events_pkey PRIMARY KEY (event_id);
+ALTER TABLE ONLY tasker.events_default
+    ADD CONSTRAINT events_default_pkey PRIMARY KEY (event_id);
 
 --
 -- Name: gate_slots gate_slots_pkey; Type: CONSTRAINT; Schema: tasker; Owner: -
@@ -4183,7 +4345,13 @@ CREATE INDEX event_sleepers_until ON tasker.event_sleepers USING btree (until);
 -- Name: events_of_task; Type: INDEX; Schema: tasker; Owner: -
 --
 
-CREATE INDEX events_of_task ON tasker.events USING btree (task_id, event_id);
+CREATE INDEX events_of_task ON ONLY tasker.events USING btree (task_id, event_id);
+
+--
+-- Name: events_default_task_id_event_id_idx; Type: INDEX; Schema: tasker; Owner: -
+--
+
+CREATE INDEX events_default_task_id_event_id_idx ON tasker.events_default USING btree (task_id, event_id);
 
 --
 -- Name: gate_slots_of_gate; Type: INDEX; Schema: tasker; Owner: -
@@ -4316,6 +4484,12 @@ CREATE INDEX tasks_parent ON tasker.tasks USING btree (parent_task_id) WHERE (pa
 --
 
 CREATE INDEX template_steps_with_schema ON tasker.template_steps USING btree (template_id) WHERE (result_schema IS NOT NULL);
+
+--
+-- Name: events_default_task_id_event_id_idx; Type: INDEX ATTACH; Schema: tasker; Owner: -
+--
+
+ALTER INDEX tasker.events_of_task ATTACH PARTITION tasker.events_default_task_id_event_id_idx;
 
 --
 -- Name: tasks check_contexts; Type: TRIGGER; Schema: tasker; Owner: -
