@@ -24,7 +24,9 @@ CREATE INDEX events_of_task ON tasker.events (task_id, event_id);
 CREATE TRIGGER ring AFTER INSERT ON tasker.events
     REFERENCING NEW TABLE AS written FOR EACH STATEMENT EXECUTE FUNCTION tasker.ring();
 
-DROP FUNCTION tasker.make_event_days(int), tasker.close_event_days(), tasker.open_transactions(),
+DROP FUNCTION tasker.old_events(timestamptz), tasker.prune_events(timestamptz, boolean),
+    tasker.old_tasks(timestamptz, int, bigint, boolean), tasker.prune_tasks(timestamptz, int, bigint, boolean),
+    tasker.make_event_days(int), tasker.close_event_days(), tasker.open_transactions(),
     tasker.unread_since(bigint), tasker.first_unread(tasker.event_cursor),
     tasker.events_beyond(tasker.event_cursor, text[], int, timestamptz, bigint);
 

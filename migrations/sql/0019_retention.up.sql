@@ -379,3 +379,125 @@ BEGIN
     PERFORM tasker.notify_river();
     PERFORM tasker.open_gates();
 END $$;
+
+-- Event partitions that end before that time, the oldest first, and events_default
+-- when it has older rows. held_by: the subscriber that has not read all of it and
+-- is furthest behind.
+CREATE FUNCTION tasker.old_events(before timestamptz)
+RETURNS TABLE (partition text, since timestamptz, until timestamptz, bytes bigint, held_by text)
+LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    day     record;
+    highest bigint;
+BEGIN
+    FOR day IN
+        SELECT d.partition, d.since, d.until, pg_total_relation_size(format('tasker.%I', d.partition)) AS bytes FROM tasker.event_days d WHERE d.until <= before
+        UNION ALL
+        SELECT 'events_default', min(e.created_at), max(e.created_at), NULL FROM tasker.events_default e WHERE e.created_at < before HAVING count(*) > 0
+        ORDER BY 3, 1
+    LOOP
+        -- Not event_days.last_id: a day that isn't closed may be dropped too.
+        EXECUTE format('SELECT coalesce(max(e.event_id), 0) FROM tasker.%I e WHERE e.created_at < $1', day.partition) INTO highest USING before;
+        RETURN QUERY SELECT day.partition, day.since, day.until, day.bytes,
+            (SELECT s.name FROM tasker.event_subscribers s WHERE tasker.first_unread(s.cursor) <= highest ORDER BY tasker.first_unread(s.cursor), s.name LIMIT 1);
+    END LOOP;
+END $$;
+
+-- Drops the oldest partition that ends before that time and that all subscribers
+-- have read; when there is none left, deletes up to 10,000 older rows of
+-- events_default. No partition: there was nothing to do. One at a time: dropping
+-- holds up all writers of events until the transaction ends, and gives up after
+-- 100 ms, with lock_not_available, when one of them has been at it for longer.
+-- ignore_subscribers: they lose what they have not read. object_in_use: somebody
+-- else is pruning.
+CREATE FUNCTION tasker.prune_events(before timestamptz, ignore_subscribers boolean DEFAULT false,
+    OUT partition text, OUT rows bigint, OUT bytes bigint) -- rows: of those that were deleted; bytes: of the partition that was dropped
+LANGUAGE plpgsql SET lock_timeout = '100ms' AS $$
+#variable_conflict use_column
+DECLARE
+    unread bigint := 9223372036854775807;
+BEGIN
+    IF before IS NULL OR before > now() THEN
+        RAISE EXCEPTION 'events are pruned before a time in the past, not %', coalesce(before::text, 'NULL') USING ERRCODE = 'TK003';
+    END IF;
+    IF NOT pg_try_advisory_xact_lock(tasker.fence_class(), -3) THEN
+        RAISE EXCEPTION 'somebody else is pruning' USING ERRCODE = 'object_in_use';
+    END IF;
+    SELECT o.partition, o.bytes INTO partition, bytes FROM tasker.old_events(before) o
+    WHERE o.partition <> 'events_default' AND (ignore_subscribers OR o.held_by IS NULL) ORDER BY o.until LIMIT 1;
+    IF FOUND THEN
+        -- With the lock, so that what a writer has just committed is found.
+        LOCK TABLE tasker.events IN ACCESS EXCLUSIVE MODE;
+        IF NOT EXISTS (SELECT FROM tasker.event_days d WHERE d.partition = prune_events.partition)
+            OR NOT ignore_subscribers AND EXISTS (SELECT FROM tasker.old_events(before) o WHERE o.partition = prune_events.partition AND o.held_by IS NOT NULL) THEN
+            RAISE EXCEPTION '% has just been dropped or written to', partition USING ERRCODE = 'lock_not_available';
+        END IF;
+        EXECUTE format('DROP TABLE tasker.%I', partition);
+        DELETE FROM tasker.event_days d WHERE d.partition = prune_events.partition;
+        RETURN;
+    END IF;
+    IF NOT ignore_subscribers THEN
+        SELECT coalesce(min(tasker.first_unread(s.cursor)), unread) INTO unread FROM tasker.event_subscribers s;
+    END IF;
+    DELETE FROM tasker.events_default e USING (
+        SELECT l.event_id FROM tasker.events_default l WHERE l.created_at < before AND l.event_id < unread
+        ORDER BY l.event_id LIMIT 10000 FOR UPDATE SKIP LOCKED) old
+    WHERE e.event_id = old.event_id;
+    GET DIAGNOSTICS rows = ROW_COUNT;
+    IF rows > 0 THEN
+        partition := 'events_default';
+    END IF;
+END $$;
+
+-- Which tasks of a page are old: finished before that time, with no open parent
+-- or child. failed: those in error too. after, most: the page, of as many tasks,
+-- old or not.
+CREATE FUNCTION tasker.old_tasks(before timestamptz, most int, after bigint, failed boolean) RETURNS TABLE (task_id bigint, old boolean, done boolean)
+LANGUAGE sql STABLE AS $$
+    SELECT p.task_id, coalesce(p.finished_at < before, false)
+               AND (p.state IN ('complete', 'cancelled', 'resolved_manually') OR failed AND p.state = 'error')
+               AND NOT EXISTS (SELECT FROM tasker.tasks m WHERE m.task_id = p.parent_task_id AND m.state IN ('pending', 'in_progress'))
+               AND NOT EXISTS (SELECT FROM tasker.tasks m WHERE m.parent_task_id = p.task_id AND m.state IN ('pending', 'in_progress')),
+           p.created_at >= before
+    FROM (SELECT * FROM tasker.tasks t WHERE t.task_id > after ORDER BY t.task_id LIMIT most) p
+$$;
+
+-- Deletes old tasks, with all that belongs to them but their events, among the
+-- next most tasks after that id. page_end: where the next page begins; null: there
+-- is no next page, as this one was not full or all in it were inserted later than
+-- before. What is locked is left out, and found the next time.
+CREATE FUNCTION tasker.prune_tasks(before timestamptz, most int DEFAULT 1000, after bigint DEFAULT 0, failed boolean DEFAULT false,
+    OUT pruned int, OUT page_end bigint)
+LANGUAGE plpgsql
+SET enable_seqscan = off SET jit = off SET plan_cache_mode = force_generic_plan SET lock_timeout = '1s'
+AS $$
+DECLARE
+    ids bigint[];
+BEGIN
+    IF before IS NULL OR before > now() THEN
+        RAISE EXCEPTION 'tasks are pruned that ended before a time in the past, not %', coalesce(before::text, 'NULL') USING ERRCODE = 'TK003';
+    ELSIF most IS NULL OR most < 1 THEN
+        RAISE EXCEPTION 'a page has 1 task or more, not %', coalesce(most::text, 'NULL') USING ERRCODE = 'TK003';
+    END IF;
+    IF NOT pg_try_advisory_xact_lock(tasker.fence_class(), -3) THEN
+        RAISE EXCEPTION 'somebody else is pruning' USING ERRCODE = 'object_in_use';
+    END IF;
+    SELECT coalesce(array_agg(o.task_id ORDER BY o.task_id) FILTER (WHERE o.old), '{}'),
+           CASE WHEN count(*) = most AND NOT bool_and(o.done) THEN max(o.task_id) END
+    INTO ids, page_end FROM tasker.old_tasks(before, most, after, failed) o;
+    -- Locked, and looked at again: an operator may have opened one meanwhile.
+    SELECT coalesce(array_agg(l.task_id), '{}') INTO ids FROM (
+        SELECT t.task_id FROM tasker.tasks t WHERE t.task_id = ANY (ids) AND t.finished_at < before AND t.state NOT IN ('pending', 'in_progress')
+            AND (failed OR t.state <> 'error')
+            AND NOT EXISTS (SELECT FROM tasker.tasks m WHERE m.parent_task_id = t.task_id AND m.state IN ('pending', 'in_progress'))
+        ORDER BY t.task_id FOR UPDATE SKIP LOCKED) l;
+    DELETE FROM tasker.gate_waiters w WHERE w.task_id = ANY (ids);
+    DELETE FROM tasker.gate_slots o USING tasker.steps s WHERE s.task_id = ANY (ids) AND o.step_id = s.step_id;
+    DELETE FROM tasker.steps s WHERE s.task_id = ANY (ids);
+    DELETE FROM tasker.dispatches d WHERE d.task_id = ANY (ids);
+    DELETE FROM tasker.dead_letters d WHERE d.task_id = ANY (ids);
+    DELETE FROM tasker.task_waiters w WHERE w.task_id = ANY (ids);
+    DELETE FROM tasker.tasks t WHERE t.task_id = ANY (ids);
+    GET DIAGNOSTICS pruned = ROW_COUNT;
+END $$;
