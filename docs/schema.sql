@@ -1179,6 +1179,46 @@ CREATE FUNCTION tasker.notify_river() RETURNS void
 $$;
 
 --
+-- Name: old_events(timestamp with time zone); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.old_events(before timestamp with time zone) RETURNS TABLE(partition text, since timestamp with time zone, until timestamp with time zone, bytes bigint, held_by text)
+    LANGUAGE plpgsql
+    AS $_$
+#variable_conflict use_column
+DECLARE
+    day     record;
+    highest bigint;
+BEGIN
+    FOR day IN
+        SELECT d.partition, d.since, d.until, pg_total_relation_size(format('tasker.%I', d.partition)) AS bytes FROM tasker.event_days d WHERE d.until <= before
+        UNION ALL
+        SELECT 'events_default', min(e.created_at), max(e.created_at), NULL FROM tasker.events_default e WHERE e.created_at < before HAVING count(*) > 0
+        ORDER BY 3, 1
+    LOOP
+        -- Not event_days.last_id: a day that isn't closed may be dropped too.
+        EXECUTE format('SELECT coalesce(max(e.event_id), 0) FROM tasker.%I e WHERE e.created_at < $1', day.partition) INTO highest USING before;
+        RETURN QUERY SELECT day.partition, day.since, day.until, day.bytes,
+            (SELECT s.name FROM tasker.event_subscribers s WHERE tasker.first_unread(s.cursor) <= highest ORDER BY tasker.first_unread(s.cursor), s.name LIMIT 1);
+    END LOOP;
+END $_$;
+
+--
+-- Name: old_tasks(timestamp with time zone, integer, bigint, boolean); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.old_tasks(before timestamp with time zone, most integer, after bigint, failed boolean) RETURNS TABLE(task_id bigint, old boolean, done boolean)
+    LANGUAGE sql STABLE
+    AS $$
+    SELECT p.task_id, coalesce(p.finished_at < before, false)
+               AND (p.state IN ('complete', 'cancelled', 'resolved_manually') OR failed AND p.state = 'error')
+               AND NOT EXISTS (SELECT FROM tasker.tasks m WHERE m.task_id = p.parent_task_id AND m.state IN ('pending', 'in_progress'))
+               AND NOT EXISTS (SELECT FROM tasker.tasks m WHERE m.parent_task_id = p.task_id AND m.state IN ('pending', 'in_progress')),
+           p.created_at >= before
+    FROM (SELECT * FROM tasker.tasks t WHERE t.task_id > after ORDER BY t.task_id LIMIT most) p
+$$;
+
+--
 -- Name: open_gates(); Type: FUNCTION; Schema: tasker; Owner: -
 --
 
@@ -1195,6 +1235,7 @@ CREATE FUNCTION tasker.open_transactions() RETURNS text[]
     AS $$
     SELECT coalesce(array_agg(l.virtualtransaction), '{}') FROM pg_locks l JOIN pg_stat_activity a USING (pid)
     WHERE l.locktype = 'virtualxid' AND l.mode = 'ExclusiveLock' AND a.datname = current_database()
+      AND a.backend_type IS DISTINCT FROM 'autovacuum worker' -- for some it is hidden
 $$;
 
 --
@@ -1430,6 +1471,91 @@ CREATE FUNCTION tasker.process_stopped(process_id bigint) RETURNS void
     AS $_$
     UPDATE tasker.processes p SET stopped_at = clock_timestamp() WHERE p.process_id = $1
 $_$;
+
+--
+-- Name: prune_events(timestamp with time zone, boolean); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.prune_events(before timestamp with time zone, ignore_subscribers boolean DEFAULT false, OUT partition text, OUT rows bigint, OUT bytes bigint) RETURNS record
+    LANGUAGE plpgsql
+    SET lock_timeout TO '100ms'
+    AS $$
+#variable_conflict use_column
+DECLARE
+    unread bigint := 9223372036854775807;
+BEGIN
+    IF before IS NULL OR before > now() THEN
+        RAISE EXCEPTION 'events are pruned before a time in the past, not %', coalesce(before::text, 'NULL') USING ERRCODE = 'TK003';
+    END IF;
+    IF NOT pg_try_advisory_xact_lock(tasker.fence_class(), -3) THEN
+        RAISE EXCEPTION 'somebody else is pruning' USING ERRCODE = 'object_in_use';
+    END IF;
+    SELECT o.partition, o.bytes INTO partition, bytes FROM tasker.old_events(before) o
+    WHERE o.partition <> 'events_default' AND (ignore_subscribers OR o.held_by IS NULL) ORDER BY o.until LIMIT 1;
+    IF FOUND THEN
+        -- With the lock, so that what a writer has just committed is found.
+        LOCK TABLE tasker.events IN ACCESS EXCLUSIVE MODE;
+        IF NOT EXISTS (SELECT FROM tasker.event_days d WHERE d.partition = prune_events.partition)
+            OR NOT ignore_subscribers AND EXISTS (SELECT FROM tasker.old_events(before) o WHERE o.partition = prune_events.partition AND o.held_by IS NOT NULL) THEN
+            RAISE EXCEPTION '% has just been dropped or written to', partition USING ERRCODE = 'lock_not_available';
+        END IF;
+        EXECUTE format('DROP TABLE tasker.%I', partition);
+        DELETE FROM tasker.event_days d WHERE d.partition = prune_events.partition;
+        RETURN;
+    END IF;
+    IF NOT ignore_subscribers THEN
+        SELECT coalesce(min(tasker.first_unread(s.cursor)), unread) INTO unread FROM tasker.event_subscribers s;
+    END IF;
+    DELETE FROM tasker.events_default e USING (
+        SELECT l.event_id FROM tasker.events_default l WHERE l.created_at < before AND l.event_id < unread
+        ORDER BY l.event_id LIMIT 10000 FOR UPDATE SKIP LOCKED) old
+    WHERE e.event_id = old.event_id;
+    GET DIAGNOSTICS rows = ROW_COUNT;
+    IF rows > 0 THEN
+        partition := 'events_default';
+    END IF;
+END $$;
+
+--
+-- Name: prune_tasks(timestamp with time zone, integer, bigint, boolean); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.prune_tasks(before timestamp with time zone, most integer DEFAULT 1000, after bigint DEFAULT 0, failed boolean DEFAULT false, OUT pruned integer, OUT page_end bigint) RETURNS record
+    LANGUAGE plpgsql
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET lock_timeout TO '1s'
+    AS $$
+DECLARE
+    ids bigint[];
+BEGIN
+    IF before IS NULL OR before > now() THEN
+        RAISE EXCEPTION 'tasks are pruned that ended before a time in the past, not %', coalesce(before::text, 'NULL') USING ERRCODE = 'TK003';
+    ELSIF most IS NULL OR most < 1 THEN
+        RAISE EXCEPTION 'a page has 1 task or more, not %', coalesce(most::text, 'NULL') USING ERRCODE = 'TK003';
+    END IF;
+    IF NOT pg_try_advisory_xact_lock(tasker.fence_class(), -3) THEN
+        RAISE EXCEPTION 'somebody else is pruning' USING ERRCODE = 'object_in_use';
+    END IF;
+    SELECT coalesce(array_agg(o.task_id ORDER BY o.task_id) FILTER (WHERE o.old), '{}'),
+           CASE WHEN count(*) = most AND NOT bool_and(o.done) THEN max(o.task_id) END
+    INTO ids, page_end FROM tasker.old_tasks(before, most, after, failed) o;
+    -- Locked, and looked at again: an operator may have opened one meanwhile.
+    SELECT coalesce(array_agg(l.task_id), '{}') INTO ids FROM (
+        SELECT t.task_id FROM tasker.tasks t WHERE t.task_id = ANY (ids) AND t.finished_at < before AND t.state NOT IN ('pending', 'in_progress')
+            AND (failed OR t.state <> 'error')
+            AND NOT EXISTS (SELECT FROM tasker.tasks m WHERE m.parent_task_id = t.task_id AND m.state IN ('pending', 'in_progress'))
+        ORDER BY t.task_id FOR UPDATE SKIP LOCKED) l;
+    DELETE FROM tasker.gate_waiters w WHERE w.task_id = ANY (ids);
+    DELETE FROM tasker.gate_slots o USING tasker.steps s WHERE s.task_id = ANY (ids) AND o.step_id = s.step_id;
+    DELETE FROM tasker.steps s WHERE s.task_id = ANY (ids);
+    DELETE FROM tasker.dispatches d WHERE d.task_id = ANY (ids);
+    DELETE FROM tasker.dead_letters d WHERE d.task_id = ANY (ids);
+    DELETE FROM tasker.task_waiters w WHERE w.task_id = ANY (ids);
+    DELETE FROM tasker.tasks t WHERE t.task_id = ANY (ids);
+    GET DIAGNOSTICS pruned = ROW_COUNT;
+END $$;
 
 --
 -- Name: publish_event(text, jsonb, bigint, bigint, integer); Type: FUNCTION; Schema: tasker; Owner: -

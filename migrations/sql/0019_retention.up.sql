@@ -116,6 +116,7 @@ CREATE FUNCTION tasker.open_transactions() RETURNS text[]
 LANGUAGE sql VOLATILE AS $$
     SELECT coalesce(array_agg(l.virtualtransaction), '{}') FROM pg_locks l JOIN pg_stat_activity a USING (pid)
     WHERE l.locktype = 'virtualxid' AND l.mode = 'ExclusiveLock' AND a.datname = current_database()
+      AND a.backend_type IS DISTINCT FROM 'autovacuum worker' -- for some it is hidden
 $$;
 
 -- Notes the highest id of days of which no event can come any more. Returns how
