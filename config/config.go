@@ -26,6 +26,7 @@ type Config struct {
 	Redis        Redis
 	Worker       Worker
 	DeadLetters  DeadLetters
+	Retention    Retention
 	Orchestrator Orchestrator
 	Writer       Writer
 	River        River
@@ -83,6 +84,13 @@ type DeadLetters struct {
 	Waiting    time.Duration
 	Running    time.Duration
 	Failed     time.Duration
+}
+
+// Retention is how long finished tasks and events are kept; 0: for ever.
+type Retention struct {
+	Every  time.Duration
+	Tasks  time.Duration
+	Events time.Duration
 }
 
 // Orchestrator is how a loop treats its task.

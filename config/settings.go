@@ -45,6 +45,7 @@ var Groups = []struct{ Name, About string }{
 	{"redis", "How Sidekiq's Redis is reached"},
 	{"worker", "What one worker takes on, how it stops, and how it watches over the others"},
 	{"dead_letters", "When a task counts as one that stands still"},
+	{"retention", "How long what is finished is kept"},
 	{"orchestrator", "How a loop treats its task"},
 	{"writer", "How the writes of many loops become few transactions"},
 	{"river", "The job queue that wakes tasks"},
@@ -234,6 +235,22 @@ var Settings = []Setting{
 		Key: "dead_letters.failed", Kind: Duration, Default: "0s", Least: "0s", Most: "8760h", Live: true, field: func(c *Config) any { return &c.DeadLetters.Failed },
 		About: "How long a task may be in error before it is listed",
 		Why:   "A failed task waits for a person from the start; raise it where something retries by itself.",
+	},
+
+	{
+		Key: "retention.every", Kind: Duration, Default: "10m", Least: "1s", Most: "24h", Live: true, field: func(c *Config) any { return &c.Retention.Every },
+		About: "How often a worker makes the event partitions of the next days, and removes what is older than the next two say",
+		Why:   "Partitions are made three days ahead, so nothing hurries; small portions disturb nobody.",
+	},
+	{
+		Key: "retention.tasks", Kind: Duration, Default: "0s", Least: "0s", Most: "87600h", Live: true, field: func(c *Config) any { return &c.Retention.Tasks },
+		About: "How long ago a task must have ended to be deleted with its steps, such as 2160h for 90 days; 0s: never. Open tasks, their parents and children, and tasks in error stay",
+		Why:   "Whether the history is needed, and for how long, only you know; `tasker prune` does the same by hand.",
+	},
+	{
+		Key: "retention.events", Kind: Duration, Default: "0s", Least: "0s", Most: "87600h", Live: true, field: func(c *Config) any { return &c.Retention.Events },
+		About: "How old a day's events must be for their partition to be dropped; 0s: never. What a durable subscriber has not read stays",
+		Why:   "As above; dropping a partition costs nothing per row.",
 	},
 
 	{

@@ -440,6 +440,37 @@ BEGIN
 END $$;
 
 --
+-- Name: close_event_days(); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.close_event_days() RETURNS integer
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    open_now text[] := tasker.open_transactions();
+    day      record;
+    id       bigint;
+    closed   int := 0;
+BEGIN
+    IF NOT pg_try_advisory_xact_lock(tasker.fence_class(), -2) THEN
+        RETURN 0;
+    END IF;
+    -- A prepared transaction has lost its old name (it is -1/xid): it may be any of them.
+    IF NOT EXISTS (SELECT FROM unnest(tasker.event_writers()) AS w WHERE w LIKE '-1/%') THEN
+        FOR day IN SELECT d.partition FROM tasker.event_days d WHERE d.last_id IS NULL AND NOT d.open_then && open_now ORDER BY d.until LOOP
+            -- A statement of its own: it sees what those have written.
+            EXECUTE format('SELECT coalesce(max(event_id), 0) FROM tasker.%I', day.partition) INTO id;
+            UPDATE tasker.event_days d SET last_id = id WHERE d.partition = day.partition;
+            closed := closed + 1;
+        END LOOP;
+    END IF;
+    -- A transaction's time is taken a moment before others can see that it is open.
+    UPDATE tasker.event_days d SET open_then = open_now
+    WHERE d.open_then IS NULL AND d.until < clock_timestamp() - interval '1 minute';
+    RETURN closed;
+END $$;
+
+--
 -- Name: context_key(jsonb); Type: FUNCTION; Schema: tasker; Owner: -
 --
 
@@ -575,18 +606,20 @@ CREATE FUNCTION tasker.event_writers() RETURNS text[]
 $$;
 
 --
--- Name: events_beyond(tasker.event_cursor, text[], integer, bigint); Type: FUNCTION; Schema: tasker; Owner: -
+-- Name: events_beyond(tasker.event_cursor, text[], integer, timestamp with time zone, bigint); Type: FUNCTION; Schema: tasker; Owner: -
 --
 
-CREATE FUNCTION tasker.events_beyond(c tasker.event_cursor, likes text[], most integer, up_to bigint DEFAULT '9223372036854775807'::bigint) RETURNS TABLE(event_id bigint, wanted boolean)
+CREATE FUNCTION tasker.events_beyond(c tasker.event_cursor, likes text[], most integer, since timestamp with time zone, up_to bigint DEFAULT '9223372036854775807'::bigint) RETURNS TABLE(event_id bigint, created_at timestamp with time zone, wanted boolean)
     LANGUAGE sql STABLE
     AS $$
-    (SELECT e.event_id, e.name LIKE ANY (likes)
+    (SELECT e.event_id, e.created_at, e.name LIKE ANY (likes)
      FROM unnest(c.missing + c.recent) AS m(ids)
-     CROSS JOIN LATERAL (SELECT v.event_id, v.name FROM tasker.events v WHERE v.event_id >= lower(m.ids) AND v.event_id < upper(m.ids) OFFSET 0) e
+     CROSS JOIN LATERAL (SELECT v.event_id, v.created_at, v.name FROM tasker.events v
+                         WHERE v.created_at >= since AND v.event_id >= lower(m.ids) AND v.event_id < upper(m.ids) OFFSET 0) e
      WHERE e.event_id <= up_to ORDER BY e.event_id LIMIT most)
     UNION ALL
-    (SELECT e.event_id, e.name LIKE ANY (likes) FROM tasker.events e WHERE e.event_id > c.passed AND e.event_id <= up_to ORDER BY e.event_id LIMIT most)
+    (SELECT e.event_id, e.created_at, e.name LIKE ANY (likes) FROM tasker.events e
+     WHERE e.created_at >= since AND e.event_id > c.passed AND e.event_id <= up_to ORDER BY e.event_id LIMIT most)
     ORDER BY 1 LIMIT most
 $$;
 
@@ -787,6 +820,16 @@ BEGIN
     FROM listed l ORDER BY l.dead_letter_id;
     GET DIAGNOSTICS found_tasks = ROW_COUNT;
 END $$;
+
+--
+-- Name: first_unread(tasker.event_cursor); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.first_unread(c tasker.event_cursor) RETURNS bigint
+    LANGUAGE sql IMMUTABLE
+    AS $$
+    SELECT least(c.passed + 1, lower(c.missing + c.recent))
+$$;
 
 --
 -- Name: gate_is_for(text, text, text, text, text, text, text, text); Type: FUNCTION; Schema: tasker; Owner: -
@@ -1043,6 +1086,39 @@ BEGIN
 END $$;
 
 --
+-- Name: make_event_days(integer); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.make_event_days(ahead integer DEFAULT 3) RETURNS integer
+    LANGUAGE plpgsql
+    SET lock_timeout TO '100ms'
+    AS $$
+DECLARE
+    today timestamptz := date_trunc('day', now(), 'UTC');
+    day   record;
+    made  int := 0;
+BEGIN
+    FOR day IN
+        SELECT 'events_' || to_char(u.since AT TIME ZONE 'UTC', 'YYYYMMDD') AS partition, u.since, u.since + interval '24 hours' AS until
+        FROM (SELECT today + make_interval(hours => 24 * n) AS since FROM generate_series(0, ahead) AS n) u
+        WHERE NOT EXISTS (SELECT FROM tasker.event_days d WHERE d.since <= u.since AND d.until > u.since)
+        ORDER BY u.since
+    LOOP
+        IF NOT pg_try_advisory_xact_lock(tasker.fence_class(), -2) THEN
+            EXIT; -- another worker is about to
+        END IF;
+        -- Before the lock on it that looking for such rows takes.
+        CONTINUE WHEN EXISTS (SELECT FROM tasker.events_default e WHERE e.created_at >= day.since AND e.created_at < day.until)
+            OR EXISTS (SELECT FROM tasker.event_days d WHERE d.partition = day.partition);
+        EXECUTE format('CREATE TABLE tasker.%I (LIKE tasker.events INCLUDING DEFAULTS, PRIMARY KEY (event_id))', day.partition);
+        EXECUTE format('ALTER TABLE tasker.events ATTACH PARTITION tasker.%I FOR VALUES FROM (%L) TO (%L)', day.partition, day.since, day.until);
+        INSERT INTO tasker.event_days (partition, since, until) VALUES (day.partition, day.since, day.until);
+        made := made + 1;
+    END LOOP;
+    RETURN made;
+END $$;
+
+--
 -- Name: next_events(text, text, integer, tasker.event_cursor, text); Type: FUNCTION; Schema: tasker; Owner: -
 --
 
@@ -1062,6 +1138,9 @@ DECLARE
     scan    int := most;      -- rows to look at, wanted or not
     edge    bigint;           -- the last that is wanted, if there are enough of them
     wanted  bigint[];
+    since   timestamptz;
+    earliest timestamptz;     -- of those that are wanted
+    latest  timestamptz;
     seen    int8multirange;
     reached bigint;
     cut     boolean;          -- there is more than was looked at
@@ -1079,24 +1158,27 @@ BEGIN
         settled := NOT tasker.still_writing(c.writers);
     END IF;
 
+    since := tasker.unread_since(tasker.first_unread(c));
     IF '%' <> ALL (s.likes) THEN
         scan := most * 10;
-        SELECT b.event_id INTO edge FROM tasker.events_beyond(c, s.likes, scan) b WHERE b.wanted ORDER BY b.event_id OFFSET most - 1 LIMIT 1;
+        SELECT b.event_id INTO edge FROM tasker.events_beyond(c, s.likes, scan, since) b WHERE b.wanted ORDER BY b.event_id OFFSET most - 1 LIMIT 1;
     END IF;
     WITH looked AS (
-        SELECT b.event_id, b.wanted, row_number() OVER (ORDER BY b.event_id) AS r
-        FROM tasker.events_beyond(c, s.likes, scan, coalesce(edge, 9223372036854775807)) b
+        SELECT b.event_id, b.created_at, b.wanted, row_number() OVER (ORDER BY b.event_id) AS r
+        FROM tasker.events_beyond(c, s.likes, scan, since, coalesce(edge, 9223372036854775807)) b
     )
     SELECT ARRAY(SELECT l.event_id FROM looked l WHERE l.wanted),
            -- ids that follow on one another have the same difference to their rank
            coalesce((SELECT range_agg(i.ids) FROM (SELECT int8range(min(l.event_id), max(l.event_id), '[]') AS ids FROM looked l GROUP BY l.event_id - l.r) i), '{}'),
-           max(k.event_id), edge IS NOT NULL OR count(*) = scan
-    INTO wanted, seen, reached, cut FROM looked k;
+           max(k.event_id), edge IS NOT NULL OR count(*) = scan,
+           min(k.created_at) FILTER (WHERE k.wanted), max(k.created_at) FILTER (WHERE k.wanted)
+    INTO wanted, seen, reached, cut, earliest, latest FROM looked k;
 
     RETURN QUERY
     SELECT l.event_id, l.created_at, l.name, l.task_id, l.step_id, l.attempt, l.data,
            l.namespace, l.task_name, l.version, l.step, l.correlation_id, l.parent_task_id, NULL::tasker.event_cursor
-    FROM tasker.event_log l WHERE l.event_id = ANY (wanted) ORDER BY l.event_id;
+    FROM tasker.event_log l
+    WHERE l.event_id = ANY (wanted) AND l.created_at >= earliest AND l.created_at <= latest ORDER BY l.event_id;
 
     c := tasker.cursor_after(c, seen, reached, cut, settled);
     IF channel IS NOT NULL THEN
@@ -1117,12 +1199,64 @@ BEGIN
 END $$;
 
 --
+-- Name: old_events(timestamp with time zone); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.old_events(before timestamp with time zone) RETURNS TABLE(partition text, since timestamp with time zone, until timestamp with time zone, bytes bigint, held_by text)
+    LANGUAGE plpgsql
+    AS $_$
+#variable_conflict use_column
+DECLARE
+    day     record;
+    highest bigint;
+BEGIN
+    FOR day IN
+        SELECT d.partition, d.since, d.until, pg_total_relation_size(format('tasker.%I', d.partition)) AS bytes FROM tasker.event_days d WHERE d.until <= before
+        UNION ALL
+        SELECT 'events_default', min(e.created_at), max(e.created_at), NULL FROM tasker.events_default e WHERE e.created_at < before HAVING count(*) > 0
+        ORDER BY 3, 1
+    LOOP
+        -- Not event_days.last_id: a day that isn't closed may be dropped too.
+        EXECUTE format('SELECT coalesce(max(e.event_id), 0) FROM tasker.%I e WHERE e.created_at < $1', day.partition) INTO highest USING before;
+        RETURN QUERY SELECT day.partition, day.since, day.until, day.bytes,
+            (SELECT s.name FROM tasker.event_subscribers s WHERE tasker.first_unread(s.cursor) <= highest ORDER BY tasker.first_unread(s.cursor), s.name LIMIT 1);
+    END LOOP;
+END $_$;
+
+--
+-- Name: old_tasks(timestamp with time zone, integer, bigint, boolean); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.old_tasks(before timestamp with time zone, most integer, after bigint, failed boolean) RETURNS TABLE(task_id bigint, old boolean, done boolean)
+    LANGUAGE sql STABLE
+    AS $$
+    SELECT p.task_id, coalesce(p.finished_at < before, false)
+               AND (p.state IN ('complete', 'cancelled', 'resolved_manually') OR failed AND p.state = 'error')
+               AND NOT EXISTS (SELECT FROM tasker.tasks m WHERE m.task_id = p.parent_task_id AND m.state IN ('pending', 'in_progress'))
+               AND NOT EXISTS (SELECT FROM tasker.tasks m WHERE m.parent_task_id = p.task_id AND m.state IN ('pending', 'in_progress')),
+           p.created_at >= before
+    FROM (SELECT * FROM tasker.tasks t WHERE t.task_id > after ORDER BY t.task_id LIMIT most) p
+$$;
+
+--
 -- Name: open_gates(); Type: FUNCTION; Schema: tasker; Owner: -
 --
 
 CREATE FUNCTION tasker.open_gates() RETURNS void
     LANGUAGE sql
     AS $$ SELECT count(pg_notify('tasker.worker_' || w.worker_id, 'g')) FROM tasker.workers w WHERE w.state = 'alive' $$;
+
+--
+-- Name: open_transactions(); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.open_transactions() RETURNS text[]
+    LANGUAGE sql
+    AS $$
+    SELECT coalesce(array_agg(l.virtualtransaction), '{}') FROM pg_locks l JOIN pg_stat_activity a USING (pid)
+    WHERE l.locktype = 'virtualxid' AND l.mode = 'ExclusiveLock' AND a.datname = current_database()
+      AND a.backend_type IS DISTINCT FROM 'autovacuum worker' -- for some it is hidden
+$$;
 
 --
 -- Name: pass_gates(bigint[], integer[]); Type: FUNCTION; Schema: tasker; Owner: -
@@ -1379,6 +1513,91 @@ CREATE FUNCTION tasker.process_stopped(process_id bigint) RETURNS void
     AS $_$
     UPDATE tasker.processes p SET stopped_at = clock_timestamp() WHERE p.process_id = $1
 $_$;
+
+--
+-- Name: prune_events(timestamp with time zone, boolean); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.prune_events(before timestamp with time zone, ignore_subscribers boolean DEFAULT false, OUT partition text, OUT rows bigint, OUT bytes bigint) RETURNS record
+    LANGUAGE plpgsql
+    SET lock_timeout TO '100ms'
+    AS $$
+#variable_conflict use_column
+DECLARE
+    unread bigint := 9223372036854775807;
+BEGIN
+    IF before IS NULL OR before > now() THEN
+        RAISE EXCEPTION 'events are pruned before a time in the past, not %', coalesce(before::text, 'NULL') USING ERRCODE = 'TK003';
+    END IF;
+    IF NOT pg_try_advisory_xact_lock(tasker.fence_class(), -3) THEN
+        RAISE EXCEPTION 'somebody else is pruning' USING ERRCODE = 'object_in_use';
+    END IF;
+    SELECT o.partition, o.bytes INTO partition, bytes FROM tasker.old_events(before) o
+    WHERE o.partition <> 'events_default' AND (ignore_subscribers OR o.held_by IS NULL) ORDER BY o.until LIMIT 1;
+    IF FOUND THEN
+        -- With the lock, so that what a writer has just committed is found.
+        LOCK TABLE tasker.events IN ACCESS EXCLUSIVE MODE;
+        IF NOT EXISTS (SELECT FROM tasker.event_days d WHERE d.partition = prune_events.partition)
+            OR NOT ignore_subscribers AND EXISTS (SELECT FROM tasker.old_events(before) o WHERE o.partition = prune_events.partition AND o.held_by IS NOT NULL) THEN
+            RAISE EXCEPTION '% has just been dropped or written to', partition USING ERRCODE = 'lock_not_available';
+        END IF;
+        EXECUTE format('DROP TABLE tasker.%I', partition);
+        DELETE FROM tasker.event_days d WHERE d.partition = prune_events.partition;
+        RETURN;
+    END IF;
+    IF NOT ignore_subscribers THEN
+        SELECT coalesce(min(tasker.first_unread(s.cursor)), unread) INTO unread FROM tasker.event_subscribers s;
+    END IF;
+    DELETE FROM tasker.events_default e USING (
+        SELECT l.event_id FROM tasker.events_default l WHERE l.created_at < before AND l.event_id < unread
+        ORDER BY l.event_id LIMIT 10000 FOR UPDATE SKIP LOCKED) old
+    WHERE e.event_id = old.event_id;
+    GET DIAGNOSTICS rows = ROW_COUNT;
+    IF rows > 0 THEN
+        partition := 'events_default';
+    END IF;
+END $$;
+
+--
+-- Name: prune_tasks(timestamp with time zone, integer, bigint, boolean); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.prune_tasks(before timestamp with time zone, most integer DEFAULT 1000, after bigint DEFAULT 0, failed boolean DEFAULT false, OUT pruned integer, OUT page_end bigint) RETURNS record
+    LANGUAGE plpgsql
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET lock_timeout TO '1s'
+    AS $$
+DECLARE
+    ids bigint[];
+BEGIN
+    IF before IS NULL OR before > now() THEN
+        RAISE EXCEPTION 'tasks are pruned that ended before a time in the past, not %', coalesce(before::text, 'NULL') USING ERRCODE = 'TK003';
+    ELSIF most IS NULL OR most < 1 THEN
+        RAISE EXCEPTION 'a page has 1 task or more, not %', coalesce(most::text, 'NULL') USING ERRCODE = 'TK003';
+    END IF;
+    IF NOT pg_try_advisory_xact_lock(tasker.fence_class(), -3) THEN
+        RAISE EXCEPTION 'somebody else is pruning' USING ERRCODE = 'object_in_use';
+    END IF;
+    SELECT coalesce(array_agg(o.task_id ORDER BY o.task_id) FILTER (WHERE o.old), '{}'),
+           CASE WHEN count(*) = most AND NOT bool_and(o.done) THEN max(o.task_id) END
+    INTO ids, page_end FROM tasker.old_tasks(before, most, after, failed) o;
+    -- Locked, and looked at again: an operator may have opened one meanwhile.
+    SELECT coalesce(array_agg(l.task_id), '{}') INTO ids FROM (
+        SELECT t.task_id FROM tasker.tasks t WHERE t.task_id = ANY (ids) AND t.finished_at < before AND t.state NOT IN ('pending', 'in_progress')
+            AND (failed OR t.state <> 'error')
+            AND NOT EXISTS (SELECT FROM tasker.tasks m WHERE m.parent_task_id = t.task_id AND m.state IN ('pending', 'in_progress'))
+        ORDER BY t.task_id FOR UPDATE SKIP LOCKED) l;
+    DELETE FROM tasker.gate_waiters w WHERE w.task_id = ANY (ids);
+    DELETE FROM tasker.gate_slots o USING tasker.steps s WHERE s.task_id = ANY (ids) AND o.step_id = s.step_id;
+    DELETE FROM tasker.steps s WHERE s.task_id = ANY (ids);
+    DELETE FROM tasker.dispatches d WHERE d.task_id = ANY (ids);
+    DELETE FROM tasker.dead_letters d WHERE d.task_id = ANY (ids);
+    DELETE FROM tasker.task_waiters w WHERE w.task_id = ANY (ids);
+    DELETE FROM tasker.tasks t WHERE t.task_id = ANY (ids);
+    GET DIAGNOSTICS pruned = ROW_COUNT;
+END $$;
 
 --
 -- Name: publish_event(text, jsonb, bigint, bigint, integer); Type: FUNCTION; Schema: tasker; Owner: -
@@ -2827,6 +3046,7 @@ BEGIN
     UPDATE tasker.steps s SET retry_at = s.retry_at - span, started_at = s.started_at - span, finished_at = s.finished_at - span;
     UPDATE tasker.dispatches d SET looked_at = d.looked_at - span, started_at = d.started_at - span, deadline = d.deadline - span,
         start_by = d.start_by - span, beat_by = d.beat_by - span;
+    UPDATE tasker.event_days d SET last_id = NULL; -- closed days get events
     UPDATE tasker.events e SET created_at = e.created_at - span;
     UPDATE tasker.dead_letters d SET found_at = d.found_at - span, since = d.since - span, resolved_at = d.resolved_at - span;
     UPDATE tasker.river_job j SET scheduled_at = j.scheduled_at - span, state = tasker.river_state(j.scheduled_at - span)
@@ -2848,6 +3068,18 @@ BEGIN
     PERFORM tasker.notify_river();
     PERFORM tasker.open_gates();
 END $$;
+
+--
+-- Name: unread_since(bigint); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.unread_since(id bigint) RETURNS timestamp with time zone
+    LANGUAGE sql STABLE
+    AS $$
+    SELECT least(coalesce((SELECT min(d.since) FROM tasker.event_days d WHERE d.last_id IS NULL OR d.last_id >= id),
+                          (SELECT max(d.until) FROM tasker.event_days d), '-infinity'),
+                 (SELECT min(e.created_at) FROM tasker.events_default e WHERE e.event_id >= id))
+$$;
 
 --
 -- Name: unsubscribe(text); Type: FUNCTION; Schema: tasker; Owner: -
@@ -3202,6 +3434,24 @@ WITH (fillfactor='70', autovacuum_vacuum_scale_factor='0.02', autovacuum_vacuum_
 COMMENT ON COLUMN tasker.dispatches.call_id IS 'the call that started the attempt: asked again, it gets the same answer';
 
 --
+-- Name: event_days; Type: TABLE; Schema: tasker; Owner: -
+--
+
+CREATE TABLE tasker.event_days (
+    partition text NOT NULL,
+    since timestamp with time zone NOT NULL,
+    until timestamp with time zone NOT NULL,
+    open_then text[],
+    last_id bigint
+);
+
+--
+-- Name: TABLE event_days; Type: COMMENT; Schema: tasker; Owner: -
+--
+
+COMMENT ON TABLE tasker.event_days IS 'The partitions of tasker.events, but for events_default';
+
+--
 -- Name: event_subscribers; Type: TABLE; Schema: tasker; Owner: -
 --
 
@@ -3237,13 +3487,14 @@ CREATE TABLE tasker.events (
     attempt integer,
     name text NOT NULL,
     data jsonb
-);
+)
+PARTITION BY RANGE (created_at);
 
 --
 -- Name: TABLE events; Type: COMMENT; Schema: tasker; Owner: -
 --
 
-COMMENT ON TABLE tasker.events IS 'One row per transition, written in its transaction; append-only';
+COMMENT ON TABLE tasker.events IS 'One row per transition, written in its transaction; append-only; a partition per day';
 
 --
 -- Name: event_lag; Type: VIEW; Schema: tasker; Owner: -
@@ -3257,7 +3508,7 @@ CREATE VIEW tasker.event_lag AS
         CASE
             WHEN (l.last_id > (s.cursor).passed) THEN (now() - ( SELECT e.created_at
                FROM tasker.events e
-              WHERE (e.event_id > (s.cursor).passed)
+              WHERE ((e.event_id > (s.cursor).passed) AND (e.created_at >= tasker.unread_since(((s.cursor).passed + 1))))
               ORDER BY e.event_id
              LIMIT 1))
             ELSE NULL::interval
@@ -3326,13 +3577,31 @@ WITH (autovacuum_vacuum_scale_factor='0', autovacuum_vacuum_threshold='500');
 -- Name: events_event_id_seq; Type: SEQUENCE; Schema: tasker; Owner: -
 --
 
-ALTER TABLE tasker.events ALTER COLUMN event_id ADD GENERATED ALWAYS AS IDENTITY (
-    SEQUENCE NAME tasker.events_event_id_seq
+CREATE SEQUENCE tasker.events_event_id_seq
     START WITH 1
     INCREMENT BY 1
     NO MINVALUE
     NO MAXVALUE
-    CACHE 1
+    CACHE 1;
+
+--
+-- Name: events_event_id_seq; Type: SEQUENCE OWNED BY; Schema: tasker; Owner: -
+--
+
+ALTER SEQUENCE tasker.events_event_id_seq OWNED BY tasker.events.event_id;
+
+--
+-- Name: events_default; Type: TABLE; Schema: tasker; Owner: -
+--
+
+CREATE TABLE tasker.events_default (
+    event_id bigint DEFAULT nextval('tasker.events_event_id_seq'::regclass) NOT NULL,
+    task_id bigint,
+    step_id bigint,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    attempt integer,
+    name text NOT NULL,
+    data jsonb
 );
 
 --
@@ -3481,7 +3750,7 @@ CREATE VIEW tasker.quiet_tasks AS
                             e.created_at,
                             e.name
                            FROM tasker.events e
-                          WHERE (e.task_id = t.task_id)
+                          WHERE ((e.task_id = t.task_id) AND (e.created_at >= t.created_at))
                           ORDER BY e.event_id DESC
                          LIMIT 100) l
                   WHERE (l.name <> ALL (ARRAY['workflow.task_reenqueue_delayed'::text, 'step.report_refused'::text, 'task.priority_changed'::text, 'task.stale'::text, 'task.dead_lettered'::text, 'task.dead_letter_acknowledged'::text]))
@@ -4045,6 +4314,18 @@ ALTER TABLE tasker.workers ALTER COLUMN worker_id ADD GENERATED ALWAYS AS IDENTI
 );
 
 --
+-- Name: events_default; Type: TABLE ATTACH; Schema: tasker; Owner: -
+--
+
+ALTER TABLE ONLY tasker.events ATTACH PARTITION tasker.events_default DEFAULT;
+
+--
+-- Name: events event_id; Type: DEFAULT; Schema: tasker; Owner: -
+--
+
+ALTER TABLE ONLY tasker.events ALTER COLUMN event_id SET DEFAULT nextval('tasker.events_event_id_seq'::regclass);
+
+--
 -- Name: river_job id; Type: DEFAULT; Schema: tasker; Owner: -
 --
 
@@ -4071,6 +4352,13 @@ ALTER TABLE ONLY tasker.dispatches
     ADD CONSTRAINT dispatches_pkey PRIMARY KEY (step_id);
 
 --
+-- Name: event_days event_days_pkey; Type: CONSTRAINT; Schema: tasker; Owner: -
+--
+
+ALTER TABLE ONLY tasker.event_days
+    ADD CONSTRAINT event_days_pkey PRIMARY KEY (partition);
+
+--
 -- Name: event_sleepers event_sleepers_pkey; Type: CONSTRAINT; Schema: tasker; Owner: -
 --
 
@@ -4085,11 +4373,11 @@ ALTER TABLE ONLY tasker.event_subscribers
     ADD CONSTRAINT event_subscribers_pkey PRIMARY KEY (name);
 
 --
--- Name: events events_pkey; Type: CONSTRAINT; Schema: tasker; Owner: -
+-- Name: events_default events_default_pkey; Type: CONSTRAINT; Schema: tasker; Owner: -
 --
 
-ALTER TABLE ONLY tasker.events
-    ADD CONSTRAINT events_pkey PRIMARY KEY (event_id);
+ALTER TABLE ONLY tasker.events_default
+    ADD CONSTRAINT events_default_pkey PRIMARY KEY (event_id);
 
 --
 -- Name: gate_slots gate_slots_pkey; Type: CONSTRAINT; Schema: tasker; Owner: -
@@ -4259,7 +4547,13 @@ CREATE INDEX event_sleepers_until ON tasker.event_sleepers USING btree (until);
 -- Name: events_of_task; Type: INDEX; Schema: tasker; Owner: -
 --
 
-CREATE INDEX events_of_task ON tasker.events USING btree (task_id, event_id);
+CREATE INDEX events_of_task ON ONLY tasker.events USING btree (task_id, event_id);
+
+--
+-- Name: events_default_task_id_event_id_idx; Type: INDEX; Schema: tasker; Owner: -
+--
+
+CREATE INDEX events_default_task_id_event_id_idx ON tasker.events_default USING btree (task_id, event_id);
 
 --
 -- Name: gate_slots_of_gate; Type: INDEX; Schema: tasker; Owner: -
@@ -4392,6 +4686,12 @@ CREATE INDEX tasks_parent ON tasker.tasks USING btree (parent_task_id) WHERE (pa
 --
 
 CREATE INDEX template_steps_with_schema ON tasker.template_steps USING btree (template_id) WHERE (result_schema IS NOT NULL);
+
+--
+-- Name: events_default_task_id_event_id_idx; Type: INDEX ATTACH; Schema: tasker; Owner: -
+--
+
+ALTER INDEX tasker.events_of_task ATTACH PARTITION tasker.events_default_task_id_event_id_idx;
 
 --
 -- Name: tasks check_new_context; Type: TRIGGER; Schema: tasker; Owner: -

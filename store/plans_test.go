@@ -180,10 +180,12 @@ func TestHotStatementsReadOnlyWhatTheyAreAbout(t *testing.T) {
 	ctx, url := t.Context(), testenv.Database(t)
 	fill := testenv.Pool(t, url)
 	// The planner is to believe what it saw last.
-	for _, table := range []string{"tasks", "steps", "events", "dispatches", "river_job"} {
-		if _, err := fill.Exec(ctx, `ALTER TABLE tasker.`+table+` SET (autovacuum_enabled = off)`); err != nil {
-			t.Fatal(err)
-		}
+	if _, err := fill.Exec(ctx, `DO $$ DECLARE t regclass; BEGIN
+		FOR t IN SELECT c.oid FROM pg_class c WHERE c.relkind = 'r' AND c.relnamespace = 'tasker'::regnamespace
+			AND (c.relname IN ('tasks', 'steps', 'dispatches', 'river_job') OR c.relispartition) LOOP
+			EXECUTE format('ALTER TABLE %s SET (autovacuum_enabled = off)', t);
+		END LOOP; END $$`); err != nil {
+		t.Fatal(err)
 	}
 	if _, err := fill.Exec(ctx, `SELECT tasker.register_template('n', 'life', '1.0.0', '', '{"max_parallel_steps": 9}', 'c', 9,
 		(SELECT jsonb_agg(jsonb_build_object('position', p, 'name', 's' || p, 'attempt_limit', 1)

@@ -43,10 +43,12 @@ type Live struct {
 	UnstartedFor   time.Duration // then a look into Redis is due; default 5 s
 	SweepEvery     time.Duration // what should never be; default 30 s
 	StaleEvery     time.Duration // tasks that stand still or have failed; default 1 min
+	RetainEvery    time.Duration // partitions of the next days, and what is old; default 10 min
 	RestartEvery   time.Duration // tries of a worker that was declared dead to start anew; default 1 s
 	ReconnectAfter time.Duration // when the connection that listens broke; default 500 ms
 
-	Stale store.Staleness // defaults 1 h, 30 min, 30 min, 24 h, 0
+	Stale     store.Staleness // defaults 1 h, 30 min, 30 min, 24 h, 0
+	Retention store.Retention // default: for ever
 }
 
 // WithDefaults has the default in place of each zero.
@@ -65,6 +67,7 @@ func (l Live) WithDefaults() Live {
 	l.UnstartedFor = cmp.Or(l.UnstartedFor, 5*time.Second)
 	l.SweepEvery = cmp.Or(l.SweepEvery, 30*time.Second)
 	l.StaleEvery = cmp.Or(l.StaleEvery, time.Minute)
+	l.RetainEvery = cmp.Or(l.RetainEvery, 10*time.Minute)
 	l.Stale.Pending = cmp.Or(l.Stale.Pending, time.Hour)
 	l.Stale.InProgress = cmp.Or(l.Stale.InProgress, 30*time.Minute)
 	l.Stale.Waiting = cmp.Or(l.Stale.Waiting, 30*time.Minute)

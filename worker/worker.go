@@ -255,6 +255,9 @@ func (w *worker) session(ctx context.Context) (err error) {
 	services.Go(func() {
 		sparely(background, w.live, func(l *Live) time.Duration { return l.StaleEvery }, log, func(ctx context.Context) error { return w.findStale(ctx, log) })
 	})
+	services.Go(func() {
+		everyLive(background, w.live, func(l *Live) time.Duration { return l.RetainEvery }, log, func(ctx context.Context) error { return w.retain(ctx, log) })
+	})
 	services.Go(func() { w.follow(background, o, log) })
 	services.Go(func() { w.wakeHandled(background, id, log) })
 	defer func() {
@@ -477,6 +480,30 @@ func (w *worker) findStale(ctx context.Context, log *slog.Logger) error {
 	found, err := w.store.FindStale(ctx, l.Stale)
 	if found > 0 {
 		log.Warn("tasks have failed, or nothing has happened to them for long; see: tasker dead-letter list", "tasks", found)
+	}
+	return err
+}
+
+// retain makes the event partitions of the next days, and removes what is older
+// than is asked for. It is done by one worker at a time.
+func (w *worker) retain(ctx context.Context, log *slog.Logger) error {
+	if err := w.store.KeepEventDays(ctx); err != nil {
+		return err
+	}
+	keep := w.live.now().Retention
+	var tasks int64
+	var days int
+	err := w.store.Prune(ctx, keep, store.PruneOptions{}, func(p store.Pruned) {
+		tasks += p.Tasks
+		if p.Bytes > 0 {
+			days++
+		}
+	})
+	if tasks > 0 || days > 0 {
+		log.Info("what is older than retention says is removed", "tasks", tasks, "event_partitions", days)
+	}
+	if errors.Is(err, store.ErrPruning) {
+		return nil // another worker does it
 	}
 	return err
 }

@@ -157,6 +157,8 @@ func liveConfig(l *config.Loaded) (worker.Live, error) {
 		StaleEvery:    l.DeadLetters.Every,
 		Stale: store.Staleness{Pending: l.DeadLetters.Pending, InProgress: l.DeadLetters.InProgress, Waiting: l.DeadLetters.Waiting,
 			Running: l.DeadLetters.Running, Failed: l.DeadLetters.Failed},
+		RetainEvery:    l.Retention.Every,
+		Retention:      store.Retention{Tasks: l.Retention.Tasks, Events: l.Retention.Events},
 		ReconnectAfter: l.Worker.ReconnectAfter,
 	}, nil
 }
