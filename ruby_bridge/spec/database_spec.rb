@@ -20,7 +20,7 @@ RSpec.describe TaskerCore::Database do
     3.times { |i| expect(database.exec("SELECT $1::int + 1", [i]).getvalue(0, 0)).to eq((i + 1).to_s) }
 
     kept = "SELECT name, generic_plans + custom_plans AS times FROM pg_prepared_statements WHERE statement = 'SELECT $1::int + 1'"
-    expect(database.exec(kept).to_a).to match([{ "name" => /\Atasker_\h{32}\z/, "times" => "3" }])
+    expect(database.exec(kept).to_a).to match([{ "name" => /\Atasker_\h{40}\z/, "times" => "3" }])
   end
 
   it "does without, where a pooler has given the session to others" do

@@ -144,11 +144,7 @@ RSpec.describe TaskerCore::TaskEnds do
       require "json"
       task_id, other = ARGV.map(&:to_i)
       waits = Thread.new { TaskerCore.task_ends.wait(task_id, timeout: 20) }
-      # No thread is connecting when it forks: what libraries in C hold at that moment, the child would wait for in vain.
-      listens = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state = 'idle' AND query ~ '^LISTEN|ended_tasks'"
-      waiting = "SELECT count(*) FROM tasker.task_waiters WHERE task_id = $1"
-      count = ->(sql, values = []) { TaskerCore.database.exec(sql, values).getvalue(0, 0).to_i }
-      sleep 0.01 until count.(waiting, [task_id]) == 1 && count.(listens).positive?
+      sleep 0.01 until TaskerCore.listener.instance_variable_get(:@thread)
       reader, writer = IO.pipe
       child = fork { writer.puts(TaskerCore.task_ends.wait(other, timeout: 20)) }
       writer.close

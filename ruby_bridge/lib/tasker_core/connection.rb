@@ -1,6 +1,6 @@
 # frozen_string_literal: true
 
-require "digest"
+require "digest/sha2" # now: loaded by the first two threads that need it, it would fail one of them
 require "pg"
 
 module TaskerCore
@@ -97,7 +97,7 @@ module TaskerCore
     #
     # @return [String, nil] nil: not prepared
     def prepared(sql)
-      @prepared[sql] || (@prepared.size < PREPARED && "tasker_#{Digest::MD5.hexdigest(sql)}".tap do |name|
+      @prepared[sql] || (@prepared.size < PREPARED && "tasker_#{Digest::SHA256.hexdigest(sql)[0, 40]}".tap do |name|
         @pg.prepare(name, sql)
         @prepared[sql] = name
       end)
