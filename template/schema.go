@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 )
 
 // The keywords of JSON Schema that tasker.schema_problem (SQL) checks, and
@@ -259,26 +260,29 @@ func (c *schemaChecker) checkPattern(at place, pattern string) {
 		refuse("*** has a meaning of its own to Postgres; escape the stars")
 		return
 	}
-	inBrackets := false
-	for i := 0; i+1 < len(pattern); i++ {
+	for i := 0; i < len(pattern); i++ {
+		rest := pattern[i+1:]
 		switch pattern[i] {
 		case '[':
-			inBrackets = true
-		case ']':
-			inBrackets = false
+			length, fault := brackets(pattern[i:])
+			if fault != "" {
+				refuse("%s", fault)
+				return
+			}
+			i += length - 1
 		case '{':
-			if !inBrackets && !repeatForm.MatchString(pattern[i:]) {
+			if !repeatForm.MatchString(pattern[i:]) {
 				refuse(`{ begins a repetition, as {2}, {2,} or {2,5}; write \{ for the character`)
 				return
 			}
 		case '\\':
-			i++
-			if next := pattern[i]; isLetterOrDigit(next) && !strings.ContainsRune("dDwWsStnrfv", rune(next)) {
-				refuse(`\%c is not supported; of letters and digits after a backslash there are \d \D \w \W \s \S \t \n \r \f \v`, next)
+			if fault := escaped(rest); fault != "" {
+				refuse("%s", fault)
 				return
 			}
+			i++
 		case '(':
-			if rest := pattern[i+1:]; rest[0] == '?' && !strings.HasPrefix(rest, "?:") {
+			if strings.HasPrefix(rest, "?") && !strings.HasPrefix(rest, "?:") {
 				refuse("of groups that begin with (? there is only (?:, which doesn't capture")
 				return
 			}
@@ -292,6 +296,62 @@ func (c *schemaChecker) checkPattern(at place, pattern string) {
 	if fault := faultOf(parsed); fault != "" {
 		refuse("%s", fault)
 	}
+}
+
+// brackets gives the length of the bracket expression that text begins with,
+// if its parts are those that all readers of it take for the same: an
+// unescaped [ is only that of a class like [:alpha:], and an unescaped -
+// stands first, last, or between the two ends of a range. How the expression
+// ends is for the parser of the whole to say.
+func brackets(text string) (length int, fault string) {
+	i := 1
+	if strings.HasPrefix(text[i:], "^") {
+		i++
+	}
+	// A ] in the first place is a member to Go and Postgres.
+	first := true
+	rangeMayBegin := false
+	for ; i < len(text); first = false {
+		switch c := text[i]; {
+		case c == ']' && !first:
+			return i + 1, ""
+		case c == '-' && !first && i+1 < len(text) && text[i+1] != ']':
+			if !rangeMayBegin || text[i+1] == '[' {
+				return 0, `in brackets - stands first, last, or between two characters, as in [a-z]; write \- for the character`
+			}
+			rangeMayBegin = false
+			if i++; text[i] == '\\' {
+				i++
+			}
+			_, width := utf8.DecodeRuneInString(text[i:])
+			i += width
+		case c == '[':
+			end := strings.Index(text[i:], ":]")
+			if !strings.HasPrefix(text[i:], "[:") || end < 2 {
+				return 0, `in brackets [ begins a class, as [:alpha:]; write \[ for the character`
+			}
+			i += end + 2
+			rangeMayBegin = false
+		case c == '\\':
+			if fault := escaped(text[i+1:]); fault != "" {
+				return 0, fault
+			}
+			rangeMayBegin = i+1 < len(text) && !strings.ContainsRune("dDwWsS", rune(text[i+1]))
+			i += 2
+		default:
+			rangeMayBegin = true
+			i++
+		}
+	}
+	return len(text), ""
+}
+
+// escaped judges what stands after a backslash.
+func escaped(rest string) (fault string) {
+	if rest != "" && isLetterOrDigit(rest[0]) && !strings.ContainsRune("dDwWsStnrfv", rune(rest[0])) {
+		return fmt.Sprintf(`\%c is not supported; of letters and digits after a backslash there are \d \D \w \W \s \S \t \n \r \f \v`, rest[0])
+	}
+	return ""
 }
 
 func isLetterOrDigit(b byte) bool {
