@@ -133,11 +133,11 @@ func (l *loop) handOver(unit *store.Unit, act *action, foreign []int, d finalize
 	for _, i := range foreign {
 		missing[l.template.Steps[i].Handler] = true
 	}
-	in := l.o.whenHandled(missing, l.task.Epoch)
+	in, ring := l.o.whenHandled(missing, l.task.Epoch)
 	if !d.RetryAt.IsZero() {
 		in = min(in, d.Delay)
 	}
-	unit.Release, unit.Rerun, act.done = true, &in, true
+	unit.Release, unit.Rerun, act.done, act.ring = true, &in, true, ring
 	l.park(unit)
 }
 

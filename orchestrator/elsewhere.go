@@ -5,7 +5,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 )
 
@@ -14,7 +13,7 @@ type elsewhere struct {
 	mu    sync.Mutex
 	known map[string]answer
 
-	handed atomic.Int32 // tasks handed over since a bell was set; 0: none is set
+	bells map[int64]bool // that are set, by the time when they ring, in bellEvery since 1970
 }
 
 type answer struct {
@@ -24,28 +23,35 @@ type answer struct {
 
 // whenHandled is how long to wait before the task is tried by another worker: the
 // longer it goes on, the more rarely. A worker that comes with the handlers wakes
-// those that wait for it.
-func (o *Orchestrator) whenHandled(missing map[string]bool, epoch int) time.Duration {
+// those that wait for it; where there is one already, the bell is to be set for
+// the end of the wait.
+func (o *Orchestrator) whenHandled(missing map[string]bool, epoch int) (in time.Duration, ring bool) {
 	tuning := o.tuning()
 	if o.handledElsewhere(missing) {
-		in := tuning.HandledElsewhere * time.Duration(min(epoch, 5))
-		if o.others.handed.Add(1) == 1 {
-			o.ringAfter(in)
-		}
-		return in
+		return tuning.HandledElsewhere * time.Duration(min(epoch, 5)), true
 	}
-	return doubled(tuning.HandledNowhere, epoch, tuning.HandledNowhereMost)
+	return doubled(tuning.HandledNowhere, epoch, tuning.HandledNowhereMost), false
 }
 
-// ringAfter has workers fetch what was handed over; River would find it with its
-// next poll only. One bell is set at a time, however many tasks there are.
+// ringAfter has workers fetch what was handed over and will be due after that;
+// River would find it with its next poll only. It is called once the write is
+// committed: the time in the database counts from before that. However many
+// tasks there are, a bell rings once in bellEvery.
 func (o *Orchestrator) ringAfter(in time.Duration) {
-	const commit = 10 * time.Millisecond // the time counts from the write, which is still to come
-	time.AfterFunc(in+commit, func() {
-		if o.others.handed.Swap(0) > 1 { // some came later, and are due later
-			o.others.handed.Store(1)
-			o.ringAfter(in)
-		}
+	const bellEvery = 10 * time.Millisecond
+	due := time.Now().Add(in)
+	tick := due.UnixNano()/int64(bellEvery) + 1
+	o.others.mu.Lock()
+	set := o.others.bells[tick]
+	o.others.bells[tick] = true
+	o.others.mu.Unlock()
+	if set {
+		return
+	}
+	time.AfterFunc(in+bellEvery, func() {
+		o.others.mu.Lock()
+		delete(o.others.bells, tick)
+		o.others.mu.Unlock()
 		if err := o.Store.Ring(o.ctx); err != nil && o.ctx.Err() == nil {
 			o.Logger.Debug("tasks that were handed over wait for River's poll", "error", err)
 		}

@@ -79,6 +79,7 @@ type action struct {
 	starts []int // positions whose claimed attempt begins
 	done   bool  // the loop gives the task up with this write
 	again  bool  // there is more to decide as soon as this is committed
+	ring   bool  // another worker is to fetch the task as soon as it is due
 }
 
 func newLoop(o *Orchestrator, task int64) *loop {
@@ -122,6 +123,9 @@ func (l *loop) run() error {
 			continue
 		}
 		l.refusals = 0
+		if act.ring {
+			l.o.ringAfter(*unit.Rerun)
+		}
 		l.deny(&act, unit.Denied)
 		l.forget()
 		if err := l.act(act); err != nil || act.done {

@@ -100,7 +100,7 @@ func New(c Config) *Orchestrator {
 		loops:    map[int64]*loop{},
 		awaiting: map[int64]bool{},
 		inbox:    make(chan []int64, 1024), // a bound on memory; CatchUp finds what doesn't fit
-		others:   elsewhere{known: map[string]answer{}},
+		others:   elsewhere{known: map[string]answer{}, bells: map[int64]bool{}},
 
 		gatekeeping: make(chan struct{}, 1),
 	}

@@ -106,3 +106,21 @@ step_templates:
 	b.finish()
 	b.want("20", `SELECT count(*)::text FROM tasker.tasks WHERE state = 'complete'`)
 }
+
+// The longer a task has gone to and fro, the longer it waits each time; a bell
+// that rings for others before that isn't its bell.
+func TestEachWaitIsRungFor(t *testing.T) {
+	b := setup(t)
+	b.register(`
+name: two_workers
+namespace_name: test
+step_templates:
+  - {name: here, handler: test.one}
+  - {name: there, handler: test.two, depends_on_step: here}`)
+	b.enqueueMany("two_workers", `{}`, 20)
+	b.exec(`UPDATE tasker.tasks SET epoch = 10 WHERE task_id % 2 = 0`)
+	b.start(with("test.one"), rarely)
+	b.start(with("test.two"), rarely)
+	b.finish()
+	b.want("20", `SELECT count(*)::text FROM tasker.tasks WHERE state = 'complete'`)
+}
