@@ -71,6 +71,7 @@ type Worker struct {
 	RepairBatch     int
 	SilentProcess   time.Duration
 	UnstartedFor    time.Duration
+	TakenFor        time.Duration
 	SweepEvery      time.Duration
 	RestartEvery    time.Duration
 	ReconnectAfter  time.Duration

@@ -191,6 +191,11 @@ var Settings = []Setting{
 		Why:   "Jobs that merely wait in a long queue are looked for again each time, so shorter costs reading of queues.",
 	},
 	{
+		Key: "worker.taken_for", Kind: Duration, Default: "1s", Least: "50ms", Most: "1m", Live: true, field: func(c *Config) any { return &c.Worker.TakenFor },
+		About: "How long a Sidekiq thread may have a job without having started all its attempts, before they count as lost by Redis",
+		Why:   "Attempts that ride together take 50 ms at most; pushed again too early, they are only refused twice.",
+	},
+	{
 		Key: "worker.sweep_every", Kind: Duration, Default: "30s", Least: "1s", Most: "24h", Live: true, field: func(c *Config) any { return &c.Worker.SweepEvery },
 		About: "How often open tasks are looked for that nothing would bring back",
 		Why:   "There should be none; 30 s is what a bug may cost. Where so many are open that the look takes long, it is made up to ten times more rarely.",

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -87,9 +88,34 @@ func seconds(s tasker.Seconds) *float64 {
 	return new(float64(s))
 }
 
-// Template reads the template with this id.
+// Template reads the template with this id, and refuses one whose definition,
+// which loops go by, and steps, which SQL goes by, aren't the same graph: tasks
+// would stand still for no reason that anybody sees.
 func (s *Store) Template(ctx context.Context, id int64) (*tasker.Template, error) {
-	return s.template(ctx, fmt.Sprintf("template %d", id), `SELECT definition FROM tasker.task_templates WHERE template_id = $1`, id)
+	t, err := s.template(ctx, fmt.Sprintf("template %d", id), `SELECT definition FROM tasker.task_templates WHERE template_id = $1`, id)
+	if err != nil {
+		return nil, err
+	}
+	rows, err := s.pool.Query(ctx, `SELECT name, depends_on FROM tasker.template_steps WHERE template_id = $1 ORDER BY position`, id)
+	if err != nil {
+		return nil, fmt.Errorf("read the steps of template %d: %w", id, err)
+	}
+	steps, err := pgx.CollectRows(rows, pgx.RowToStructByPos[struct {
+		Name      string
+		DependsOn []int
+	}])
+	if err != nil {
+		return nil, fmt.Errorf("read the steps of template %d: %w", id, err)
+	}
+	same := len(steps) == len(t.Steps)
+	for i, spec := range stepSpecs(t) {
+		same = same && steps[i].Name == spec.Name && slices.Equal(slices.Sorted(slices.Values(steps[i].DependsOn)), slices.Sorted(slices.Values(spec.DependsOn)))
+	}
+	if !same {
+		return nil, fmt.Errorf("template %d (%s): its definition and its rows in tasker.template_steps don't have the same steps and dependencies; "+
+			"register a new version of it with tasker template register", id, t.FullName())
+	}
+	return t, nil
 }
 
 // FindTemplate reads a template by name; an empty version means the latest.

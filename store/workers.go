@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -161,6 +162,25 @@ func (s *Store) TakeUnstarted(ctx context.Context, age time.Duration, limit int)
 		return nil, fmt.Errorf("find unstarted attempts: %w", err)
 	}
 	return list, nil
+}
+
+// StillUnstarted returns those of the attempts that nobody has started or ended.
+func (s *Store) StillUnstarted(ctx context.Context, attempts []tasker.Dispatch) ([]tasker.Dispatch, error) {
+	steps := make([]int64, len(attempts))
+	for i, a := range attempts {
+		steps[i] = a.StepID
+	}
+	rows, err := s.pool.Query(ctx, `SELECT step_id, attempt FROM tasker.dispatches WHERE step_id = ANY ($1) AND started_at IS NULL AND failure IS NULL`, steps)
+	if err != nil {
+		return nil, fmt.Errorf("see which attempts are still unstarted: %w", err)
+	}
+	unstarted := map[int64]int{}
+	var step int64
+	var attempt int
+	if _, err := pgx.ForEachRow(rows, []any{&step, &attempt}, func() error { unstarted[step] = attempt; return nil }); err != nil {
+		return nil, fmt.Errorf("see which attempts are still unstarted: %w", err)
+	}
+	return slices.DeleteFunc(attempts, func(a tasker.Dispatch) bool { return unstarted[a.StepID] != a.Attempt }), nil
 }
 
 // Process is a Sidekiq process that lives.

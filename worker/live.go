@@ -41,6 +41,7 @@ type Live struct {
 	RepairBatch    int           // most jobs that one round looks for; default 5000
 	SilentProcess  time.Duration // silence after which a Sidekiq process is dead; default 10 s
 	UnstartedFor   time.Duration // then a look into Redis is due; default 5 s
+	TakenFor       time.Duration // how long a Sidekiq thread may have a job and not have started its attempts; default 1 s
 	SweepEvery     time.Duration // what should never be; default 30 s
 	StaleEvery     time.Duration // tasks that stand still or have failed; default 1 min
 	RetainEvery    time.Duration // partitions of the next days, and what is old; default 10 min
@@ -65,6 +66,7 @@ func (l Live) WithDefaults() Live {
 	l.RepairBatch = cmp.Or(l.RepairBatch, 5_000)
 	l.SilentProcess = cmp.Or(l.SilentProcess, 10*time.Second)
 	l.UnstartedFor = cmp.Or(l.UnstartedFor, 5*time.Second)
+	l.TakenFor = cmp.Or(l.TakenFor, time.Second)
 	l.SweepEvery = cmp.Or(l.SweepEvery, 30*time.Second)
 	l.StaleEvery = cmp.Or(l.StaleEvery, time.Minute)
 	l.RetainEvery = cmp.Or(l.RetainEvery, 10*time.Minute)

@@ -10,6 +10,7 @@ import (
 	"github.com/taskerhq/tasker"
 	"github.com/taskerhq/tasker/devstack"
 	"github.com/taskerhq/tasker/sidekiq"
+	"github.com/taskerhq/tasker/worker"
 )
 
 func TestARubyStepRunsInARealSidekiq(t *testing.T) {
@@ -166,6 +167,31 @@ func TestAFlushedRedisLosesNothing(t *testing.T) {
 	b.want("20", `SELECT count(*)::text FROM tasker.tasks WHERE state = 'complete'`)
 	b.want("1 0", `SELECT concat_ws(' ', max(attempts), max(losses)) FROM tasker.steps`) // never started: nothing was lost but the payload
 	b.checkHistory()
+}
+
+// What a thread of Sidekiq has just taken is in no queue, and isn't lost.
+func TestAJobThatWasJustTakenIsNotPushedAgain(t *testing.T) {
+	b := setup(t)
+	b.register(rubyWork)
+	b.start(func(c *worker.Config) { c.UnstartedFor, c.RepairEvery = 500*time.Millisecond, 50*time.Millisecond })
+	taken, lost := b.enqueue("work", `{}`), b.enqueue("work", `{}`)
+	b.until("both jobs are in Redis", func() bool { return len(b.queued("default")) == 2 })
+	client := b.redis()
+	b.exec(`UPDATE tasker.dispatches SET looked_at = 'infinity'`) // not while the test takes them
+	if err := client.Del(t.Context(), "queue:default").Err(); err != nil {
+		t.Fatal(err)
+	}
+	b.exec(`UPDATE tasker.dispatches SET looked_at = 'epoch'`)
+	b.until("the worker has looked for them", func() bool {
+		return b.number(`SELECT count(*) FROM tasker.dispatches WHERE looked_at > 'epoch'`) == 2
+	})
+	b.exec(`UPDATE tasker.dispatches SET started_at = now() WHERE task_id = $1`, taken)
+	b.until("what is lost is back", func() bool { return len(b.queued("default")) > 0 })
+	for _, payload := range b.queued("default") {
+		if step := b.step(lost, "a").StepID; !strings.Contains(payload, fmt.Sprintf(`"step_id":%d`, step)) {
+			t.Errorf("pushed again: %s, want only step %d", payload, step)
+		}
+	}
 }
 
 // Redis away when the worker starts, and again in the middle.

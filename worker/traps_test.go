@@ -460,3 +460,17 @@ func TestTrap12AnEventExistsWhenItsTransitionIsCommitted(t *testing.T) {
 	b.want("2", completed)
 	b.checkHistory()
 }
+
+// A template whose two halves don't agree, which only somebody who writes to the
+// tables by hand can make, fails its tasks' loops with a reason; it doesn't leave
+// them waiting for what SQL never started.
+func TestATemplateThatDisagreesWithItselfIsNamed(t *testing.T) {
+	b := setup(t)
+	b.register(twoWorkers)
+	b.exec(`UPDATE tasker.template_steps SET depends_on = '{}'`)
+	id := int64(b.number(`SELECT template_id FROM tasker.task_templates`))
+	_, err := b.store.Template(t.Context(), id)
+	if err == nil || !strings.Contains(err.Error(), "don't have the same steps and dependencies; register a new version") {
+		t.Errorf("reading it: %v", err)
+	}
+}

@@ -433,6 +433,16 @@ func (w *worker) repair(ctx context.Context, pusher *sidekiq.Pusher, log *slog.L
 	if err != nil || len(missing) == 0 {
 		return err
 	}
+	// In no queue, too, is what a Sidekiq thread has just taken, and what rides
+	// with others there; in a moment it will have started.
+	select {
+	case <-time.After(l.TakenFor):
+	case <-ctx.Done():
+		return nil
+	}
+	if missing, err = w.store.StillUnstarted(ctx, missing); err != nil || len(missing) == 0 {
+		return err
+	}
 	log.Warn("jobs were in no queue any more and are pushed again", "attempts", len(missing))
 	pusher.Push(missing)
 	return nil

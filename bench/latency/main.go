@@ -29,24 +29,15 @@ import (
 	"github.com/taskerhq/tasker/bench/stage"
 )
 
-const templates = `
-	SELECT tasker.register_template('bench', 'go', '1.0.0', '', '{"namespace_name": "bench", "name": "go", "version": "1.0.0", "max_parallel_steps": 10,
-		"step_templates": [{"name": "only", "handler": "tasker.echo", "default_retryable": true, "default_retry_limit": 3}]}', 'go', 10,
-		'[{"position": 0, "name": "only", "handler": "tasker.echo", "attempt_limit": 3}]');
-	SELECT tasker.register_template('bench', 'ruby', '1.0.0', '', '{"namespace_name": "bench", "name": "ruby", "version": "1.0.0", "max_parallel_steps": 10,
-		"step_templates": [{"name": "only", "handler_class": "Noop", "default_retryable": true, "default_retry_limit": 3}]}', 'ruby', 10,
-		'[{"position": 0, "name": "only", "handler_class": "Noop", "attempt_limit": 3}]');
-	SELECT tasker.register_template('bench', 'ruby_4', '1.0.0', '', '{"namespace_name": "bench", "name": "ruby_4", "version": "1.0.0", "max_parallel_steps": 10,
-		"step_templates": [{"name": "a", "handler_class": "Noop", "default_retryable": true, "default_retry_limit": 3},
-			{"name": "b", "handler_class": "Noop", "depends_on_step": "a", "default_retryable": true, "default_retry_limit": 3},
-			{"name": "c", "handler_class": "Noop", "depends_on_step": "b", "default_retryable": true, "default_retry_limit": 3},
-			{"name": "d", "handler_class": "Noop", "depends_on_step": "c", "default_retryable": true, "default_retry_limit": 3}]}', 'ruby_4', 10,
-		'[{"position": 0, "name": "a", "handler_class": "Noop", "attempt_limit": 3}, {"position": 1, "name": "b", "handler_class": "Noop", "attempt_limit": 3, "depends_on": [0]},
-		  {"position": 2, "name": "c", "handler_class": "Noop", "attempt_limit": 3, "depends_on": [1]}, {"position": 3, "name": "d", "handler_class": "Noop", "attempt_limit": 3, "depends_on": [2]}]');
-	SELECT tasker.register_template('bench', 'retry', '1.0.0', '', '{"namespace_name": "bench", "name": "retry", "version": "1.0.0", "max_parallel_steps": 10,
-		"step_templates": [{"name": "only", "handler": "tasker.fail", "handler_config": {"times": 1, "retry_after": 0.1}, "default_retryable": true, "default_retry_limit": 3,
-			"retry": {"backoff": "fixed", "base_seconds": 1, "cap_seconds": 1, "retry_after_cap_seconds": 1}}]}', 'retry', 10,
-		'[{"position": 0, "name": "only", "handler": "tasker.fail", "handler_config": {"times": 1, "retry_after": 0.1}, "attempt_limit": 3}]')`
+var templates = map[string]string{
+	"go":   `{name: only, handler: tasker.echo}`,
+	"ruby": `{name: only, handler_class: Noop}`,
+	"ruby_4": `{name: a, handler_class: Noop}
+  - {name: b, handler_class: Noop, depends_on_step: a}
+  - {name: c, handler_class: Noop, depends_on_step: b}
+  - {name: d, handler_class: Noop, depends_on_step: c}`,
+	"retry": `{name: only, handler: tasker.fail, handler_config: {times: 1, retry_after: 0.1}, retry: {backoff: fixed, base_seconds: 1, cap_seconds: 1, retry_after_cap_seconds: 1}}`,
+}
 
 // kinds are the templates, and what is measured of each.
 var kinds = []struct{ name, of string }{
@@ -89,8 +80,10 @@ func measure(ctx context.Context, n int, pause time.Duration) (err error) {
 	}
 	defer func() { err = errors.Join(err, s.Close()) }()
 	pool := s.Pool
-	if _, err := pool.Exec(ctx, templates); err != nil {
-		return err
+	for name, steps := range templates {
+		if err := s.Register(ctx, name, fmt.Sprintf("name: %s\nnamespace_name: bench\nstep_templates:\n  - %s\n", name, steps)); err != nil {
+			return err
+		}
 	}
 	if err := s.Worker(ctx); err != nil {
 		return err

@@ -152,6 +152,7 @@ func liveConfig(l *config.Loaded) (worker.Live, error) {
 		RepairBatch:   l.Worker.RepairBatch,
 		SilentProcess: l.Worker.SilentProcess,
 		UnstartedFor:  l.Worker.UnstartedFor,
+		TakenFor:      l.Worker.TakenFor,
 		SweepEvery:    l.Worker.SweepEvery,
 		RestartEvery:  l.Worker.RestartEvery,
 		StaleEvery:    l.DeadLetters.Every,
