@@ -21,6 +21,27 @@ func (o *Orchestrator) Rung(steps []int64) {
 	}
 }
 
+// Completed takes note of steps that were completed.
+func (o *Orchestrator) Completed(steps []store.Report) { o.deliverReports(steps) }
+
+// deliverReports hands reports to the loops that wait for them.
+func (o *Orchestrator) deliverReports(reports []store.Report) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	writers := map[int64]bool{}
+	for i := range reports {
+		if o.loops[reports[i].TaskID] != nil {
+			writers[reports[i].TaskID] = true
+		}
+	}
+	o.writer.Expect(len(writers)) // before any of them is woken
+	for i := range reports {
+		if l := o.loops[reports[i].TaskID]; l != nil {
+			l.mail.put(letter{report: &reports[i]})
+		}
+	}
+}
+
 // Changed takes note that an operator has changed a task that this worker holds.
 func (o *Orchestrator) Changed(task int64) { o.deliver(task, letter{changed: true}) }
 
@@ -128,20 +149,7 @@ func (o *Orchestrator) readReports() {
 			}
 			continue
 		}
-		o.mu.Lock()
-		writers := map[int64]bool{}
-		for i := range reports {
-			if o.loops[reports[i].TaskID] != nil {
-				writers[reports[i].TaskID] = true
-			}
-		}
-		o.writer.Expect(len(writers)) // before any of them is woken
-		for i := range reports {
-			if l := o.loops[reports[i].TaskID]; l != nil {
-				l.mail.put(letter{report: &reports[i]})
-			}
-		}
-		o.mu.Unlock()
+		o.deliverReports(reports)
 	}
 }
 

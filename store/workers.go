@@ -221,12 +221,18 @@ func (s *Store) Processes(ctx context.Context, within time.Duration) ([]Process,
 // understood reads what a process says of itself; nothing said is understood.
 func understood(doc []byte, v any) bool { return doc == nil || json.Unmarshal(doc, v) == nil }
 
-// Listen calls rung with the steps whose reports were committed, and changed
-// with a task that an operator has changed, and admitted with one that has steps
-// which a gate lets pass now (0: a gate was changed), until ctx ends or the connection
+// Listener takes what a worker is told of.
+type Listener interface {
+	Rung(steps []int64)       // reports of these steps were committed, and are to be read
+	Completed(steps []Report) // these steps were completed
+	Changed(task int64)       // an operator has changed it
+	Admitted(task int64)      // it has steps that a gate lets pass now; 0: a gate was changed
+}
+
+// Listen passes on what this worker is told of, until ctx ends or the connection
 // breaks. ready is called once it listens: what was committed before has to be
 // looked up.
-func (s *Store) Listen(ctx context.Context, worker int64, ready func(), rung func(steps []int64), changed, admitted func(task int64)) error {
+func (s *Store) Listen(ctx context.Context, worker int64, ready func(), l Listener) error {
 	conn, err := pgx.ConnectConfig(ctx, s.pool.Config().ConnConfig.Copy())
 	if err != nil {
 		return fmt.Errorf("listen for reports: %w", err)
@@ -241,21 +247,37 @@ func (s *Store) Listen(ctx context.Context, worker int64, ready func(), rung fun
 		if err != nil {
 			return fmt.Errorf("listen for reports: %w", err)
 		}
-		if task, ok := strings.CutPrefix(n.Payload, "t"); ok {
-			for _, id := range ids(task) {
-				changed(id)
-			}
-			continue
-		}
-		if tasks, ok := strings.CutPrefix(n.Payload, "g"); ok {
-			if tasks == "" {
-				admitted(0)
-			}
-			for _, id := range ids(tasks) {
-				admitted(id)
-			}
-			continue
-		}
-		rung(ids(n.Payload))
+		tell(l, n.Payload)
 	}
+}
+
+func tell(l Listener, payload string) {
+	switch kind, list := payload[:min(len(payload), 1)], payload[min(len(payload), 1):]; kind {
+	case "t":
+		for _, id := range ids(list) {
+			l.Changed(id)
+		}
+	case "g":
+		if list == "" {
+			l.Admitted(0)
+		}
+		for _, id := range ids(list) {
+			l.Admitted(id)
+		}
+	case "c":
+		l.Completed(completed(list))
+	default:
+		l.Rung(ids(payload))
+	}
+}
+
+// completed reads a list of step.attempt.task.
+func completed(list string) []Report {
+	var reports []Report
+	for n := range slices.Chunk(ids(strings.ReplaceAll(list, ".", ",")), 3) {
+		if len(n) == 3 {
+			reports = append(reports, Report{StepID: n[0], Attempts: int(n[1]), TaskID: n[2], State: tasker.StepComplete})
+		}
+	}
+	return reports
 }

@@ -365,7 +365,7 @@ func (w *worker) listen(ctx context.Context, id int64, o *orchestrator.Orchestra
 			if err := o.CatchUp(ctx); err != nil && ctx.Err() == nil {
 				log.Warn("missed reports could not be looked up; the next round does it", "error", err)
 			}
-		}, o.Rung, o.Changed, o.Admitted)
+		}, o)
 		if ctx.Err() != nil {
 			return
 		}

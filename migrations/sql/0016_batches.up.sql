@@ -194,12 +194,12 @@ BEGIN
     ), done AS (
         DELETE FROM tasker.dispatches d USING judged j
         WHERE d.step_id = j.step_id AND j.refusal IS NULL AND j.outcome = 'success'
-        RETURNING d.step_id, d.task_id, d.awaited_by
+        RETURNING d.step_id, d.task_id, d.awaited_by, d.step_id || '.' || d.attempt || '.' || d.task_id AS word
     ), failed AS (
         -- Kept here until the finalizer, which alone decides on retries, takes it.
         UPDATE tasker.dispatches d SET failure = CASE j.outcome WHEN 'lost' THEN '{"lost": true}'::jsonb ELSE j.failure END
         FROM judged j WHERE d.step_id = j.step_id AND j.refusal IS NULL AND j.outcome <> 'success'
-        RETURNING d.step_id, d.task_id, d.awaited_by
+        RETURNING d.step_id, d.task_id, d.awaited_by, d.step_id::text AS word
     ), recorded AS (
         INSERT INTO tasker.events (task_id, step_id, attempt, name, data)
         SELECT j.task_id, j.step_id, j.attempt,
@@ -218,9 +218,12 @@ BEGIN
     ), rung AS (
         SELECT count(pg_notify('tasker.worker_' || c.awaited_by, c.ids)) + (
                    SELECT count(tasker.notify_river()) FROM (SELECT 1 FROM woken w WHERE w.awaited_by IS NULL LIMIT 1) one) AS n
-        FROM (SELECT w.awaited_by, string_agg(w.step_id::text, ',') AS ids
-              FROM (SELECT u.*, row_number() OVER (PARTITION BY u.awaited_by) / 300 AS chunk FROM woken u WHERE u.awaited_by IS NOT NULL) w -- a payload has less than 8,000 bytes
-              GROUP BY w.awaited_by, w.chunk) c
+        -- What is complete is told whole; a failure is to be read.
+        FROM (SELECT w.awaited_by, CASE WHEN w.complete THEN 'c' ELSE '' END || string_agg(w.word, ',') AS ids
+              FROM (SELECT u.*, position('.' IN u.word) > 0 AS complete,
+                           row_number() OVER (PARTITION BY u.awaited_by, position('.' IN u.word) > 0) / 150 AS chunk -- a payload has less than 8,000 bytes
+                    FROM woken u WHERE u.awaited_by IS NOT NULL) w
+              GROUP BY w.awaited_by, w.complete, w.chunk) c
     )
     SELECT a.step_id, a.attempt, a.accepted, a.reason FROM (
         SELECT j.step_id, j.attempt, j.refusal IS NULL AS accepted, j.refusal AS reason, j.ord FROM judged j, rung

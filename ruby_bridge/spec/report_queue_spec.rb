@@ -5,7 +5,8 @@ RSpec.describe TaskerCore::ReportQueue do
   after { queue.close }
 
   let(:protocol) { TaskerCore.protocol }
-  let(:queue) { described_class.new(protocol) }
+  let(:lull) { Float::INFINITY } # all go by the queue's thread
+  let(:queue) { described_class.new(protocol, lull:) }
   let(:answers) { {} }
 
   def started
@@ -176,5 +177,76 @@ RSpec.describe TaskerCore::ReportQueue do
       expect(queue.drain(0.01)).to eq(1)
     end
     expect(queue.drain).to eq(0)
+  end
+
+  context "when nothing has come for a while" do
+    let(:lull) { 0 } # what comes when nothing is on its way
+
+    def threads = Thread.list.count { |thread| thread.name == "tasker reports" }
+
+    it "sends a report on the spot" do
+      steps = Array.new(2) { started }
+      expect { steps.each { |step| post(step) } }.not_to(change { threads })
+
+      expect(answers.values_at(*steps)).to all(eq([nil, nil, false]))
+      expect(steps.map(&:state)).to all(eq("complete"))
+    end
+
+    it "leaves what comes meanwhile to its thread" do
+      steps = Array.new(3) { started }
+      TestDatabase.connection.transaction do |transaction|
+        transaction.exec_params("SELECT FROM tasker.dispatches WHERE step_id = $1 FOR UPDATE", [steps[0].step_id])
+        first = Thread.new { post(steps[0]) }
+        eventually("the first call waits") { TestDatabase.gem_waits_for_lock? }
+        steps[1..].each { |step| post(step) }
+        eventually("the others are reported") { steps[1..].all? { |step| step.state == "complete" } }
+        expect(first).to be_alive
+      end
+      queue.drain
+
+      expect(answers.values_at(*steps)).to all(eq([nil, nil, false]))
+    end
+
+    it "leaves it to its thread when the connection breaks, and to whoever asked when the data is refused" do
+      steps = Array.new(2) { started }
+      sender = nil
+      TestDatabase.connection.transaction do |transaction|
+        transaction.exec_params("SELECT FROM tasker.dispatches WHERE step_id = $1 FOR UPDATE", [steps[0].step_id])
+        sender = Thread.new { post(steps[0]) }
+        eventually("the call waits") { TestDatabase.gem_waits_for_lock? }
+        TestDatabase.terminate_gem
+        sender.join # the job ends while Postgres is away
+      end
+      queue.drain
+      post(steps[1], "1#{'0' * 200_000}")
+
+      expect(answers[steps[0]]).to eq([nil, nil, true])
+      expect(answers[steps[1]][1]).to be_refuses_data
+    end
+
+    it "loses nothing when the sending thread is ended" do
+      step = started
+      TestDatabase.connection.transaction do |transaction|
+        transaction.exec_params("SELECT FROM tasker.dispatches WHERE step_id = $1 FOR UPDATE", [step.step_id])
+        sender = Thread.new { post(step) }
+        eventually("the call waits") { TestDatabase.gem_waits_for_lock? }
+        sender.kill.join
+      end
+      queue.drain
+
+      expect(step.state).to eq("complete")
+    end
+
+    it "tries later when an open transaction holds the step" do
+      step = started
+      TestDatabase.connection.transaction do |transaction|
+        transaction.exec_params("SELECT FROM tasker.steps WHERE step_id = $1 FOR UPDATE", [step.step_id])
+        post(step)
+        expect(answers).to be_empty
+      end
+      queue.drain
+
+      expect(answers[step]).to eq([nil, nil, false])
+    end
   end
 end

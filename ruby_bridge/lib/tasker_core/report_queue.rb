@@ -4,8 +4,9 @@ module TaskerCore
   # Sends reports from a thread of its own, all that have come together in one
   # call and so in one transaction: no job waits for Postgres to hear of it.
   #
-  # A single report leaves at once. When they come by the dozen, calls keep a
-  # few milliseconds apart, so that each carries many. While Postgres is away
+  # A report that comes when nothing has come for a while has no company to wait
+  # for: its job sends it itself, which spares a change of threads. When they
+  # come by the dozen, calls keep a few milliseconds apart, so that each carries many. While Postgres is away
   # reports wait here, up to a bound; then jobs wait for room. A report that a
   # process takes into its death is that of a lost attempt, which runs again:
   # the same as if the process had died a moment earlier.
@@ -19,6 +20,8 @@ module TaskerCore
     # From one call to the next, when the last one carried a few.
     PACE_SECONDS = 0.005
     PACE_FROM = 4
+    # Longer than between two reports of a process that is busy.
+    LULL_SECONDS = 0.003
     # For a report whose step an open transaction holds: from one try to the next.
     HELD_SECONDS = 0.1
 
@@ -26,8 +29,10 @@ module TaskerCore
     private_constant :Entry
 
     # @param protocol [Protocol]
-    def initialize(protocol, logger: TaskerCore.config.logger)
+    # @param lull [Numeric] seconds without a report, until the next one is sent by its job
+    def initialize(protocol, lull: LULL_SECONDS, logger: TaskerCore.config.logger)
       @protocol = protocol
+      @lull = lull
       @logger = logger
       @mutex = Mutex.new
       @arrived = ConditionVariable.new
@@ -35,9 +40,10 @@ module TaskerCore
       @waiting = []
       @later = [] # reports that were held, and when to try them again
       @unsent = @bytes = 0 # what waits and what is being sent
+      @posted = now # the last one
     end
 
-    # Returns when there is room, and before the report is sent.
+    # Returns when there is room, and the report is sent or will be.
     #
     # @param report [String] JSON, of Report
     # @param patience [Numeric] seconds to go on while Postgres is away
@@ -46,14 +52,15 @@ module TaskerCore
     # @yieldparam repeated [Boolean] whether an earlier try may have been carried out unseen
     # @return [void]
     def post(report, patience:, &settled)
-      @mutex.synchronize do
+      entry = nil
+      alone = @mutex.synchronize do
         wait_for_room until room? || Thread.current == @thread # which alone makes room
-        start
-        @waiting << Entry.new(report, now + patience, settled, false)
+        entry = Entry.new(report, now + patience, settled, false)
         @unsent += 1
         @bytes += report.bytesize
-        @arrived.signal
+        lull? || enqueue(entry)
       end
+      send_alone(entry) if alone
     end
 
     # Waits until all is sent that has been posted.
@@ -88,6 +95,34 @@ module TaskerCore
     # Sidekiq gives a job three seconds after its Shutdown: it must get through.
     def wait_for_room
       Thread.handle_interrupt(Sidekiq::Shutdown => :immediate) { @changed.wait(@mutex) }
+    end
+
+    # Whether this is the only report far and wide.
+    def lull?
+      before = @posted
+      @posted = now
+      @unsent == 1 && @posted - before >= @lull
+    end
+
+    # @return [false]
+    def enqueue(entry)
+      start
+      @waiting << entry
+      @arrived.signal
+      false
+    end
+
+    # By the thread of its job, which tries once. Whatever happens to that thread,
+    # the report stays.
+    def send_alone(entry)
+      answer, = @protocol.report_free([entry.report])
+      sent = true
+      answer == :held ? hold(entry) : settle(entry, answer, nil)
+    rescue DatabaseError => e
+      sent = true if e.refuses_data?
+      sent ? settle(entry, nil, e) : entry.repeated ||= e.unanswered?
+    ensure
+      @mutex.synchronize { enqueue(entry) } unless sent
     end
 
     def start
@@ -150,7 +185,11 @@ module TaskerCore
     def hold(entry)
       return settle(entry, nil, DatabaseError.new("an open transaction holds the step")) if now >= entry.deadline
 
-      @mutex.synchronize { @later << [entry, now + HELD_SECONDS] }
+      @mutex.synchronize do
+        @later << [entry, now + HELD_SECONDS]
+        start
+        @arrived.signal
+      end
     end
 
     def put_back(batch, error)
