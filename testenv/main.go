@@ -87,6 +87,24 @@ func workDir() (string, error) {
 	})
 }
 
+// Dir is a folder for the servers of one test, which their accounts can get into
+// (not so t.TempDir). It is removed when the process ends.
+func Dir(t testing.TB) string {
+	t.Helper()
+	work, err := workDir()
+	if err != nil {
+		t.Fatalf("testenv: %v", err)
+	}
+	dir, err := os.MkdirTemp(work, "test-") //nolint:usetesting // t.TempDir is in a folder that only its owner can enter
+	if err == nil {
+		err = os.Chmod(dir, 0o755)
+	}
+	if err != nil {
+		t.Fatalf("testenv: make a folder for %s: %v", t.Name(), err)
+	}
+	return dir
+}
+
 // postgresURL is the administrator's URL of the Postgres server.
 func postgresURL() (string, error) {
 	return process.postgresURL.get(func() (string, error) {
