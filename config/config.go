@@ -40,7 +40,12 @@ type Database struct {
 	URL            string
 	Connections    int
 	ConnectTimeout time.Duration
+	Mode           string // direct, poll_only
+	PollEvery      time.Duration
 }
+
+// PollOnly says that sessions are a pooler's.
+func (d Database) PollOnly() bool { return d.Mode == "poll_only" }
 
 // Redis is how Sidekiq's Redis is reached.
 type Redis struct {

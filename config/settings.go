@@ -72,6 +72,16 @@ var Settings = []Setting{
 		About: "How long to wait for the database's first answer at the start",
 		Why:   "A server that is just starting answers within it, and a wrong address is told before anybody loses patience.",
 	},
+	{
+		Key: "database.mode", Kind: Choice, Default: "direct", Choices: []string{"direct", "poll_only"}, field: func(c *Config) any { return &c.Database.Mode },
+		About: "`poll_only`: through a pooler that gives every transaction another session, such as PgBouncer in transaction mode; nothing is kept in a session then, and nobody listens",
+		Why:   "Who listens hears of work within a millisecond, and asks for nothing meanwhile.",
+	},
+	{
+		Key: "database.poll_every", Kind: Duration, Default: "200ms", Least: "10ms", Most: "1m", field: func(c *Config) any { return &c.Database.PollEvery },
+		About: "In mode `poll_only`: how often jobs, reports and admissions are looked for",
+		Why:   "Half of it is what each hand-over takes longer; five to fifteen small statements a second and worker are what it costs.",
+	},
 
 	{
 		Key: "redis.url", Kind: URL, Schemes: []string{"redis://", "rediss://", "unix://"}, Form: "redis://:PASSWORD@HOST:6379/0",

@@ -75,6 +75,7 @@ type Config struct {
 	MaxTasks int    // tasks that this worker runs at once
 	Runner   Runner
 	Logger   *slog.Logger
+	PollOnly bool // don't listen: look for jobs every Poll
 	Tuning
 }
 
@@ -121,6 +122,7 @@ func NewClient(pool *pgxpool.Pool, c Config) (*Client, error) {
 
 		FetchCooldown:               tuning.FetchCooldown,
 		FetchPollInterval:           tuning.Poll,
+		PollOnly:                    c.PollOnly,
 		JobTimeout:                  -1,
 		CompletedJobRetentionPeriod: tuning.Retention,
 		CancelledJobRetentionPeriod: tuning.Retention,

@@ -63,10 +63,6 @@ func (o *Orchestrator) CatchUp(ctx context.Context) error {
 			known[task] = epoch
 		}
 	}
-	waiting := make([]int64, 0, len(o.awaiting))
-	for step := range o.awaiting {
-		waiting = append(waiting, step)
-	}
 	o.mu.Unlock()
 	epochs, err := o.Store.Epochs(ctx, o.Worker)
 	if err != nil {
@@ -80,6 +76,27 @@ func (o *Orchestrator) CatchUp(ctx context.Context) error {
 	if err := o.releaseOrphans(ctx, epochs); err != nil {
 		return err
 	}
+	return o.LookForWord(ctx)
+}
+
+// LookForWord looks for reports and admissions that nobody has told of. It asks
+// nothing while none are awaited.
+func (o *Orchestrator) LookForWord(ctx context.Context) error {
+	if o.gates.Load().Version > 0 {
+		admitted, err := o.Store.AdmittedTasks(ctx, o.Worker)
+		if err != nil {
+			return err
+		}
+		for _, task := range admitted {
+			o.Admitted(task)
+		}
+	}
+	o.mu.Lock()
+	waiting := make([]int64, 0, len(o.awaiting))
+	for step := range o.awaiting {
+		waiting = append(waiting, step)
+	}
+	o.mu.Unlock()
 	if len(waiting) == 0 {
 		return nil
 	}

@@ -93,6 +93,20 @@ func (s *Store) AdmitWaiters(ctx context.Context) (again time.Duration, err erro
 	return time.Duration(*seconds * float64(time.Second)), nil
 }
 
+// AdmittedTasks lists the worker's tasks that have steps which a gate lets pass.
+func (s *Store) AdmittedTasks(ctx context.Context, worker int64) ([]int64, error) {
+	rows, err := s.pool.Query(ctx, `SELECT DISTINCT l.task_id FROM tasker.gate_waiters l JOIN tasker.tasks t USING (task_id)
+		WHERE l.admitted_until IS NOT NULL AND t.owner = $1`, worker)
+	if err != nil {
+		return nil, fmt.Errorf("read whom gates let pass: %w", err)
+	}
+	tasks, err := pgx.CollectRows(rows, pgx.RowTo[int64])
+	if err != nil {
+		return nil, fmt.Errorf("read whom gates let pass: %w", err)
+	}
+	return tasks, nil
+}
+
 // Limit is what SetLimit sets; nil lifts.
 type Limit struct {
 	MaxAttempts *int

@@ -13,6 +13,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -179,41 +180,76 @@ func Patiently[T any](ctx context.Context, call func() (T, error)) (T, error) {
 	}
 }
 
-// ConnectTimeout is how long Open waits for the server's first answer.
+// ConnectTimeout is how long Open waits for the server's first answer, if
+// nothing else is said.
 const ConnectTimeout = 10 * time.Second
+
+// Server says how the database is reached.
+type Server struct {
+	URL     string
+	Timeout time.Duration // for its first answer; 0: ConnectTimeout
+
+	// Pooled: what answers is a pooler such as PgBouncer that may give every
+	// transaction another session. Then nothing is kept in a session: no
+	// prepared statements, no settings, no LISTEN.
+	Pooled bool
+}
 
 // Open connects to the database and checks that it answers. name is what the
 // server shows as application_name.
 func Open(ctx context.Context, url, name string, connections int32) (*pgxpool.Pool, error) {
-	return OpenWithin(ctx, ConnectTimeout, url, name, connections)
+	return Server{URL: url}.Open(ctx, name, connections)
 }
 
-// OpenWithin is Open with another timeout.
-func OpenWithin(ctx context.Context, timeout time.Duration, url, name string, connections int32) (*pgxpool.Pool, error) {
-	config, err := pgxpool.ParseConfig(url)
+// Open is the function Open, with all that is to be said of the server.
+func (s Server) Open(ctx context.Context, name string, connections int32) (*pgxpool.Pool, error) {
+	config, err := pgxpool.ParseConfig(s.URL)
 	if err != nil {
 		return nil, fmt.Errorf("database URL: %w; it looks like postgres://USER:PASSWORD@HOST:5432/DATABASE (--database-url, TASKER_DATABASE_URL or DATABASE_URL)", err)
 	}
-	if !strings.Contains(url, "pool_max_conns") {
+	if !strings.Contains(s.URL, "pool_max_conns") {
 		config.MaxConns = connections
 	}
 	if config.ConnConfig.RuntimeParams["application_name"] == "" {
 		config.ConnConfig.RuntimeParams["application_name"] = name
 	}
-	// The fence looks at the worker's state after it has the lock; a snapshot
-	// from before the lock, as in the stricter levels, would show the old one.
-	config.ConnConfig.RuntimeParams["default_transaction_isolation"] = "read committed"
+	if s.Pooled {
+		// What a statement takes and returns is remembered here, not in the session.
+		config.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeCacheDescribe
+		config.ConnConfig.StatementCacheCapacity = 0
+	} else {
+		// The fence looks at the worker's state after it has the lock; a snapshot
+		// from before the lock, as in the stricter levels, would show the old one.
+		config.ConnConfig.RuntimeParams["default_transaction_isolation"] = "read committed"
+	}
 	pool, err := pgxpool.NewWithConfig(ctx, config)
 	if err != nil {
 		return nil, fmt.Errorf("set up the connection pool: %w", err)
 	}
-	ping, cancel := context.WithTimeout(ctx, timeout)
+	ping, cancel := context.WithTimeout(ctx, cmp.Or(s.Timeout, ConnectTimeout))
 	defer cancel()
-	if err := pool.Ping(ping); err != nil {
+	if err := answers(ping, pool); err != nil {
 		pool.Close()
 		c := config.ConnConfig
 		return nil, fmt.Errorf("no connection to database %q at %s:%d: %w; check --database-url (TASKER_DATABASE_URL, DATABASE_URL) and that the server runs",
 			c.Database, c.Host, c.Port, err)
 	}
 	return pool, nil
+}
+
+// answers asks something that only the right settings answer rightly.
+func answers(ctx context.Context, pool *pgxpool.Pool) error {
+	var level string
+	err := pool.QueryRow(ctx, `SHOW default_transaction_isolation`).Scan(&level)
+	var pg *pgconn.PgError
+	switch {
+	case errors.As(err, &pg) && strings.Contains(pg.Message, "unsupported startup parameter"):
+		return fmt.Errorf("%w: this is a connection pooler: set database.mode to poll_only (TASKER_DATABASE_MODE=poll_only), or name the server itself", err)
+	case err != nil:
+		return err
+	case level != "read committed":
+		return fmt.Errorf("its default_transaction_isolation is %q, and has to be read committed: "+
+			"ALTER ROLE %s SET default_transaction_isolation = 'read committed'", level, pgx.Identifier{pool.Config().ConnConfig.User}.Sanitize())
+	}
+	return nil
 }

@@ -45,6 +45,8 @@ type Config struct {
 	Handlers       *handler.Registry // default: the built-in handlers, tasker.http with no host allowed
 	Connections    int               // to the database, most; default 20
 	ConnectTimeout time.Duration     // for the database's first answer; default 10 s
+	PollOnly       bool              // the database is behind a pooler: no LISTEN, nothing kept in a session
+	PollEvery      time.Duration     // with PollOnly: jobs, and reports while any are awaited; default 200 ms
 	MaxTasks       int               // tasks run at once; default 500
 	Lease          time.Duration     // silence after which a worker is dead; default 4 s
 	Writer         store.Groups
@@ -63,10 +65,14 @@ func (c *Config) setDefaults() {
 	}
 	c.Connections = cmp.Or(c.Connections, 20)
 	c.ConnectTimeout = cmp.Or(c.ConnectTimeout, store.ConnectTimeout)
+	c.PollEvery = cmp.Or(c.PollEvery, 200*time.Millisecond)
 	c.MaxTasks = cmp.Or(c.MaxTasks, 500)
 	c.Lease = cmp.Or(c.Lease, 4*time.Second)
 	c.Writer = c.Writer.WithDefaults()
 	c.River = c.River.WithDefaults()
+	if c.PollOnly {
+		c.River.Poll = c.PollEvery
+	}
 	c.Redis = c.Redis.WithDefaults()
 	c.Live = c.Live.WithDefaults()
 	if c.Logger == nil {
@@ -115,7 +121,8 @@ func Run(ctx context.Context, c Config) error {
 	if c.HTTP != nil {
 		c.Handlers.SetHTTP(*c.HTTP)
 	}
-	pool, err := store.OpenWithin(ctx, c.ConnectTimeout, c.DatabaseURL, "tasker worker", int32(c.Connections))
+	server := store.Server{URL: c.DatabaseURL, Timeout: c.ConnectTimeout, Pooled: c.PollOnly}
+	pool, err := server.Open(ctx, "tasker worker", int32(c.Connections))
 	if err != nil {
 		return err
 	}
@@ -126,7 +133,7 @@ func Run(ctx context.Context, c Config) error {
 	// Heartbeats must not queue behind work. There are two connections, so that
 	// one that hangs does not keep the next beat from being sent; more would
 	// never be used.
-	pulse, err := store.OpenWithin(ctx, c.ConnectTimeout, c.DatabaseURL, "tasker worker heartbeat", 2)
+	pulse, err := server.Open(ctx, "tasker worker heartbeat", 2)
 	if err != nil {
 		return err
 	}
@@ -225,7 +232,7 @@ func (w *worker) session(ctx context.Context) (err error) {
 	o := orchestrator.New(orchestrator.Config{
 		Store: w.store, Worker: id, Handlers: w.Handlers, Dispatcher: push, MaxTasks: w.MaxTasks, Logger: log, Tuning: w.live.now().Tuning,
 	})
-	river, err := jobs.NewClient(w.pool, jobs.Config{Schema: migrations.Schema, ID: client, MaxTasks: w.MaxTasks, Runner: o, Logger: quiet(log), Tuning: w.River})
+	river, err := jobs.NewClient(w.pool, jobs.Config{Schema: migrations.Schema, ID: client, MaxTasks: w.MaxTasks, Runner: o, Logger: quiet(log), PollOnly: w.PollOnly, Tuning: w.River})
 	if err != nil {
 		return err
 	}
@@ -233,7 +240,11 @@ func (w *worker) session(ctx context.Context) (err error) {
 	background, end := context.WithCancel(context.Background())
 	var services sync.WaitGroup
 	services.Go(func() { w.beat(background, id, o, log) })
-	services.Go(func() { w.listen(background, id, o, log) })
+	if w.PollOnly {
+		services.Go(func() { every(background, w.PollEvery, log, o.LookForWord) })
+	} else {
+		services.Go(func() { w.listen(background, id, o, log) })
+	}
 	services.Go(func() {
 		everyLive(background, w.live, func(l *Live) time.Duration { return l.CatchUpEvery }, log, o.CatchUp)
 	})

@@ -78,6 +78,8 @@ func TestWrongUsageExitsWith2AndSaysWhatIsMeant(t *testing.T) {
 	expect(t, exitUsage, "--priority is a number from 1, which goes first, to 4, not 7", "task", "enqueue", "x", "--priority", "7")
 	expect(t, exitUsage, "--refuse-duplicate needs a --key", "task", "enqueue", "x", "--refuse-duplicate")
 	expect(t, exitUsage, "is no delay: it looks like", "task", "enqueue", "x", "--in", "-5m")
+	pooled := filepath.Join(folder(t, map[string]string{"tasker.yaml": "database: {mode: poll_only}"}), "tasker.yaml")
+	expect(t, exitUsage, "migrations need the Postgres server itself", "migrate", "up", "--config", pooled, "--database-url", "postgres://127.0.0.1:1/x")
 	expect(t, exitUsage, `--log-level: log.level must be debug, info, warn or error, not "loud"`, "worker", "--log-level", "loud")
 }
 

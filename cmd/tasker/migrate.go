@@ -36,7 +36,7 @@ Any number of machines may migrate at once: one works, the others wait for it.`,
 			case !yes:
 				return &usageError{errors.New("taking migrations back deletes what is in their tables; add --yes if that is meant")}
 			}
-			pool, err := a.database(c.Context())
+			pool, err := a.server(c.Context())
 			if err != nil {
 				return err
 			}
@@ -86,7 +86,7 @@ func versions(list []migrations.Migration) []int {
 }
 
 func (a *app) migrateUp(c *cobra.Command, dryRun bool) error {
-	pool, err := a.database(c.Context())
+	pool, err := a.server(c.Context())
 	if err != nil {
 		return err
 	}
@@ -133,7 +133,7 @@ func (a *app) migrateUp(c *cobra.Command, dryRun bool) error {
 }
 
 func (a *app) migrateStatus(c *cobra.Command) error {
-	pool, err := a.database(c.Context())
+	pool, err := a.server(c.Context())
 	if err != nil {
 		return err
 	}

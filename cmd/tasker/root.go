@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -131,7 +132,16 @@ func (a *app) database(ctx context.Context) (*pgxpool.Pool, error) {
 		return nil, noDatabase()
 	}
 	// Four connections: a command asks one question at a time, or a few.
-	return store.OpenWithin(ctx, a.settings.Database.ConnectTimeout, a.databaseURL, "tasker", 4)
+	return store.Server{URL: a.databaseURL, Timeout: a.settings.Database.ConnectTimeout, Pooled: a.settings.Database.PollOnly()}.Open(ctx, "tasker", 4)
+}
+
+// server is database for what keeps a lock over several transactions.
+func (a *app) server(ctx context.Context) (*pgxpool.Pool, error) {
+	if a.settings.Database.PollOnly() {
+		return nil, &usageError{errors.New("migrations need the Postgres server itself, not a pooler: " +
+			"give its own address with --database-url, and TASKER_DATABASE_MODE=direct")}
+	}
+	return a.database(ctx)
 }
 
 // withStore runs do over a database that fits this binary.

@@ -92,6 +92,8 @@ func workerConfig(l *config.Loaded) (worker.Config, error) {
 		Handlers:       handler.NewRegistry(),
 		Connections:    l.Database.Connections,
 		ConnectTimeout: l.Database.ConnectTimeout,
+		PollOnly:       l.Database.PollOnly(),
+		PollEvery:      l.Database.PollEvery,
 		MaxTasks:       l.Worker.MaxTasks,
 		Lease:          l.Worker.Lease,
 		Writer:         store.Groups(l.Writer),
