@@ -320,7 +320,8 @@ RSpec.describe TaskerCore::StepJob do
       expect(step.failure).to eq("lost" => true)
     end
 
-    it "leaves a report that is under way to the queue of reports" do
+    it "leaves a report that is under way to the queue of reports, where there are others" do
+      allow(TaskerCore).to receive(:reports).and_return(TaskerCore::ReportQueue.new(TaskerCore.protocol, lull: Float::INFINITY))
       step = dispatch(handler { |*| "charged" })
       thread = nil
       TestDatabase.connection.transaction do |transaction|

@@ -119,8 +119,12 @@ module TaskerCore
       sent = true
       answer == :held ? hold(entry) : settle(entry, answer, nil)
     rescue DatabaseError => e
-      sent = true if e.refuses_data?
-      sent ? settle(entry, nil, e) : entry.repeated ||= e.unanswered?
+      if (sent = e.refuses_data?)
+        settle(entry, nil, e)
+      else
+        entry.repeated ||= e.unanswered?
+        warn_of([entry], e)
+      end
     ensure
       @mutex.synchronize { enqueue(entry) } unless sent
     end
@@ -200,8 +204,12 @@ module TaskerCore
       patient.each { |entry| entry.repeated ||= error.unanswered? }
       @mutex.synchronize { @waiting.unshift(*patient) }
       @delay = Patience.next_delay(@delay)
-      @logger.warn { "tasker: cannot report #{patient.size} attempts yet: #{error.message}" }
+      warn_of(patient, error)
       sleep Patience.scatter(@delay)
+    end
+
+    def warn_of(entries, error)
+      @logger.warn { "tasker: cannot report #{entries.size} attempts yet: #{error.message}" }
     end
 
     def settle(entry, refusal, error)
