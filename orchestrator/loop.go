@@ -22,7 +22,8 @@ type loop struct {
 	o     *Orchestrator
 	id    int64
 	mail  mailbox
-	again bool         // guarded by o.mu: another River job asked for this task meanwhile
+	again bool // guarded by o.mu: another River job asked for this task meanwhile
+	visit *visit
 	epoch atomic.Int64 // of task, for others to compare; 0: not claimed yet
 
 	refusals int // writes refused in a row
@@ -82,8 +83,8 @@ type action struct {
 	ring   bool  // another worker is to fetch the task as soon as it is due
 }
 
-func newLoop(o *Orchestrator, task int64) *loop {
-	return &loop{o: o, id: task, mail: newMailbox(), running: map[int]running{}, results: map[int]json.RawMessage{}}
+func newLoop(o *Orchestrator, task int64, v *visit) *loop {
+	return &loop{o: o, id: task, visit: v, mail: newMailbox(), running: map[int]running{}, results: map[int]json.RawMessage{}}
 }
 
 // runSafely turns a panic of the loop into an error. It is a bug in here; its

@@ -120,16 +120,25 @@ func New(c Config) *Orchestrator {
 // Run takes the task if it is free and runs its loop until the task is
 // finished, waits for something that is far away, or the worker drains.
 func (o *Orchestrator) Run(ctx context.Context, task int64) error {
-	l := newLoop(o, task)
 	o.mu.Lock()
 	if there := o.loops[task]; there != nil {
-		// A second River job for a task that this worker holds. It may be the
-		// wake-up for a report that came just after that loop parked: have it
-		// look once more when it is done.
+		// A second River job for a task that this worker holds, or the same one
+		// again. It may be the wake-up for a report that came just after that
+		// loop parked: have it look once more when it is done. And it may be what
+		// was rescued from this worker, which has been declared dead and doesn't
+		// know: so its fate is that of the first.
 		there.again = true
 		o.mu.Unlock()
-		return nil
+		select {
+		case <-there.visit.done:
+			return there.visit.fate
+		case <-o.ctx.Done():
+			return o.explain(task, o.ctx.Err(), false)
+		}
 	}
+	v := &visit{done: make(chan struct{})}
+	defer close(v.done)
+	l := newLoop(o, task, v)
 	o.loops[task] = l
 	o.mu.Unlock()
 
@@ -141,12 +150,19 @@ func (o *Orchestrator) Run(ctx context.Context, task int64) error {
 		if !l.again || !served || o.ctx.Err() != nil {
 			delete(o.loops, task)
 			o.mu.Unlock()
-			return o.explain(task, err, served)
+			v.fate = o.explain(task, err, served)
+			return v.fate
 		}
-		fresh := newLoop(o, task)
-		o.loops[task], l = fresh, fresh
+		l = newLoop(o, task, v)
+		o.loops[task] = l
 		o.mu.Unlock()
 	}
+}
+
+// visit is a call of Run that runs loops, and what came of it.
+type visit struct {
+	done chan struct{}
+	fate error // once done
 }
 
 // ErrAbandoned is what Run returns when the task could not be served: the worker

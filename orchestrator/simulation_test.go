@@ -279,7 +279,7 @@ func (w *world) claim() {
 		w.state = tasker.TaskInProgress
 	}
 	w.epoch++
-	w.loop = newLoop(w.o, 1)
+	w.loop = newLoop(w.o, 1, nil)
 	w.loop.task = &store.Claimed{TaskID: 1, Epoch: w.epoch}
 	w.loop.template = &compiled{Template: w.template, graph: w.graph}
 	for i := range w.rows {

@@ -308,3 +308,31 @@ func TestALostJobIsFoundBehindALongQueue(t *testing.T) {
 		t.Errorf("the long queue has %d jobs, want 6000: some were pushed twice", n)
 	}
 }
+
+// A worker that was declared dead and doesn't know it yet may fetch the job again
+// that was rescued from it. It must not tick it off because it holds the task.
+func TestAJobThatComesBackToADeadWorkerIsNotLost(t *testing.T) {
+	b := setup(t)
+	begun := make(chan int, 2)
+	b.handlers.Register("test.runs", func(ctx context.Context, a *tasker.Attempt) (any, error) {
+		begun <- a.Number
+		if a.Number == 1 {
+			<-ctx.Done()
+		}
+		return nil, ctx.Err()
+	})
+	b.register(`
+name: runs
+namespace_name: test
+step_templates:
+  - {name: only, handler: test.runs}`)
+	b.start()
+	b.enqueue("runs", `{}`)
+	<-begun
+	if err := b.store.StopWorker(t.Context(), int64(b.number(`SELECT worker_id FROM tasker.workers`))); err != nil {
+		t.Fatal(err)
+	}
+	b.finish()
+	b.want("complete", `SELECT state FROM tasker.tasks`)
+	b.want("1", `SELECT count(*)::text FROM tasker.river_job`) // a sweep would have made another
+}
