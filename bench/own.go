@@ -132,14 +132,14 @@ func scan(ctx context.Context, url string) error {
 		return err
 	}
 	defer func() { err = errors.Join(err, conn.Close(context.WithoutCancel(ctx))) }()
+	// The same load from the first minute to the last: one process, that never rests.
+	if _, err := conn.Exec(ctx, `SET max_parallel_workers_per_gather = 0`); err != nil {
+		return err
+	}
 	for ctx.Err() == nil {
 		_, err := conn.Exec(ctx, `SELECT /* bench */ count(result), (SELECT max(created_at) FROM tasker.events) FROM tasker.steps`)
 		if err != nil && ctx.Err() == nil {
 			return err
-		}
-		select {
-		case <-time.After(100 * time.Millisecond):
-		case <-ctx.Done():
 		}
 	}
 	return nil
