@@ -53,7 +53,8 @@ func (s *Store) Beat(ctx context.Context, worker int64) (p Pulse, err error) {
 			 FROM generate_series(1, 4) AS p(priority) CROSS JOIN LATERAL (
 			     SELECT j.scheduled_at FROM tasker.river_job j
 			     WHERE j.state = 'available' AND j.queue = 'default' AND j.priority = p.priority
-			       AND j.scheduled_at > now() AND j.scheduled_at < now() + interval '1 minute'
+			       -- Also what came due since the last beat: River may have made it available after that.
+			       AND j.scheduled_at > now() - interval '3 seconds' AND j.scheduled_at < now() + interval '1 minute'
 			     ORDER BY j.scheduled_at LIMIT 1) n)`, worker).Scan(&silent, &p.Now, &p.Suspect, &due)
 	if err = translate(err); errors.Is(err, ErrNotFound) {
 		return p, ErrWorkerDead

@@ -92,6 +92,26 @@ func TestWhatComesDueIsRungFor(t *testing.T) {
 	b.want("4", `SELECT count(*)::text FROM tasker.tasks WHERE state = 'complete'`)
 }
 
+// River makes a job available a moment before it is due, or after; a beat may
+// see it only when it is overdue.
+func TestWhatCameDueSinceTheLastBeatIsRungForAtOnce(t *testing.T) {
+	b := setup(t)
+	b.register(oneGoStep)
+	id, err := b.store.RegisterWorker(t.Context(), "w", "w", time.Hour, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.enqueue("one", `{}`)
+	b.exec(`UPDATE tasker.river_job SET scheduled_at = clock_timestamp() - interval '1 second'`)
+	if p, err := b.store.Beat(t.Context(), id); err != nil || p.Due != 1 {
+		t.Errorf("due in %s, %v; want at once", p.Due, err)
+	}
+	b.exec(`UPDATE tasker.river_job SET scheduled_at = clock_timestamp() - interval '1 minute'`) // a backlog: nobody has room
+	if p, err := b.store.Beat(t.Context(), id); err != nil || p.Due != 0 {
+		t.Errorf("due in %s, %v; want nothing to ring for", p.Due, err)
+	}
+}
+
 func TestWhatIsHandedOverIsRungFor(t *testing.T) {
 	b := setup(t)
 	b.register(`
