@@ -310,12 +310,15 @@ CREATE FUNCTION tasker.claim_tasks(worker bigint, ids bigint[], opening bigint[]
     AS $$
 #variable_conflict use_column
 DECLARE
-    wanted bigint[] := ARRAY(SELECT DISTINCT u FROM unnest(ids) AS u ORDER BY u); -- the lock order
+    wanted bigint[] := ids;   -- ascending, each once: the lock order
     locked boolean  := false; -- whether all that are wanted are
     taken  bigint[] := '{}';
     again  bigint[] := '{}';  -- of those: claimed before, by whomever
 BEGIN
-    PERFORM tasker.assert_worker(worker);
+    -- As tasker.assert_worker does it; whether the worker is alive is asked below.
+    IF NOT pg_try_advisory_xact_lock_shared(tasker.fence_class(), worker::int) THEN
+        PERFORM tasker.assert_worker(worker);
+    END IF;
 
     LOOP
         WITH claimed AS (
@@ -324,12 +327,15 @@ BEGIN
             FROM unnest(wanted) AS l(id)
             WHERE t.task_id = l.id AND coalesce(t.owner, worker) = worker AND t.paused_at IS NULL
               AND CASE t.state WHEN 'pending' THEN true WHEN 'in_progress' THEN true ELSE false END
+              AND (SELECT w.state = 'alive' FROM tasker.workers w WHERE w.worker_id = worker)
             RETURNING t.task_id, t.started_at = now() AS first
         ), told AS (
             INSERT INTO tasker.events (task_id, name) SELECT c.task_id, 'task.start_requested' FROM claimed c WHERE c.first
         )
         SELECT taken || array_agg(c.task_id), again || array_agg(c.task_id) FILTER (WHERE NOT c.first) INTO taken, again FROM claimed c;
-        EXIT WHEN locked OR cardinality(taken) = cardinality(wanted);
+        EXIT WHEN cardinality(taken) = cardinality(ids);
+        PERFORM tasker.assert_worker(worker);
+        EXIT WHEN locked;
         -- Somebody's, or finished. But whoever relied on the job that led here may be
         -- giving a task up at this moment: that is waited for, or the claim is
         -- refused, and the job comes back.
@@ -337,6 +343,9 @@ BEGIN
         PERFORM FROM tasker.tasks t WHERE t.task_id = ANY (wanted) ORDER BY t.task_id FOR NO KEY UPDATE;
         locked := true;
     END LOOP;
+    IF cardinality(taken) = 0 THEN
+        RETURN;
+    END IF;
 
     -- Reports of these attempts ring here from now on. One whose row is locked
     -- is being reported by a transaction that may stay open for long: it rings
@@ -347,51 +356,43 @@ BEGIN
         WHERE d.step_id = free.step_id;
     END IF;
 
-    -- What their loops would write first, for tasks that nobody has touched.
-    IF cardinality(opening) > 0 AND gates_seen = (SELECT coalesce(sum(g.version), 0) FROM tasker.gates g) THEN
-        WITH untouched AS MATERIALIZED ( -- once for each task, not for each of its roots
-            SELECT t.task_id, t.template_id
-            FROM unnest(taken) AS l(id)
-            CROSS JOIN LATERAL (SELECT * FROM tasker.tasks u WHERE u.task_id = l.id OFFSET 0) t
-            WHERE t.epoch = 1 AND t.template_id = ANY (opening)
-              AND (SELECT bool_and(x.state = 'pending' AND x.attempts = 0) FROM tasker.steps x WHERE x.task_id = t.task_id)
-        ), first AS MATERIALIZED (
-            SELECT r.template_id, r.position, r.queue, r.schedule_to_start_seconds, CASE WHEN r.handler IS NULL THEN 'enqueued' ELSE 'in_progress' END AS state
-            FROM tasker.template_steps r WHERE r.template_id = ANY (opening) AND r.depends_on = '{}'
-        ), roots AS (
-            SELECT s.step_id, r.queue, r.schedule_to_start_seconds, r.state
-            FROM untouched t JOIN first r USING (template_id)
-            CROSS JOIN LATERAL (SELECT u.step_id FROM tasker.steps u WHERE u.task_id = t.task_id AND u.position = r.position OFFSET 0) s
-            ORDER BY s.step_id -- the lock order
-        ), started AS (
-            UPDATE tasker.steps s
-            SET state = r.state, attempts = 1, started_at = CASE WHEN r.state = 'in_progress' THEN clock_timestamp() END
-            FROM roots r WHERE s.step_id = r.step_id
-            RETURNING s.step_id, s.task_id, r.queue, r.schedule_to_start_seconds, r.state
-        ), sent AS (
-            INSERT INTO tasker.dispatches (step_id, task_id, attempt, queue, awaited_by, start_by)
-            SELECT n.step_id, n.task_id, 1, n.queue, worker, clock_timestamp() + make_interval(secs => n.schedule_to_start_seconds)
-            FROM started n WHERE n.state = 'enqueued'
-        )
-        INSERT INTO tasker.events (task_id, step_id, attempt, name)
-        SELECT n.task_id, n.step_id, 1, CASE n.state WHEN 'enqueued' THEN 'step.execution_requested' ELSE 'step.handle' END FROM started n;
-    END IF;
-
-    -- At the first claim of all, an attempt can only be one that has just begun.
     RETURN QUERY
-    SELECT t.task_id, t.template_id, t.epoch, t.context, t.correlation_id, f.steps, coalesce(f.begun, false)
-    FROM unnest(taken) AS l(id)
-    CROSS JOIN LATERAL (SELECT * FROM tasker.tasks u WHERE u.task_id = l.id OFFSET 0) t -- by its key, one by one
-    CROSS JOIN LATERAL (
-        SELECT CASE WHEN bool_and(s.state = 'pending' OR s.attempts = 1) THEN array_agg(s.step_id ORDER BY s.position) END AS steps, bool_or(s.attempts = 1) AS begun
-        FROM tasker.steps s WHERE t.epoch = 1 AND s.task_id = t.task_id) f;
+    WITH mine AS MATERIALIZED (
+        SELECT t.task_id, t.template_id, t.epoch, t.context, t.correlation_id, f.steps, f.untouched,
+               f.untouched AND t.template_id = ANY (opening) AND gates_seen = (SELECT coalesce(sum(g.version), 0) FROM tasker.gates g) AS opens
+        FROM unnest(taken) AS l(id)
+        CROSS JOIN LATERAL (SELECT * FROM tasker.tasks u WHERE u.task_id = l.id OFFSET 0) t -- by its key, one by one
+        CROSS JOIN LATERAL (
+            SELECT array_agg(p.step_id) AS steps, bool_and(p.state = 'pending' AND p.attempts = 0) AS untouched
+            FROM (SELECT s.step_id, s.state, s.attempts FROM tasker.steps s WHERE s.task_id = t.task_id AND t.epoch = 1 ORDER BY s.position OFFSET 0) p
+        ) f
+    ), roots AS MATERIALIZED ( -- what their loops would write first; by task and position, which is the lock order
+        SELECT m.task_id, m.steps[r.position + 1] AS step_id, r.queue, r.schedule_to_start_seconds,
+               CASE WHEN r.handler IS NULL THEN 'enqueued' ELSE 'in_progress' END AS state
+        FROM mine m
+        CROSS JOIN LATERAL (SELECT * FROM tasker.template_steps q WHERE q.template_id = m.template_id AND q.depends_on = '{}' ORDER BY q.position OFFSET 0) r
+        WHERE m.opens
+    ), started AS (
+        UPDATE tasker.steps s
+        SET state = r.state, attempts = 1, started_at = CASE WHEN r.state = 'in_progress' THEN clock_timestamp() END
+        FROM roots r WHERE s.step_id = r.step_id
+    ), sent AS (
+        INSERT INTO tasker.dispatches (step_id, task_id, attempt, queue, awaited_by, start_by)
+        SELECT n.step_id, n.task_id, 1, n.queue, worker, clock_timestamp() + make_interval(secs => n.schedule_to_start_seconds)
+        FROM roots n WHERE n.state = 'enqueued'
+    ), told AS (
+        INSERT INTO tasker.events (task_id, step_id, attempt, name)
+        SELECT n.task_id, n.step_id, 1, CASE n.state WHEN 'enqueued' THEN 'step.execution_requested' ELSE 'step.handle' END FROM roots n
+    )
+    SELECT m.task_id, m.template_id, m.epoch, m.context, m.correlation_id, CASE WHEN m.untouched THEN m.steps END, coalesce(m.opens, false)
+    FROM mine m;
 END $$;
 
 --
 -- Name: FUNCTION claim_tasks(worker bigint, ids bigint[], opening bigint[], gates_seen bigint); Type: COMMENT; Schema: tasker; Owner: -
 --
 
-COMMENT ON FUNCTION tasker.claim_tasks(worker bigint, ids bigint[], opening bigint[], gates_seen bigint) IS 'The worker becomes owner of those tasks that are free. fresh: the ids of the steps, by position, of a task that nobody has touched; begun: their roots have been claimed too, as their template is one of those that are opening';
+COMMENT ON FUNCTION tasker.claim_tasks(worker bigint, ids bigint[], opening bigint[], gates_seen bigint) IS 'The worker becomes owner of those tasks that are free. ids: ascending, each once. fresh: the ids of the steps, by position, of a task that nobody has touched; begun: their roots have been claimed too, as their template is one of those that are opening';
 
 --
 -- Name: close_dead_letters(integer); Type: FUNCTION; Schema: tasker; Owner: -
@@ -634,6 +635,8 @@ CREATE FUNCTION tasker.expand_tasks() RETURNS trigger
 DECLARE
     bypassed boolean;
     due      boolean;
+    tasks    int;
+    task     bigint; -- one of them
 BEGIN
     IF EXISTS (SELECT FROM tasker.task_templates t WHERE t.context_schema IS NOT NULL) THEN
         PERFORM tasker.refuse_context(n.namespace, n.name, n.version, tasker.schema_problem(t.context_schema, n.context))
@@ -654,7 +657,8 @@ BEGIN
            CASE WHEN correlation_id IS NOT NULL OR parent_task_id IS NOT NULL THEN
                jsonb_strip_nulls(jsonb_build_object('correlation_id', correlation_id, 'parent_task_id', parent_task_id)) END
     FROM new_tasks;
-    SELECT bool_or(bypass_steps <> '{}'), bool_or(run_at IS NULL OR run_at <= now()) INTO bypassed, due FROM new_tasks;
+    SELECT bool_or(bypass_steps <> '{}'), bool_or(run_at IS NULL OR run_at <= now()), count(*), min(task_id)
+    INTO bypassed, due, tasks, task FROM new_tasks;
     IF bypassed THEN
         INSERT INTO tasker.events (task_id, step_id, name, data)
         SELECT s.task_id, s.step_id, 'step.skipped', '{"reason": "bypassed at enqueue"}'
@@ -666,7 +670,10 @@ BEGIN
     SELECT 'task_execution', jsonb_build_object('task_id', task_id), 'default', priority, 1000,
            tasker.river_state(run_at), coalesce(run_at, now())
     FROM new_tasks;
-    IF due THEN
+    IF tasks = 1 AND due THEN
+        -- River hears that there is a job; a worker that has time for it, which one.
+        PERFORM pg_notify('tasker.river_insert', format('{"queue": "default", "task_id": %s, "job_id": %s}', task, currval('tasker.river_job_id_seq')));
+    ELSIF due THEN
         PERFORM tasker.notify_river();
     END IF;
     RETURN NULL;
@@ -4683,6 +4690,12 @@ CREATE INDEX tasks_owned ON tasker.tasks USING btree (owner) WHERE (owner IS NOT
 --
 
 CREATE INDEX tasks_parent ON tasker.tasks USING btree (parent_task_id) WHERE (parent_task_id IS NOT NULL);
+
+--
+-- Name: template_roots; Type: INDEX; Schema: tasker; Owner: -
+--
+
+CREATE INDEX template_roots ON tasker.template_steps USING btree (template_id, "position") WHERE (depends_on = '{}'::integer[]);
 
 --
 -- Name: template_steps_with_schema; Type: INDEX; Schema: tasker; Owner: -

@@ -38,7 +38,7 @@ func (TaskExecutionArgs) Kind() string { return "task_execution" }
 
 // Runner runs tasks.
 type Runner interface {
-	Run(ctx context.Context, task int64) error
+	Run(ctx context.Context, task, job int64) error
 }
 
 type taskWorker struct {
@@ -48,7 +48,7 @@ type taskWorker struct {
 }
 
 func (w *taskWorker) Work(ctx context.Context, job *river.Job[TaskExecutionArgs]) error {
-	err := w.runner.Run(ctx, job.Args.TaskID)
+	err := w.runner.Run(ctx, job.Args.TaskID, job.ID)
 	if errors.Is(err, orchestrator.ErrAbandoned) {
 		return river.JobSnooze(w.tuning.UnservedAfter) // another worker's turn, or ours a little later: no failure of the job
 	}

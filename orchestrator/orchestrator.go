@@ -80,6 +80,7 @@ type Orchestrator struct {
 
 	mu          sync.Mutex
 	loops       map[int64]*loop
+	served      served         // jobs that have nothing left to ask for
 	awaiting    map[int64]bool // steps whose attempts are out at Sidekiq
 	drained     bool
 	templates   sync.Map    // template id → *compiled
@@ -89,6 +90,8 @@ type Orchestrator struct {
 	others      elsewhere
 	inbox       chan []int64
 	orphans     map[int64]int // of CatchUp: owned tasks without a loop, and their epochs
+	place       atomic.Pointer[place]
+	alone       sync.WaitGroup // visits that Enqueued began
 	finished    sync.WaitGroup
 }
 
@@ -118,16 +121,25 @@ func New(c Config) *Orchestrator {
 }
 
 // Run takes the task if it is free and runs its loop until the task is
-// finished, waits for something that is far away, or the worker drains.
-func (o *Orchestrator) Run(ctx context.Context, task int64) error {
+// finished, waits for something that is far away, or the worker drains. job is
+// the River job that asks for it.
+func (o *Orchestrator) Run(ctx context.Context, task, job int64) error {
 	o.mu.Lock()
+	if o.served.take(job) {
+		o.mu.Unlock()
+		return nil
+	}
 	if there := o.loops[task]; there != nil {
-		// A second River job for a task that this worker holds, or the same one
-		// again. It may be the wake-up for a report that came just after that
-		// loop parked: have it look once more when it is done. And it may be what
-		// was rescued from this worker, which has been declared dead and doesn't
-		// know: so its fate is that of the first.
-		there.again = true
+		// The job whose visit Enqueued began. Or a second one for a task that this
+		// worker holds, or the same one again. It may be the wake-up for a report
+		// that came just after that loop parked: have it look once more when it is
+		// done. And it may be what was rescued from this worker, which has been
+		// declared dead and doesn't know: so its fate is that of the first.
+		if job != 0 && there.visit.awaits == job {
+			there.visit.awaits = 0
+		} else {
+			there.again = true
+		}
 		o.mu.Unlock()
 		select {
 		case <-there.visit.done:
@@ -136,21 +148,34 @@ func (o *Orchestrator) Run(ctx context.Context, task int64) error {
 			return o.explain(task, o.ctx.Err(), false)
 		}
 	}
-	v := &visit{done: make(chan struct{})}
-	defer close(v.done)
+	v, l := o.begin(task, 0)
+	o.mu.Unlock()
+	return o.visit(v, l)
+}
+
+// begin makes a visit of a task that has no loop, and its loop. o.mu is held.
+func (o *Orchestrator) begin(task, awaits int64) (*visit, *loop) {
+	v := &visit{done: make(chan struct{}), awaits: awaits}
 	l := newLoop(o, task, v)
 	o.loops[task] = l
-	o.mu.Unlock()
+	return v, l
+}
 
-	for {
+// visit runs the loop, and others after it for as long as it is asked to.
+func (o *Orchestrator) visit(v *visit, l *loop) error {
+	defer close(v.done)
+	for task := l.id; ; {
 		err := l.runSafely()
 		o.mu.Lock()
 		// A loop that lost its task leaves it to whoever has it.
 		served := err == nil || errors.Is(err, store.ErrStale) && !errors.Is(err, store.ErrBusy)
 		if !l.again || !served || o.ctx.Err() != nil {
 			delete(o.loops, task)
-			o.mu.Unlock()
 			v.fate = o.explain(task, err, served)
+			if v.fate == nil && v.awaits != 0 {
+				o.served.add(v.awaits)
+			}
+			o.mu.Unlock()
 			return v.fate
 		}
 		l = newLoop(o, task, v)
@@ -159,10 +184,11 @@ func (o *Orchestrator) Run(ctx context.Context, task int64) error {
 	}
 }
 
-// visit is a call of Run that runs loops, and what came of it.
+// visit is what runs loops over a task, one after the other, and what came of it.
 type visit struct {
-	done chan struct{}
-	fate error // once done
+	done   chan struct{}
+	fate   error // once done
+	awaits int64 // the River job that it began for, and that has not come; 0: none. Guarded by o.mu
 }
 
 // ErrAbandoned is what Run returns when the task could not be served: the worker
@@ -211,6 +237,7 @@ func (o *Orchestrator) Cause() error { return context.Cause(o.ctx) }
 // Close ends the orchestrator. No Run may be under way.
 func (o *Orchestrator) Close() {
 	o.abandon(context.Canceled)
+	o.alone.Wait()
 	o.finished.Wait()
 }
 

@@ -107,7 +107,7 @@ step_templates:
   - {name: after, handler_class: Anything, depends_on_steps: [go]}`)
 	task := enqueue(t, s, "seams")
 	ended := make(chan error, 1)
-	go func() { ended <- o.Run(t.Context(), task) }()
+	go func() { ended <- o.Run(t.Context(), task, 0) }()
 	for range 2 {
 		<-w.signal
 		w.mu.Lock()

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -68,7 +69,8 @@ func (c *Claimer) flush(tasks []int64) []outcome[*Claimed] {
 	if c.Opening != nil {
 		opening, gates = c.Opening()
 	}
-	claimed, err := c.claim(tasks, opening, gates)
+	wanted := slices.Compact(slices.Sorted(slices.Values(tasks))) // the lock order
+	claimed, err := c.claim(wanted, opening, gates)
 	if err != nil && len(tasks) == 1 && len(opening) > 0 && !errors.Is(err, ErrBusy) && !c.hopeless(err) {
 		// What stands in the way of its first attempts is for its loop to deal with.
 		claimed, err = c.claim(tasks, []int64{}, 0)

@@ -36,6 +36,8 @@ type Pulse struct {
 	Now     time.Time     // the database's time
 	Suspect bool          // a worker has been silent for the length of its lease
 	Due     time.Duration // until the next job is due that nobody will ring for; 0: none within a minute
+	Workers int           // that are alive
+	Place   int           // of this one among them, from 0
 }
 
 // Beat says that the worker is alive. ErrWorkerDead: it has been declared dead
@@ -55,7 +57,10 @@ func (s *Store) Beat(ctx context.Context, worker int64) (p Pulse, err error) {
 			     WHERE j.state = 'available' AND j.queue = 'default' AND j.priority = p.priority
 			       -- Also what came due since the last beat: River may have made it available after that.
 			       AND j.scheduled_at > now() - interval '3 seconds' AND j.scheduled_at < now() + interval '1 minute'
-			     ORDER BY j.scheduled_at LIMIT 1) n)`, worker).Scan(&silent, &p.Now, &p.Suspect, &due)
+			     ORDER BY j.scheduled_at LIMIT 1) n),
+			(SELECT count(*) FROM tasker.workers o WHERE o.state = 'alive'),
+			(SELECT count(*) FROM tasker.workers o WHERE o.state = 'alive' AND o.worker_id < $1)`, worker).
+		Scan(&silent, &p.Now, &p.Suspect, &due, &p.Workers, &p.Place)
 	if err = translate(err); errors.Is(err, ErrNotFound) {
 		return p, ErrWorkerDead
 	}
@@ -228,6 +233,7 @@ type Listener interface {
 	Completed(steps []Report) // these steps were completed
 	Changed(task int64)       // an operator has changed it
 	Admitted(task int64)      // it has steps that a gate lets pass now; 0: a gate was changed
+	Enqueued(task, job int64) // it was inserted alone, with this River job, and all workers are told
 }
 
 // Listen passes on what this worker is told of, until ctx ends or the connection
@@ -239,7 +245,7 @@ func (s *Store) Listen(ctx context.Context, worker int64, ready func(), l Listen
 		return fmt.Errorf("listen for reports: %w", err)
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
-	if _, err := conn.Exec(ctx, `LISTEN "tasker.worker_`+strconv.FormatInt(worker, 10)+`"`); err != nil {
+	if _, err := conn.Exec(ctx, `LISTEN "tasker.worker_`+strconv.FormatInt(worker, 10)+`"; LISTEN "`+inserts+`"`); err != nil {
 		return fmt.Errorf("listen for reports: %w", err)
 	}
 	ready()
@@ -248,7 +254,28 @@ func (s *Store) Listen(ctx context.Context, worker int64, ready func(), l Listen
 		if err != nil {
 			return fmt.Errorf("listen for reports: %w", err)
 		}
-		tell(l, n.Payload)
+		if n.Channel == inserts {
+			tellOfJob(l, n.Payload)
+		} else {
+			tell(l, n.Payload)
+		}
+	}
+}
+
+// inserts is the channel on which River is told of jobs.
+const inserts = "tasker.river_insert"
+
+// tellOfJob passes on which task a job is for, where that is said.
+func tellOfJob(l Listener, payload string) {
+	if !strings.Contains(payload, `"task_id"`) {
+		return // many of them
+	}
+	var job struct {
+		Task int64 `json:"task_id"`
+		ID   int64 `json:"job_id"`
+	}
+	if err := json.Unmarshal([]byte(payload), &job); err == nil && job.Task > 0 && job.ID > 0 {
+		l.Enqueued(job.Task, job.ID)
 	}
 }
 

@@ -2,7 +2,9 @@ package worker_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -224,11 +226,26 @@ func TestWakingAWorkerIsWhatRiverItselfDoes(t *testing.T) {
 		t.Fatal(err)
 	}
 	rivers := heard()
-	b.enqueue("one", `{}`)
+	b.enqueueMany("one", `{}`, 2)
 	if ours := heard(); ours.Channel != rivers.Channel || ours.Payload != rivers.Payload {
 		t.Errorf("River sends %q on %q, our SQL %q on %q", rivers.Payload, rivers.Channel, ours.Payload, ours.Channel)
 	}
 	b.want("task_execution default", `SELECT string_agg(DISTINCT concat_ws(' ', kind, queue), ',') FROM tasker.river_job`)
+
+	// One that comes alone says besides which it is.
+	var theirs, alone map[string]any
+	task := b.enqueue("one", `{}`)
+	if ours := heard(); ours.Channel != rivers.Channel || json.Unmarshal([]byte(ours.Payload), &alone) != nil || json.Unmarshal([]byte(rivers.Payload), &theirs) != nil {
+		t.Fatalf("River sends %q on %q, our SQL %q on %q", rivers.Payload, rivers.Channel, ours.Payload, ours.Channel)
+	}
+	var job int64
+	if err := b.pool.QueryRow(t.Context(), `SELECT id FROM tasker.river_job WHERE args ->> 'task_id' = $1::bigint::text`, task).Scan(&job); err != nil {
+		t.Fatal(err)
+	}
+	theirs["task_id"], theirs["job_id"] = float64(task), float64(job)
+	if !reflect.DeepEqual(alone, theirs) {
+		t.Errorf("our SQL says %v of a task that comes alone, want %v", alone, theirs)
+	}
 	b.want("task_id", `SELECT string_agg(DISTINCT k, ',') FROM tasker.river_job, jsonb_object_keys(args) k`)
 }
 

@@ -301,7 +301,11 @@ func (w *worker) finish(o *orchestrator.Orchestrator, river *jobs.Client, id int
 	// then their tasks are taken from them.
 	last, cancelLast := context.WithTimeout(context.Background(), l.Shutdown+l.ShutdownGrace)
 	defer cancelLast()
-	if err := river.Stop(last); err != nil {
+	err := river.Stop(last)
+	if err == nil {
+		err = o.Settle(last)
+	}
+	if err != nil {
 		log.Warn("handlers did not stop in time; their attempts run again elsewhere", "tasks", o.Held(), "error", err)
 		o.Abandon(context.DeadlineExceeded)
 		stopping, cancel := context.WithTimeout(context.Background(), l.SignOff)
@@ -319,7 +323,7 @@ func (w *worker) finish(o *orchestrator.Orchestrator, river *jobs.Client, id int
 	}
 	signOff, cancelSignOff := context.WithTimeout(context.Background(), l.SignOff)
 	defer cancelSignOff()
-	_, err := store.Patiently(signOff, func() (struct{}, error) { return struct{}{}, w.pulse.StopWorker(signOff, id) })
+	_, err = store.Patiently(signOff, func() (struct{}, error) { return struct{}{}, w.pulse.StopWorker(signOff, id) })
 	if err != nil {
 		return err
 	}
@@ -351,6 +355,7 @@ func (w *worker) beat(ctx context.Context, id int64, o *orchestrator.Orchestrato
 		}
 		if err == nil {
 			o.SetClock(p.Now)
+			o.SetPlace(p.Place, p.Workers)
 			if p.Due > 0 && p.Due < w.Lease/4 { // else the next beat says so again
 				alarm.Reset(p.Due)
 			}
