@@ -330,12 +330,12 @@ var Settings = []Setting{
 		Why:   "One is built and received while the other commits; more make smaller groups and more commits on the same disk.",
 	},
 	{
-		Key: "writer.batch", Kind: Whole, Default: "500", Least: "1", Most: "10000", field: func(c *Config) any { return &c.Writer.Batch },
+		Key: "writer.batch", Kind: Whole, Default: "100", Least: "1", Most: "10000", field: func(c *Config) any { return &c.Writer.Batch },
 		About: "Tasks in one write at most",
-		Why:   "Beyond some hundred the commit is paid for; a refusal sends the rest again, which larger writes make dearer.",
+		Why:   "By a hundred the commit is paid for. With all in one write the worker and Postgres take turns instead of working side by side; and a refusal sends the rest again, which larger writes make dearer.",
 	},
 	{
-		Key: "writer.claim_batch", Kind: Whole, Default: "200", Least: "1", Most: "10000", field: func(c *Config) any { return &c.Writer.ClaimBatch },
+		Key: "writer.claim_batch", Kind: Whole, Default: "100", Least: "1", Most: "10000", field: func(c *Config) any { return &c.Writer.ClaimBatch },
 		About: "Tasks in one claim at most",
 		Why:   "A claim reads all steps of its tasks; this bounds its answer, and how long the first task waits for the last.",
 	},

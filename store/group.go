@@ -20,8 +20,8 @@ type Groups struct {
 // WithDefaults has the default in place of each zero.
 func (g Groups) WithDefaults() Groups {
 	g.Connections = cmp.Or(g.Connections, 2)
-	g.Batch = cmp.Or(g.Batch, 500)
-	g.ClaimBatch = cmp.Or(g.ClaimBatch, 200)
+	g.Batch = cmp.Or(g.Batch, 100)
+	g.ClaimBatch = cmp.Or(g.ClaimBatch, 100)
 	return g
 }
 
