@@ -155,6 +155,56 @@ func TestTheLatestVersionIsTheDefaultAndTasksKeepTheirs(t *testing.T) {
 	b.want("1.10.0", `SELECT version FROM tasker.tasks WHERE task_id = $1`, second)
 }
 
+// A row's template is remembered for the next row of its INSERT, and no longer.
+func TestEachRowOfAnInsertFindsItsOwnTemplate(t *testing.T) {
+	b := setup(t)
+	other := strings.NewReplacer("name: one", "name: other", "answer: 42", "answer: 43").Replace(oneGoStep)
+	for _, yaml := range []string{oneGoStep, strings.Replace(oneGoStep, "1.0.0", "1.1.0", 1), other} {
+		b.register(yaml)
+	}
+	insert := `INSERT INTO tasker.tasks (namespace, name, version)
+		SELECT 'test', r.name, r.version FROM generate_series(1, 3), (VALUES ('one', '1.0.0'), ('one', '1.1.0'), ('one', NULL), ('other', NULL)) r(name, version)`
+	for range 2 { // the first INSERT also freezes the templates
+		b.exec(insert)
+	}
+	b.want("one@1.0.0 6 6, one@1.1.0 12 12, other@1.0.0 6 6", `
+		SELECT string_agg(format('%s@%s %s %s', name, version, tasks, steps), ', ' ORDER BY name, version) FROM (
+			SELECT t.name, t.version, count(*) AS tasks, count(s) AS steps FROM tasker.tasks t
+			JOIN tasker.task_templates m ON (m.template_id, m.namespace, m.name, m.version) = (t.template_id, t.namespace, t.name, t.version)
+			LEFT JOIN tasker.template_steps p ON p.template_id = m.template_id
+			LEFT JOIN tasker.steps s ON (s.task_id, s.position, s.name) = (t.task_id, p.position, p.name) GROUP BY 1, 2) counted`)
+
+	for _, c := range []struct{ name, before string }{
+		{"after an INSERT", `INSERT INTO tasker.tasks (namespace, name) VALUES ('test', 'one'), ('test', 'one')`},
+		{"after an INSERT that failed", `DO $$ BEGIN
+			INSERT INTO tasker.tasks (namespace, name) VALUES ('test', 'one'), ('test', 'none');
+			EXCEPTION WHEN SQLSTATE 'TK001' THEN NULL; END $$`},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			tx, err := b.pool.Begin(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = tx.Rollback(context.WithoutCancel(t.Context())) }() // nothing of it is kept
+			for _, sql := range []string{c.before, `INSERT INTO tasker.task_templates (namespace, name, version, definition, checksum, max_parallel_steps)
+				SELECT namespace, name, '1.2.0', definition, checksum, max_parallel_steps FROM tasker.task_templates WHERE version = '1.1.0'`} {
+				if _, err := tx.Exec(t.Context(), sql); err != nil {
+					t.Fatal(err)
+				}
+			}
+			var version string
+			if err := tx.QueryRow(t.Context(), `INSERT INTO tasker.tasks (namespace, name) VALUES ('test', 'one') RETURNING version`).Scan(&version); err != nil || version != "1.2.0" {
+				t.Errorf("a version registered by the same transaction: got %q, %v", version, err)
+			}
+		})
+	}
+
+	_, err := b.pool.Exec(t.Context(), `INSERT INTO tasker.tasks (namespace, name) VALUES ('test', 'one'), ('test', 'one'',NULL:1:1.0.0')`)
+	if err == nil || !strings.Contains(err.Error(), "there is no template test/one',NULL:1:1.0.0") {
+		t.Errorf("a name that looks like what is remembered: got %v", err)
+	}
+}
+
 func TestATemplateIsImmutableOnceUsed(t *testing.T) {
 	b := setup(t)
 	b.register(oneGoStep)
