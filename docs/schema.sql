@@ -2917,7 +2917,8 @@ BEGIN
     RETURN QUERY
     SELECT s.task_id, s.step_id, s.state, s.attempts, s.losses, s.forgiven,
            coalesce(extract(epoch FROM s.retry_at - clock_timestamp()), 0)::double precision, d.step_id IS NOT NULL, s.progress, d.failure
-    FROM tasker.steps s LEFT JOIN tasker.dispatches d ON d.step_id = s.step_id
+    FROM tasker.steps s LEFT JOIN LATERAL ( -- only where there may be one
+        SELECT l.step_id, l.failure FROM tasker.dispatches l WHERE l.step_id = s.step_id AND s.state IN ('enqueued', 'in_progress') OFFSET 0) d ON true
     WHERE s.task_id = ANY (task_ids) ORDER BY s.task_id, s.position;
 END $$;
 
