@@ -23,11 +23,9 @@ import (
 	"maps"
 	"os"
 	"os/exec"
-	"os/signal"
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -120,13 +118,7 @@ func main() {
 	from := flag.String("from", "", "a file of figures: reports them and runs nothing")
 	update := flag.Bool("update", false, "writes the tables in bench/README.md, and bench/charts, anew")
 	flag.Parse()
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	err := run(ctx, &b, *who, *only, *from, *out, *update)
-	stop()
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "bench:", err)
-		os.Exit(1)
-	}
+	stage.Main("bench", func(ctx context.Context) error { return run(ctx, &b, *who, *only, *from, *out, *update) })
 }
 
 func run(ctx context.Context, b *bench, who, only, from, out string, update bool) (err error) {

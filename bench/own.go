@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/taskerhq/tasker/bench/contest"
+	"github.com/taskerhq/tasker/bench/stage"
 )
 
 // ownWorkloads ask about tasker alone whether anything grows faster than it
@@ -110,7 +111,7 @@ func held(ctx context.Context, b *bench) (_ []note, err error) {
 		fmt.Fprintf(os.Stderr, "held %s: %.0f steps/s\n", time.Since(begun).Round(time.Second), rates[len(rates)-1])
 	}
 	tenth := len(rates) / 10
-	first, last := spreadOf(slices.Clone(rates[:tenth])).middle, spreadOf(slices.Clone(rates[len(rates)-tenth:])).middle
+	first, last := stage.SpreadOf(slices.Clone(rates[:tenth])).Median, stage.SpreadOf(slices.Clone(rates[len(rates)-tenth:])).Median
 	notes := []note{
 		{"held", fmt.Sprintf("steps/s, median of the first tenth of %s with the snapshot held and four readers", b.hold), first},
 		{"held", "steps/s, median of the last tenth", last}, {"held", "ratio", last / first},

@@ -14,6 +14,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/taskerhq/tasker/bench/stage"
 )
 
 // results are the figures, and where they were taken.
@@ -75,29 +77,20 @@ func (r *results) write(file string) error {
 	return os.WriteFile(file, append(text, '\n'), 0o644)
 }
 
-// spread is how a value varied over the rounds.
-type spread struct{ least, middle, most float64 }
-
-// spreadOf the values, of which there is at least one.
-func spreadOf(values []float64) spread {
-	slices.Sort(values)
-	n := len(values)
-	return spread{values[0], (values[(n-1)/2] + values[n/2]) / 2, values[n-1]}
-}
-
-func (s spread) String() string {
-	if s.least == s.most {
-		return number(s.middle)
+// varied says how a value varied over the rounds.
+func varied(s stage.Spread) string {
+	if s.Least == s.Most {
+		return number(s.Median)
 	}
-	return fmt.Sprintf("%s (%s–%s)", number(s.middle), number(s.least), number(s.most))
+	return fmt.Sprintf("%s (%s–%s)", number(s.Median), number(s.Least), number(s.Most))
 }
 
 // row is one engine's runs of one workload.
 type row struct {
 	engine  string
 	figures []figure
-	value   spread
-	ratio   *spread // how many times better the first engine is
+	value   stage.Spread
+	ratio   *stage.Spread // how many times better the first engine is
 	dirty   int
 }
 
@@ -129,9 +122,9 @@ func (r *results) rows(w named) []row {
 		if len(values) == 0 {
 			continue
 		}
-		line.value = spreadOf(values)
+		line.value = stage.SpreadOf(values)
 		if len(ratios) > 0 {
-			line.ratio = new(spreadOf(ratios))
+			line.ratio = new(stage.SpreadOf(ratios))
 		}
 		rows = append(rows, line)
 	}
@@ -143,7 +136,7 @@ func (l row) median(value func(figure) float64) float64 {
 	for _, f := range l.figures {
 		all = append(all, value(f))
 	}
-	return spreadOf(all).middle
+	return stage.SpreadOf(all).Median
 }
 
 // markdown is the report, with the charts of the folder, if it is not empty.
@@ -171,13 +164,13 @@ func (r *results) markdown(charts string) string {
 		for _, l := range rows {
 			ratio := ""
 			if l.ratio != nil {
-				ratio = l.ratio.String()
+				ratio = varied(*l.ratio)
 			}
 			p99 := ""
 			if w.Unit == "ms" {
 				p99 = " " + number(l.median(func(f figure) float64 { return f.P99 })) + " |"
 			}
-			fmt.Fprintf(&b, "| %s%s | %s |%s %s | %s |\n", l.engine, disturbed(l.dirty), l.value, p99, ratio, l.costs())
+			fmt.Fprintf(&b, "| %s%s | %s |%s %s | %s |\n", l.engine, disturbed(l.dirty), varied(l.value), p99, ratio, l.costs())
 		}
 	}
 	r.ownMarkdown(&b)
@@ -196,7 +189,7 @@ func (r *results) ownMarkdown(b *strings.Builder) {
 				begun = true
 				b.WriteString("\n### tasker alone\n\n| workload | figure | CPU per step, µs: engine, Postgres | WAL B | statements | commits |\n|---|---|---|---|---|---|\n")
 			}
-			fmt.Fprintf(b, "| %s: %s%s | %s %s | %s |\n", w.Name, w.About, disturbed(l.dirty), l.value, w.Unit, l.costs())
+			fmt.Fprintf(b, "| %s: %s%s | %s %s | %s |\n", w.Name, w.About, disturbed(l.dirty), varied(l.value), w.Unit, l.costs())
 		}
 	}
 	if len(r.Notes) > 0 {
@@ -287,13 +280,13 @@ func chart(w named, rows []row) string {
 	rows = slices.Clone(rows)
 	most := 0.0
 	for _, l := range rows {
-		most = max(most, l.value.most)
+		most = max(most, l.value.Most)
 	}
 	slices.SortStableFunc(rows, func(a, b row) int {
 		if w.Unit == "ms" {
-			return cmp.Compare(a.value.middle, b.value.middle)
+			return cmp.Compare(a.value.Median, b.value.Median)
 		}
-		return cmp.Compare(b.value.middle, a.value.middle)
+		return cmp.Compare(b.value.Median, a.value.Median)
 	})
 	better := "more is better"
 	if w.Unit == "ms" {
@@ -317,11 +310,11 @@ rect { fill: #8c959f } .ours { fill: #0969da } line { stroke: #1f2328; stroke-wi
 			class = ` class="ours"`
 		}
 		fmt.Fprintf(&b, "<text x=\"%d\" y=\"%d\" text-anchor=\"end\">%s</text>\n<rect%s x=\"%d\" y=\"%d\" width=\"%.1f\" height=\"%d\" rx=\"2\"/>\n",
-			label-8, y+high/2+5, l.engine, class, label, y, x(l.value.middle)-label, high)
-		if l.value.least < l.value.most {
-			fmt.Fprintf(&b, "<line x1=\"%.1f\" x2=\"%.1f\" y1=\"%d\" y2=\"%d\"/>\n", x(l.value.least), x(l.value.most), y+high/2, y+high/2)
+			label-8, y+high/2+5, l.engine, class, label, y, x(l.value.Median)-label, high)
+		if l.value.Least < l.value.Most {
+			fmt.Fprintf(&b, "<line x1=\"%.1f\" x2=\"%.1f\" y1=\"%d\" y2=\"%d\"/>\n", x(l.value.Least), x(l.value.Most), y+high/2, y+high/2)
 		}
-		fmt.Fprintf(&b, "<text x=\"%.1f\" y=\"%d\">%s</text>\n", x(l.value.most)+6, y+high/2+5, number(l.value.middle))
+		fmt.Fprintf(&b, "<text x=\"%.1f\" y=\"%d\">%s</text>\n", x(l.value.Most)+6, y+high/2+5, number(l.value.Median))
 	}
 	return b.String() + "</svg>\n"
 }

@@ -46,7 +46,8 @@ func (s *Store) Beat(ctx context.Context, worker int64) (p Pulse, err error) {
 	var silent float64
 	var due *float64
 	err = s.pool.QueryRow(ctx, `UPDATE tasker.workers w SET last_seen_at = clock_timestamp()
-		FROM (SELECT last_seen_at FROM tasker.workers WHERE worker_id = $1) before
+		FROM (SELECT last_seen_at FROM tasker.workers WHERE worker_id = $1) before,
+		     (SELECT count(*) AS alive, count(*) FILTER (WHERE worker_id < $1) AS before FROM tasker.workers WHERE state = 'alive') o
 		WHERE w.worker_id = $1 AND w.state = 'alive'
 		RETURNING extract(epoch FROM w.last_seen_at - before.last_seen_at)::float8, w.last_seen_at,
 			EXISTS (SELECT FROM tasker.workers d WHERE d.worker_id <> $1 AND d.state = 'alive'
@@ -58,8 +59,7 @@ func (s *Store) Beat(ctx context.Context, worker int64) (p Pulse, err error) {
 			       -- Also what came due since the last beat: River may have made it available after that.
 			       AND j.scheduled_at > now() - interval '3 seconds' AND j.scheduled_at < now() + interval '1 minute'
 			     ORDER BY j.scheduled_at LIMIT 1) n),
-			(SELECT count(*) FROM tasker.workers o WHERE o.state = 'alive'),
-			(SELECT count(*) FROM tasker.workers o WHERE o.state = 'alive' AND o.worker_id < $1)`, worker).
+			o.alive, o.before`, worker).
 		Scan(&silent, &p.Now, &p.Suspect, &due, &p.Workers, &p.Place)
 	if err = translate(err); errors.Is(err, ErrNotFound) {
 		return p, ErrWorkerDead

@@ -20,10 +20,8 @@ import (
 	"math"
 	"os"
 	"os/exec"
-	"os/signal"
 	"slices"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -55,13 +53,7 @@ func main() {
 	steps := flag.Int("steps", 0, "steps per run; 0: 20,000, and 6,000 of 10 ms")
 	flag.Parse()
 	ways = strings.Split(*by, ",")
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	err := measure(ctx, *rounds, *only, *steps, *functions)
-	stop()
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "bridge:", err)
-		os.Exit(1)
-	}
+	stage.Main("bridge", func(ctx context.Context) error { return measure(ctx, *rounds, *only, *steps, *functions) })
 }
 
 func measure(ctx context.Context, rounds int, only string, steps int, functions bool) (err error) {
@@ -210,14 +202,13 @@ func compare(ctx context.Context, s *stage.Stage, x series, rounds int) error {
 				cpu[name] = append(cpu[name], d/time.Duration(x.steps))
 			}
 		}
-		slices.Sort(rates)
-		slices.Sort(ratios)
-		fmt.Printf("%-6s %-7s %8.0f %8.0f %8.0f %7.2f  ", x.name, way, rates[0], rates[len(rates)/2], rates[len(rates)-1], ratios[len(ratios)/2])
+		speed, ratio := stage.SpreadOf(rates), stage.SpreadOf(ratios)
+		fmt.Printf("%-6s %-7s %8.0f %8.0f %8.0f %7.2f  ", x.name, way, speed.Least, speed.Median, speed.Most, ratio.Median)
 		for _, name := range []string{"sidekiq", "worker", "postgres"} {
 			slices.Sort(cpu[name])
 			fmt.Printf(" %s %d", name, cpu[name][len(cpu[name])/2].Microseconds())
 		}
-		fmt.Printf("   (ratio %.2f–%.2f)\n", ratios[0], ratios[len(ratios)-1])
+		fmt.Printf("   (ratio %.2f–%.2f)\n", ratio.Least, ratio.Most)
 	}
 	return nil
 }

@@ -15,10 +15,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"os/signal"
-	"slices"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -62,13 +59,7 @@ func main() {
 	singles := flag.Int("singles", 4_000, "transactions per run of one task each")
 	connections := flag.Int("connections", 8, "that insert single tasks")
 	flag.Parse()
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	err := measure(ctx, *rounds, *many, *singles, *connections)
-	stop()
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "enqueue:", err)
-		os.Exit(1)
-	}
+	stage.Main("enqueue", func(ctx context.Context) error { return measure(ctx, *rounds, *many, *singles, *connections) })
 }
 
 // cost of one run, per task.
@@ -169,21 +160,16 @@ func wal(ctx context.Context, servers *stage.Stage) (bytes float64, err error) {
 }
 
 func report(name string, runs, plain []cost) {
-	of := func(runs []cost, part func(cost) float64) []float64 {
+	of := func(value func(i int) float64) stage.Spread {
 		values := make([]float64, len(runs))
-		for i, c := range runs {
-			values[i] = part(c)
+		for i := range runs {
+			values[i] = value(i)
 		}
-		slices.Sort(values)
-		return values
+		return stage.SpreadOf(values)
 	}
-	ratios := make([]float64, len(runs))
-	for i := range runs {
-		ratios[i] = runs[i].rate / plain[i].rate // of neighbours in time
-	}
-	slices.Sort(ratios)
-	rates := of(runs, func(c cost) float64 { return c.rate })
-	cpu, bytes := of(runs, func(c cost) float64 { return c.cpu }), of(runs, func(c cost) float64 { return c.wal })
-	mid := len(runs) / 2
-	fmt.Printf("%-24s %9.0f %9.0f %9.0f %10.0f %9.0f %7.2f\n", name, rates[0], rates[mid], rates[len(rates)-1], cpu[mid], bytes[mid], ratios[mid])
+	rate := of(func(i int) float64 { return runs[i].rate })
+	cpu := of(func(i int) float64 { return runs[i].cpu })
+	wal := of(func(i int) float64 { return runs[i].wal })
+	ratio := of(func(i int) float64 { return runs[i].rate / plain[i].rate }) // of neighbours in time
+	fmt.Printf("%-24s %9.0f %9.0f %9.0f %10.0f %9.0f %7.2f\n", name, rate.Least, rate.Median, rate.Most, cpu.Median, wal.Median, ratio.Median)
 }

@@ -25,14 +25,13 @@ import (
 	"io"
 	"os"
 	"os/exec"
-	"os/signal"
 	"path/filepath"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/taskerhq/tasker/bench/stage"
 	"github.com/taskerhq/tasker/devstack"
 	"github.com/taskerhq/tasker/migrations"
 )
@@ -58,13 +57,7 @@ const writeSQL = `
 func main() {
 	n := flag.Int("n", 300_000, "events per series")
 	flag.Parse()
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	err := measure(ctx, *n/batch/writers*batch*writers)
-	stop()
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "events:", err)
-		os.Exit(1)
-	}
+	stage.Main("events", func(ctx context.Context) error { return measure(ctx, *n/batch/writers*batch*writers) })
 }
 
 func measure(ctx context.Context, n int) (err error) {

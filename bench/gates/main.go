@@ -15,10 +15,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"os/signal"
-	"slices"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -44,13 +41,7 @@ func main() {
 	rounds := flag.Int("rounds", 7, "runs of each series")
 	tasks := flag.Int("tasks", 500, "tasks per run")
 	flag.Parse()
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	err := measure(ctx, *rounds, *tasks)
-	stop()
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "gates:", err)
-		os.Exit(1)
-	}
+	stage.Main("gates", func(ctx context.Context) error { return measure(ctx, *rounds, *tasks) })
 }
 
 func measure(ctx context.Context, rounds, tasks int) (err error) {
@@ -106,10 +97,10 @@ func measure(ctx context.Context, rounds, tasks int) (err error) {
 		fmt.Fprintf(os.Stderr, "round %d of %d\n", round, rounds)
 	}
 	fmt.Printf("%-20s %10s %10s %10s %9s\n", "steps/s", "min", "median", "max", "ratio")
+	without := stage.SpreadOf(rates[0])
 	for i, x := range series {
-		slices.Sort(rates[i])
-		median := rates[i][len(rates[i])/2]
-		fmt.Printf("%-20s %10.0f %10.0f %10.0f %9.2f\n", x.name, rates[i][0], median, rates[i][len(rates[i])-1], median/rates[0][len(rates[0])/2])
+		rate := stage.SpreadOf(rates[i])
+		fmt.Printf("%-20s %10.0f %10.0f %10.0f %9.2f\n", x.name, rate.Least, rate.Median, rate.Most, rate.Median/without.Median)
 	}
 	end()
 	return <-ended

@@ -18,10 +18,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"os"
-	"os/signal"
 	"slices"
-	"syscall"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -64,13 +61,7 @@ func main() {
 	n := flag.Int("n", 300, "tasks per series")
 	pause := flag.Duration("pause", 20*time.Millisecond, "between the end of a task and the next")
 	flag.Parse()
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	err := measure(ctx, *n, *pause)
-	stop()
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "latency:", err)
-		os.Exit(1)
-	}
+	stage.Main("latency", func(ctx context.Context) error { return measure(ctx, *n, *pause) })
 }
 
 func measure(ctx context.Context, n int, pause time.Duration) (err error) {

@@ -13,11 +13,7 @@ import (
 	"flag"
 	"fmt"
 	"math/rand/v2"
-	"os"
-	"os/signal"
-	"slices"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -50,13 +46,7 @@ const (
 func main() {
 	asks := flag.Int("asks", 200, "questions per size and way")
 	flag.Parse()
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	err := measure(ctx, *asks)
-	stop()
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "readiness:", err)
-		os.Exit(1)
-	}
+	stage.Main("readiness", func(ctx context.Context) error { return measure(ctx, *asks) })
 }
 
 func measure(ctx context.Context, asks int) (err error) {
@@ -97,7 +87,7 @@ func measure(ctx context.Context, asks int) (err error) {
 			return err
 		}
 		claimer := s.NewClaimer(ctx, worker)
-		ways := make([][]time.Duration, 4)
+		ways := make([][]float64, 4) // µs
 		for range asks {
 			task := tasks[n][rand.N(len(tasks[n]))]
 			var viable [3]int
@@ -108,7 +98,7 @@ func measure(ctx context.Context, asks int) (err error) {
 				if err != nil {
 					return err
 				}
-				ways[way], viable[way] = append(ways[way], time.Since(begun)), len(steps)
+				ways[way], viable[way] = append(ways[way], micros(time.Since(begun))), len(steps)
 			}
 			if _, err := claimer.Claim(ctx, task); err != nil {
 				return err
@@ -124,21 +114,23 @@ func measure(ctx context.Context, asks int) (err error) {
 			}
 			progress := dag.NewProgress(graph, states)
 			viable[2] = len(progress.Viable())
-			ways[2] = append(ways[2], time.Since(begun))
+			ways[2] = append(ways[2], micros(time.Since(begun)))
 			if viable[0] != viable[1] || viable[1] != viable[2] || viable[0] == 0 {
 				return fmt.Errorf("of task %d, steps that may start: %v", task, viable)
 			}
-			ways[3] = append(ways[3], finish(progress))
+			ways[3] = append(ways[3], micros(finish(progress)))
 		}
 		var medians [4]float64
 		for i, took := range ways {
-			slices.Sort(took)
-			medians[i] = took[len(took)/2].Seconds() * 1e6
+			medians[i] = stage.SpreadOf(took).Median
 		}
-		fmt.Printf("%6d  %12.0f %12.0f %14.0f %14.3f  %10.1f %10.0f\n", n, medians[0], medians[1], medians[2], medians[3], min(medians[0], medians[1])/medians[2], min(medians[0], medians[1])/medians[3])
+		sql, loading, loaded := min(medians[0], medians[1]), medians[2], medians[3]
+		fmt.Printf("%6d  %12.0f %12.0f %14.0f %14.3f  %10.1f %10.0f\n", n, medians[0], medians[1], loading, loaded, sql/loading, sql/loaded)
 	}
 	return nil
 }
+
+func micros(d time.Duration) float64 { return d.Seconds() * 1e6 }
 
 // finish completes one step after the other, asking each time what may start
 // now, and returns the time per result.
