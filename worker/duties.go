@@ -1,0 +1,217 @@
+package worker
+
+// What a worker does all the time, besides running tasks.
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"time"
+
+	"github.com/taskerhq/tasker/orchestrator"
+	"github.com/taskerhq/tasker/sidekiq"
+	"github.com/taskerhq/tasker/store"
+)
+
+// beat says four times per lease that this worker lives, and finds others that
+// don't. A worker judges nobody in the first lease after it started or was
+// silent itself: then the others may only have been cut off together with it,
+// and get the time to say so.
+func (w *worker) beat(ctx context.Context, id int64, o *orchestrator.Orchestrator, log *slog.Logger) {
+	judges := time.Now().Add(w.Lease)
+	// Jobs for later are rung for when they are due: River would find them with its
+	// next poll only.
+	alarm := time.AfterFunc(time.Hour, func() {
+		if err := w.pulse.Ring(ctx); err != nil && ctx.Err() == nil {
+			log.Debug("jobs that are due wait for River's poll", "error", err)
+		}
+	})
+	defer alarm.Stop()
+	every(ctx, w.Lease/4, log, func(ctx context.Context) error {
+		ctx, cancel := context.WithTimeout(ctx, w.Lease)
+		defer cancel()
+		p, err := w.pulse.Beat(ctx, id)
+		if errors.Is(err, store.ErrWorkerDead) {
+			o.Abandon(err)
+			return nil
+		}
+		if err == nil {
+			o.SetClock(p.Now)
+			o.SetPlace(p.Place, p.Workers)
+			if p.Due > 0 && p.Due < w.Lease/4 { // else the next beat says so again
+				alarm.Reset(p.Due)
+			}
+		}
+		if p.Silent > w.Lease/2 {
+			judges = time.Now().Add(w.Lease)
+		}
+		if err != nil || !p.Suspect || time.Now().Before(judges) {
+			return err
+		}
+		freed, err := w.pulse.ReapWorker(ctx)
+		if freed > 0 {
+			log.Warn("a worker died; its tasks go on elsewhere", "tasks", freed)
+		}
+		return err
+	})
+}
+
+// listen keeps listening for reports.
+func (w *worker) listen(ctx context.Context, id int64, o *orchestrator.Orchestrator, log *slog.Logger) {
+	for ctx.Err() == nil {
+		err := w.store.Listen(ctx, id, func() {
+			if err := o.CatchUp(ctx); err != nil && ctx.Err() == nil {
+				log.Warn("missed reports could not be looked up; the next round does it", "error", err)
+			}
+		}, o)
+		if ctx.Err() != nil {
+			return
+		}
+		log.Warn("the connection that listens for reports broke; until it is back they are polled for", "error", err)
+		select {
+		case <-time.After(w.live.now().ReconnectAfter):
+		case <-ctx.Done():
+		}
+	}
+}
+
+// readClocks ends tasks whose deadline has passed, attempts of Ruby steps whose
+// time is up, and those whose process died, which then are lost.
+func (w *worker) readClocks(ctx context.Context, log *slog.Logger) error {
+	l := w.live.now()
+	ctx, cancel := context.WithTimeout(ctx, l.RepairTimeout)
+	defer cancel()
+	tasks, attempts, err := w.store.ReadClocks(ctx, l.SilentProcess, l.AgeAfter)
+	if err != nil {
+		return err
+	}
+	if tasks > 0 {
+		log.Warn("tasks have passed their deadline and are in error", "tasks", tasks)
+	}
+	if attempts > 0 {
+		log.Warn("attempts of Ruby steps were lost with their process, or took too long", "attempts", attempts)
+	}
+	return nil
+}
+
+// wakeHandled has tasks looked at that were given up for want of a handler which
+// this worker has: at once, and again when every worker has heard of it, and the
+// one that had the handler before, if it crashed, is known to be dead.
+func (w *worker) wakeHandled(ctx context.Context, id int64, log *slog.Logger) {
+	for _, pause := range []time.Duration{0, 2*w.Lease + w.live.now().AskAgain} {
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return
+		}
+		woken, err := w.store.WakeHandled(ctx, id)
+		if err != nil && ctx.Err() == nil {
+			log.Warn("tasks that wait for this worker's handlers can't be woken; they come by themselves, later", "error", err)
+		}
+		if woken > 0 {
+			log.Info("tasks that waited for this worker's handlers go on", "tasks", woken)
+		}
+	}
+}
+
+// repair finds attempts whose job is in no queue though nobody has started it,
+// and pushes them again: the fence lets only one copy start.
+func (w *worker) repair(ctx context.Context, pusher *sidekiq.Pusher, log *slog.Logger) error {
+	if pusher == nil {
+		return nil
+	}
+	l := w.live.now()
+	ctx, cancel := context.WithTimeout(ctx, l.RepairTimeout)
+	defer cancel()
+	unstarted, err := w.store.TakeUnstarted(ctx, l.UnstartedFor, l.RepairBatch)
+	if err != nil || len(unstarted) == 0 {
+		return err
+	}
+	missing, err := pusher.Missing(ctx, unstarted)
+	if err != nil || len(missing) == 0 {
+		return err
+	}
+	// In no queue, too, is what a Sidekiq thread has just taken, and what rides
+	// with others there; in a moment it will have started.
+	select {
+	case <-time.After(l.TakenFor):
+	case <-ctx.Done():
+		return nil
+	}
+	if missing, err = w.store.StillUnstarted(ctx, missing); err != nil || len(missing) == 0 {
+		return err
+	}
+	log.Warn("jobs were in no queue any more and are pushed again", "attempts", len(missing))
+	pusher.Push(missing)
+	return nil
+}
+
+// consumers tells the pusher who takes its jobs, while it pushes any.
+func (w *worker) consumers(ctx context.Context, pusher *sidekiq.Pusher) error {
+	if !pusher.Used() {
+		return nil
+	}
+	l := w.live.now()
+	ctx, cancel := context.WithTimeout(ctx, l.RepairTimeout)
+	defer cancel()
+	processes, err := w.store.Processes(ctx, l.SilentProcess)
+	if err != nil {
+		return err
+	}
+	consumers := make([]sidekiq.Consumer, len(processes))
+	for i, p := range processes {
+		consumers[i] = sidekiq.Consumer{Queues: p.Queues, Concurrency: p.Concurrency, Bundles: p.Bundles, Takes: make(map[string]time.Duration, len(p.Seconds))}
+		for handler, seconds := range p.Seconds {
+			consumers[i].Takes[handler] = time.Duration(seconds * float64(time.Second))
+		}
+	}
+	pusher.SetConsumers(consumers)
+	return nil
+}
+
+// sweep casts the last net.
+func (w *worker) sweep(ctx context.Context, log *slog.Logger) error {
+	ctx, cancel := context.WithTimeout(ctx, w.live.now().RepairTimeout)
+	defer cancel()
+	found, err := w.store.Sweep(ctx)
+	if found > 0 {
+		log.Error("tasks were found that nothing would have brought back; they go on. Please report this", "tasks", found)
+	}
+	return err
+}
+
+// findStale lists tasks that stand still, and tasks that failed.
+func (w *worker) findStale(ctx context.Context, log *slog.Logger) error {
+	l := w.live.now()
+	ctx, cancel := context.WithTimeout(ctx, l.RepairTimeout)
+	defer cancel()
+	found, err := w.store.FindStale(ctx, l.Stale)
+	if found > 0 {
+		log.Warn("tasks have failed, or nothing has happened to them for long; see: tasker dead-letter list", "tasks", found)
+	}
+	return err
+}
+
+// retain makes the event partitions of the next days, and removes what is older
+// than is asked for. It is done by one worker at a time.
+func (w *worker) retain(ctx context.Context, log *slog.Logger) error {
+	if err := w.store.KeepEventDays(ctx); err != nil {
+		return err
+	}
+	keep := w.live.now().Retention
+	var tasks int64
+	var days int
+	err := w.store.Prune(ctx, keep, store.PruneOptions{}, func(p store.Pruned) {
+		tasks += p.Tasks
+		if p.Bytes > 0 {
+			days++
+		}
+	})
+	if tasks > 0 || days > 0 {
+		log.Info("what is older than retention says is removed", "tasks", tasks, "event_partitions", days)
+	}
+	if errors.Is(err, store.ErrPruning) {
+		return nil // another worker does it
+	}
+	return err
+}
