@@ -24,6 +24,7 @@ import (
 	"github.com/riverqueue/river/riverdriver/riverpgxv5"
 	"github.com/riverqueue/river/rivertype"
 
+	"github.com/taskerhq/tasker/crash"
 	"github.com/taskerhq/tasker/orchestrator"
 )
 
@@ -48,7 +49,9 @@ type taskWorker struct {
 }
 
 func (w *taskWorker) Work(ctx context.Context, job *river.Job[TaskExecutionArgs]) error {
+	crash.At(crash.JobFetched)
 	err := w.runner.Run(ctx, job.Args.TaskID, job.ID)
+	crash.At(crash.JobServed)
 	if errors.Is(err, orchestrator.ErrAbandoned) {
 		return river.JobSnooze(w.tuning.UnservedAfter) // another worker's turn, or ours a little later: no failure of the job
 	}

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/taskerhq/tasker"
+	"github.com/taskerhq/tasker/crash"
 	"github.com/taskerhq/tasker/store"
 )
 
@@ -116,7 +117,9 @@ func (l *loop) start(i int) {
 	attempt.Beat = func(progress json.RawMessage) error { return heart.beat(ctx, progress) }
 	l.running[i] = running{s.attempt, cancel, until, spec.Heartbeat.Duration(), heart}
 	go func() {
+		crash.At(crash.AttemptBegins)
 		result, failure := l.o.Handlers.Run(ctx, spec.Handler, attempt)
+		crash.At(crash.AttemptEnds)
 		if failure != nil {
 			// Whoever runs the next attempt goes on from here. What the database
 			// can't hold, the handler has been told of.

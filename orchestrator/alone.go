@@ -3,6 +3,8 @@ package orchestrator
 import (
 	"context"
 	"fmt"
+
+	"github.com/taskerhq/tasker/crash"
 )
 
 // What is enqueued alone starts at once.
@@ -35,6 +37,7 @@ func (o *Orchestrator) Enqueued(task, job int64) {
 	if o.drained || o.ctx.Err() != nil || o.loops[task] != nil || len(o.loops) >= min(littleToDo, o.MaxTasks) {
 		return
 	}
+	crash.At(crash.LoneTaskHeard)
 	v, l := o.begin(task, job)
 	// What goes wrong, the job runs into as well: it is River's to say so.
 	o.alone.Go(func() { _ = o.visit(v, l) })

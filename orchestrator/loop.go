@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/taskerhq/tasker"
+	"github.com/taskerhq/tasker/crash"
 	"github.com/taskerhq/tasker/dag"
 	"github.com/taskerhq/tasker/finalizer"
 	"github.com/taskerhq/tasker/store"
@@ -130,6 +131,7 @@ func (l *loop) run() error {
 		l.deny(&act, unit.Denied)
 		l.forget()
 		if err := l.act(act); err != nil || act.done {
+			crash.At(crash.TaskLetGo)
 			return err
 		}
 		if act.again {
@@ -148,6 +150,7 @@ func (l *loop) claim() error {
 	if err != nil || claimed == nil {
 		return err
 	}
+	crash.At(crash.TaskClaimed)
 	l.task = claimed
 	l.epoch.Store(int64(claimed.Epoch))
 	if l.template, err = l.o.template(claimed.TemplateID); err != nil {

@@ -11,6 +11,7 @@ import (
 
 	"github.com/redis/go-redis/v9"
 	"github.com/taskerhq/tasker"
+	"github.com/taskerhq/tasker/crash"
 )
 
 // Tuning is how Redis is talked to. The zero value of a field means its
@@ -180,6 +181,7 @@ func (p *Pusher) PushNow(ctx context.Context, dispatches []tasker.Dispatch) erro
 		}
 	}
 	lengths := map[string]*redis.IntCmd{}
+	crash.At(crash.PushBegins)
 	_, err := p.redis.TxPipelined(ctx, func(pipe redis.Pipeliner) error {
 		for _, q := range queues {
 			pipe.SAdd(ctx, "queues", q)
@@ -194,6 +196,7 @@ func (p *Pusher) PushNow(ctx context.Context, dispatches []tasker.Dispatch) erro
 	if err != nil {
 		return fmt.Errorf("push %d attempts to redis: %w", len(dispatches), err)
 	}
+	crash.At(crash.PushEnds)
 	plenty := true
 	for q, length := range lengths {
 		plenty = plenty && threads[q] > 0 && length.Val() > int64(threads[q])

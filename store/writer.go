@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/taskerhq/tasker"
+	"github.com/taskerhq/tasker/crash"
 )
 
 // Unit is what one loop writes at once: results of its last wave, claims of the
@@ -152,10 +153,12 @@ func ids(list string) []int64 {
 // send makes one call, again and again while the reason is temporary.
 func (w *Writer) send(units []*Unit) error {
 	args := encode(w.worker, units)
+	crash.At(crash.BatchReady)
 	for n := 1; ; n++ {
 		var denied []int64
 		err := w.store.pool.QueryRow(w.ctx, writeBatch, args...).Scan(&denied)
 		if err == nil {
+			crash.At(crash.BatchWritten)
 			deny(units, denied)
 			return nil
 		}

@@ -29,11 +29,32 @@ func TaskerBinary(t testing.TB) string {
 	return path
 }
 
+// CrashingBinary returns the path of a tasker program with crash points, which
+// is built once for this test process: see package crash.
+func CrashingBinary(t testing.TB) string {
+	t.Helper()
+	path, err := process.crashing.get(func() (string, error) {
+		dir, err := workDir()
+		if err != nil {
+			return "", err
+		}
+		return build(context.Background(), filepath.Join(dir, "crashing-tasker"), "-tags", "crashpoints")
+	})
+	if err != nil {
+		t.Fatalf("testenv: %v", err)
+	}
+	return path
+}
+
 // BuildTasker compiles the tasker program into a folder. It works from any
 // folder inside the module.
 func BuildTasker(ctx context.Context, dir string) (string, error) {
-	path := filepath.Join(dir, "tasker")
-	build := exec.CommandContext(ctx, "go", "build", "-o", path, "github.com/taskerhq/tasker/cmd/tasker")
+	return build(ctx, filepath.Join(dir, "tasker"))
+}
+
+func build(ctx context.Context, path string, flags ...string) (string, error) {
+	args := append([]string{"build", "-o", path}, flags...)
+	build := exec.CommandContext(ctx, "go", append(args, "github.com/taskerhq/tasker/cmd/tasker")...)
 	if output, err := build.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("build tasker: %w\n%s", err, output)
 	}

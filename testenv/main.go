@@ -44,6 +44,7 @@ var process struct {
 	redisURL    lazily[string]
 	template    lazily[*cluster]
 	binary      lazily[string]
+	crashing    lazily[string]
 }
 
 // Main runs a package's tests and ends what they started. It doesn't return.

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/taskerhq/tasker/crash"
 	"github.com/taskerhq/tasker/orchestrator"
 	"github.com/taskerhq/tasker/sidekiq"
 	"github.com/taskerhq/tasker/store"
@@ -50,6 +51,7 @@ func (w *worker) beat(ctx context.Context, id int64, o *orchestrator.Orchestrato
 		}
 		freed, err := w.pulse.ReapWorker(ctx)
 		if freed > 0 {
+			crash.At(crash.WorkerReaped)
 			log.Warn("a worker died; its tasks go on elsewhere", "tasks", freed)
 		}
 		return err
@@ -127,6 +129,7 @@ func (w *worker) repair(ctx context.Context, pusher *sidekiq.Pusher, log *slog.L
 	if err != nil || len(unstarted) == 0 {
 		return err
 	}
+	crash.At(crash.UnstartedTaken)
 	missing, err := pusher.Missing(ctx, unstarted)
 	if err != nil || len(missing) == 0 {
 		return err

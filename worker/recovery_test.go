@@ -8,11 +8,7 @@ import (
 	"time"
 
 	"github.com/taskerhq/tasker"
-	"github.com/taskerhq/tasker/devstack"
-	"github.com/taskerhq/tasker/handler"
-	"github.com/taskerhq/tasker/migrations"
 	"github.com/taskerhq/tasker/store"
-	"github.com/taskerhq/tasker/testenv"
 )
 
 const mixedGoSteps = `
@@ -63,6 +59,7 @@ func (b *bundle) checkHistory() {
 		JOIN tasker.template_steps ts ON ts.template_id = t.template_id AND ts.position = s.position
 		WHERE s.attempts - s.losses > ts.attempt_limit`)
 	b.want("0", `SELECT count(*)::text FROM tasker.dispatches d JOIN tasker.steps s USING (step_id) WHERE s.state NOT IN ('enqueued', 'in_progress')`)
+	b.healthy()
 }
 
 // Guarantee 3: a worker that was only paused can't write once its tasks were
@@ -183,26 +180,7 @@ func TestARefusedUnitDoesNotTouchTheOthersOfItsBatch(t *testing.T) {
 
 // Guarantee 2 once more: a Postgres that crashes and comes back.
 func TestAPostgresThatCrashesLosesNothing(t *testing.T) {
-	t.Parallel()
-	dir, cleanup, err := devstack.WorkDir("")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(cleanup)
-	postgres, err := devstack.StartPostgres(t.Context(), devstack.PostgresOptions{Dir: dir, Fsync: true})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = postgres.Kill() }) // the test is over
-	if err := postgres.CreateDatabase(t.Context(), "crash"); err != nil {
-		t.Fatal(err)
-	}
-	url := postgres.URL("crash")
-	pool := testenv.Pool(t, url)
-	if err := migrations.Up(t.Context(), pool); err != nil {
-		t.Fatal(err)
-	}
-	b := &bundle{T: t, url: url, redisURL: testenv.Redis(t), pool: pool, store: store.New(pool), handlers: handler.NewRegistry()}
+	b, postgres := setupOwnPostgres(t)
 	b.register(mixedGoSteps)
 	b.register(rubyWork)
 	b.start()
@@ -217,8 +195,8 @@ func TestAPostgresThatCrashesLosesNothing(t *testing.T) {
 		if err := postgres.Restart(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		pool.Reset()
-		b.until("Postgres answers", func() bool { return pool.Ping(t.Context()) == nil })
+		b.pool.Reset()
+		b.until("Postgres answers", func() bool { return b.pool.Ping(t.Context()) == nil })
 	}
 	b.finish()
 	b.want("100", `SELECT count(*)::text FROM tasker.tasks WHERE state = 'complete'`)

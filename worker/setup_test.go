@@ -21,7 +21,9 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/taskerhq/tasker"
+	"github.com/taskerhq/tasker/devstack"
 	"github.com/taskerhq/tasker/handler"
+	"github.com/taskerhq/tasker/migrations"
 	"github.com/taskerhq/tasker/sidekiq"
 	"github.com/taskerhq/tasker/store"
 	"github.com/taskerhq/tasker/template"
@@ -39,6 +41,7 @@ type bundle struct {
 	store         *store.Store
 	handlers      *handler.Registry
 	sidekiqEnv    []string // added to the environment of Sidekiq processes
+	workerEnv     []string // and of worker processes
 }
 
 func setup(t *testing.T) *bundle {
@@ -47,6 +50,31 @@ func setup(t *testing.T) *bundle {
 	url := testenv.Database(t)
 	pool := testenv.Pool(t, url)
 	return &bundle{T: t, url: url, redisURL: testenv.Redis(t), pool: pool, store: store.New(pool), handlers: handler.NewRegistry()}
+}
+
+// setupOwnPostgres is setup with a server that the test may kill.
+func setupOwnPostgres(t *testing.T) (*bundle, *devstack.Postgres) {
+	t.Helper()
+	t.Parallel()
+	dir, cleanup, err := devstack.WorkDir("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(cleanup)
+	postgres, err := devstack.StartPostgres(t.Context(), devstack.PostgresOptions{Dir: dir, Fsync: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = postgres.Kill() }) // the test is over
+	if err := postgres.CreateDatabase(t.Context(), "crash"); err != nil {
+		t.Fatal(err)
+	}
+	url := postgres.URL("crash")
+	pool := testenv.Pool(t, url)
+	if err := migrations.Up(t.Context(), pool); err != nil {
+		t.Fatal(err)
+	}
+	return &bundle{T: t, url: url, redisURL: testenv.Redis(t), pool: pool, store: store.New(pool), handlers: handler.NewRegistry()}, postgres
 }
 
 // patience is how long a test waits for what has to come. Nothing is asserted
@@ -263,10 +291,18 @@ type child struct {
 // worker starts the tasker program itself: what a test kills must be a process.
 func (b *bundle) worker(args ...string) *child {
 	b.Helper()
-	args = append([]string{"worker", "--database-url", b.url, "--redis-url", b.redisURL, "--log-format", "json"}, args...)
-	c := b.spawn(exec.Command(testenv.TaskerBinary(b.T), args...))
+	c := b.launch(args...)
 	b.until("the worker takes tasks", func() bool { return strings.Contains(c.log.String(), "worker takes tasks") })
 	return c
+}
+
+// launch is worker for a test that doesn't want to wait until it takes tasks.
+func (b *bundle) launch(args ...string) *child {
+	b.Helper()
+	args = append([]string{"worker", "--database-url", b.url, "--redis-url", b.redisURL, "--log-format", "json"}, args...)
+	cmd := exec.Command(testenv.TaskerBinary(b.T), args...)
+	cmd.Env = append(os.Environ(), b.workerEnv...)
+	return b.spawn(cmd)
 }
 
 // sidekiq starts a real Sidekiq with the handlers of testdata/ruby. Later

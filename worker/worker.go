@@ -28,6 +28,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/taskerhq/tasker"
+	"github.com/taskerhq/tasker/crash"
 	"github.com/taskerhq/tasker/handler"
 	"github.com/taskerhq/tasker/jobs"
 	"github.com/taskerhq/tasker/migrations"
@@ -198,6 +199,7 @@ func (w *worker) registerTemplates(ctx context.Context, l Live) error {
 		if err != nil {
 			return fmt.Errorf("%s: %w", l.File, err)
 		}
+		crash.At(crash.TemplateRegistered)
 		w.Logger.Info("template", "name", l.Template.FullName(), "steps", len(l.Template.Steps), "result", done)
 		w.warnOfMissingHandlers(l.Template)
 	}
@@ -221,6 +223,7 @@ func (w *worker) session(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	crash.At(crash.WorkerRegistered)
 	log := w.Logger.With("worker", id)
 
 	push := orchestrator.Dispatcher(undeliverable{log})
@@ -321,6 +324,7 @@ func (w *worker) finish(o *orchestrator.Orchestrator, river *jobs.Client, id int
 		}
 	default:
 	}
+	crash.At(crash.WorkerDrained)
 	signOff, cancelSignOff := context.WithTimeout(context.Background(), l.SignOff)
 	defer cancelSignOff()
 	_, err = store.Patiently(signOff, func() (struct{}, error) { return struct{}{}, w.pulse.StopWorker(signOff, id) })

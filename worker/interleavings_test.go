@@ -1,0 +1,375 @@
+package worker_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/taskerhq/tasker"
+	"github.com/taskerhq/tasker/store"
+)
+
+// scene is a task in the middle of its life: its first step is complete, its
+// second at Sidekiq, its third waits for a place at a limit, its fourth runs in
+// the worker that owns the task. A second worker is alive, and the first may be
+// declared dead.
+type scene struct {
+	task         int64
+	steps        map[string]int64
+	owner, other int64 // workers
+	epoch        int
+	gates        int64 // the version of the limits that the owner knows
+	gate         int32 // the limit
+}
+
+// session is who does something there.
+type session struct {
+	pool  *pgxpool.Pool
+	store *store.Store
+}
+
+// verb is something that is done to a scene, by one transaction, or by a worker
+// that tries it again until it is done or refused.
+type verb struct {
+	name string
+	do   func(ctx context.Context, s *session, x *scene) error
+}
+
+func report(outcome string) func(context.Context, *session, *scene) error {
+	return func(ctx context.Context, s *session, x *scene) error {
+		_, err := s.pool.Exec(ctx, `SELECT tasker.report_results(jsonb_build_array(jsonb_build_object('step_id', $1::bigint, 'attempt', 1, 'outcome', $2::text,
+			'failure', jsonb_build_object('class', 'X', 'message', 'fails'))))`, x.steps["ruby"], outcome)
+		return err
+	}
+}
+
+func statement(sql string, step string) func(context.Context, *session, *scene) error {
+	return func(ctx context.Context, s *session, x *scene) error {
+		id := x.task
+		if step != "" {
+			id = x.steps[step]
+		}
+		_, err := s.pool.Exec(ctx, sql, id)
+		return err
+	}
+}
+
+// writes is a write of the loop that owns the task.
+func writes(unit func(x *scene) *store.Unit) func(context.Context, *session, *scene) error {
+	return func(ctx context.Context, s *session, x *scene) error {
+		u := unit(x)
+		u.Task, u.Epoch, u.Gates = x.task, x.epoch, x.gates
+		return s.store.NewWriter(ctx, x.owner).Write(ctx, u)
+	}
+}
+
+var interleaved = []verb{
+	{"report success", report("success")},
+	{"report failure", report("failure")},
+	{"report loss", report("lost")},
+	{"start the attempt", statement(`SELECT tasker.start_attempt($1, 1)`, "ruby")},
+	{"finish a Go step and claim the next", writes(func(x *scene) *store.Unit {
+		return &store.Unit{Steps: []store.StepWrite{
+			{Step: x.steps["go"], Was: tasker.StepInProgress, WasAttempt: 1, State: tasker.StepComplete, Attempt: 1, Result: []byte(`{}`)},
+			{Step: x.steps["next"], Was: tasker.StepPending, State: tasker.StepEnqueued, Attempt: 1, Queue: "default"},
+		}}
+	})},
+	{"claim the limited step", writes(func(x *scene) *store.Unit {
+		return &store.Unit{Steps: []store.StepWrite{
+			{Step: x.steps["limited"], Was: tasker.StepPending, State: tasker.StepInProgress, Attempt: 1, Gates: []int32{x.gate}}}}
+	})},
+	{"park", writes(func(x *scene) *store.Unit {
+		return &store.Unit{Release: true, Parked: []int64{x.steps["ruby"]}}
+	})},
+	{"give up for a while", writes(func(x *scene) *store.Unit {
+		return &store.Unit{Release: true, Rerun: new(time.Second)}
+	})},
+	{"claim by another worker", func(ctx context.Context, s *session, x *scene) error {
+		_, err := s.store.NewClaimer(ctx, x.other).Claim(ctx, x.task)
+		return err
+	}},
+	{"reap the owner", func(ctx context.Context, s *session, _ *scene) error { _, err := s.store.ReapWorker(ctx); return err }},
+	{"sweep", func(ctx context.Context, s *session, _ *scene) error { _, err := s.store.Sweep(ctx); return err }},
+	{"read the clocks", func(ctx context.Context, s *session, _ *scene) error {
+		_, _, err := s.store.ReadClocks(ctx, 10*time.Second, time.Minute)
+		return err
+	}},
+	{"take unstarted attempts", func(ctx context.Context, s *session, _ *scene) error {
+		_, err := s.store.TakeUnstarted(ctx, time.Microsecond, 100)
+		return err
+	}},
+	{"cancel the task", statement(`SELECT tasker.cancel_task($1, 'ada')`, "")},
+	{"pause the task", statement(`SELECT tasker.pause_task($1, 'ada')`, "")},
+	{"skip the Ruby step", statement(`SELECT tasker.skip_step($1, 'ada')`, "ruby")},
+	{"resolve the Go step", statement(`SELECT tasker.resolve_step($1, '7', 'ada')`, "go")},
+	{"skip the limited step", statement(`SELECT tasker.skip_step($1, 'ada')`, "limited")},
+	{"change the priority", statement(`SELECT tasker.set_task_priority($1, 1::smallint, 'ada')`, "")},
+	{"change a limit", func(ctx context.Context, s *session, _ *scene) error {
+		return s.store.SetLimit(ctx, store.GateKey{Scope: "key", Name: "bank"}, store.Limit{MaxAttempts: new(2)}, store.Operator{})
+	}},
+}
+
+const scenery = `
+name: scene
+namespace_name: test
+step_templates:
+  - {name: first, handler: tasker.echo}
+  - {name: ruby, handler_class: Work, depends_on_step: first, retry: {base_seconds: 1}}
+  - {name: limited, handler: tasker.echo, depends_on_step: first, limit_key: bank}
+  - {name: go, handler: tasker.echo, depends_on_step: first}
+  - {name: next, handler_class: Work, depends_on_step: go}
+  - {name: last, handler: tasker.echo, depends_on_steps: [ruby, limited, next]}`
+
+// set sets the scene.
+func (b *bundle) set() *scene {
+	b.Helper()
+	ctx := b.Context()
+	x := &scene{task: b.enqueue("scene", `{}`), steps: map[string]int64{}}
+	var err error
+	x.owner, err = b.store.RegisterWorker(ctx, "owner", fmt.Sprint("owner ", x.task), 10*time.Second, nil)
+	b.must(err)
+	x.other, err = b.store.RegisterWorker(ctx, "other", fmt.Sprint("other ", x.task), time.Hour, nil)
+	b.must(err)
+	claimed, err := b.store.NewClaimer(ctx, x.owner).Claim(ctx, x.task)
+	b.must(err)
+	x.epoch, x.gates = claimed.Epoch, int64(b.number(`SELECT sum(version) FROM tasker.gates`))
+	x.gate = int32(b.number(`SELECT gate_id FROM tasker.gates`))
+	steps, err := b.store.StepsOf(ctx, x.task)
+	b.must(err)
+	for _, s := range steps {
+		x.steps[s.Name] = s.StepID
+	}
+	write := func(steps ...store.StepWrite) {
+		b.Helper()
+		b.must(b.store.NewWriter(ctx, x.owner).Write(ctx, &store.Unit{Task: x.task, Epoch: x.epoch, Gates: x.gates, Steps: steps}))
+	}
+	if !claimed.Begun {
+		write(store.StepWrite{Step: x.steps["first"], Was: tasker.StepPending, State: tasker.StepInProgress, Attempt: 1})
+	}
+	write(
+		store.StepWrite{Step: x.steps["first"], Was: tasker.StepInProgress, WasAttempt: 1, State: tasker.StepComplete, Attempt: 1, Result: []byte(`{}`)},
+		store.StepWrite{Step: x.steps["ruby"], Was: tasker.StepPending, State: tasker.StepEnqueued, Attempt: 1, Queue: "default"},
+		store.StepWrite{Step: x.steps["go"], Was: tasker.StepPending, State: tasker.StepInProgress, Attempt: 1},
+	)
+	// River's job is done, as after a loop that has begun; the owner has been silent.
+	b.exec(`UPDATE tasker.river_job SET state = 'running', attempted_at = now(), attempted_by = ARRAY['owner ' || $1::text] WHERE (args ->> 'task_id')::bigint = $1`, x.task)
+	b.exec(`UPDATE tasker.workers SET last_seen_at = now() - interval '1 minute' WHERE worker_id = $1`, x.owner)
+	return x
+}
+
+// as opens a session under a name.
+func (b *bundle) as(name string) *session {
+	b.Helper()
+	config, err := pgxpool.ParseConfig(b.url)
+	b.must(err)
+	config.ConnConfig.RuntimeParams["application_name"] = name
+	config.MaxConns = 2
+	pool, err := pgxpool.NewWithConfig(b.Context(), config)
+	b.must(err)
+	b.Cleanup(pool.Close)
+	return &session{pool, store.New(pool)}
+}
+
+// noDeadlocks ends the sessions, so that what they count is known, and looks. A
+// worker would have tried again, and nobody would know.
+func (b *bundle) noDeadlocks(sessions ...*session) {
+	b.Helper()
+	for _, s := range sessions {
+		s.pool.Close()
+	}
+	b.until("the sessions have ended", func() bool {
+		return b.number(`SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()`) <= int(b.pool.Stat().TotalConns())-1
+	})
+	b.want("0", `SELECT deadlocks::text FROM pg_stat_database WHERE datname = current_database()`)
+}
+
+// expected says that an error is an answer, and not a mishap.
+func expected(err error) bool {
+	var code *pgconn.PgError
+	var refused *store.RefusedError
+	switch {
+	case err == nil, errors.Is(err, store.ErrStale), errors.Is(err, store.ErrWorkerDead), errors.Is(err, store.ErrBusy):
+		return true
+	case errors.As(err, &code):
+		return strings.HasPrefix(code.Code, "TK") || code.Code == "55P03" // refused; or somebody has held it for too long
+	}
+	return errors.As(err, &refused) && !strings.Contains(err.Error(), "deadlock")
+}
+
+// after checks a scene when all who did something there are done.
+func (b *bundle) after(x *scene, what string) {
+	b.Helper()
+	b.exec(`UPDATE tasker.workers SET state = 'dead' WHERE worker_id = $1 AND state = 'alive' AND NOT EXISTS (SELECT FROM tasker.tasks WHERE owner = $1)`, x.owner)
+	all, err := b.store.Examine(b.Context(), store.ExamineOptions{Task: &x.task})
+	b.must(err)
+	for _, e := range all {
+		for _, f := range e.Findings {
+			if !e.Warning {
+				b.Errorf("after %s: %s: %s", what, e.Name, f.Detail)
+			}
+		}
+	}
+}
+
+// Guarantees 3 to 7 under every order of two: one is stopped after each of its
+// writes in turn, and the other does all of its work meanwhile, or waits for the
+// first.
+func TestTwoAtATimeInEveryOrder(t *testing.T) {
+	const shares = 4
+	for share := range shares {
+		t.Run(fmt.Sprint(share), func(t *testing.T) {
+			b := setup(t)
+			b.exec(halts)
+			b.register(scenery)
+			b.limit("key", "bank", store.Limit{MaxAttempts: new(1)})
+			halting, passing := b.as("tasker halts"), b.as("passes")
+			runs := 0
+			for i, first := range interleaved {
+				if i%shares != share {
+					continue
+				}
+				// Which places does it come by?
+				b.exec(`TRUNCATE halts.seen`)
+				if err := first.do(t.Context(), halting, b.set()); !expected(err) {
+					t.Fatalf("%s: %v", first.name, err)
+				}
+				for _, place := range b.seen() {
+					for _, second := range interleaved {
+						what := fmt.Sprintf("%q, stopped after %s, and %q", first.name, place, second.name)
+						b.interleave(halting, passing, place, first, second, what)
+						runs++
+					}
+				}
+			}
+			b.noDeadlocks(halting, passing)
+			t.Logf("%d orders", runs)
+		})
+	}
+}
+
+func (b *bundle) seen() []string {
+	b.Helper()
+	rows, err := b.pool.Query(b.Context(), `SELECT place FROM halts.seen GROUP BY place ORDER BY place COLLATE "C"`)
+	b.must(err)
+	places, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	b.must(err)
+	return places
+}
+
+func (b *bundle) interleave(halting, passing *session, place string, first, second verb, what string) {
+	b.Helper()
+	x := b.set()
+	guard, err := b.pool.Acquire(b.Context())
+	b.must(err)
+	defer guard.Release()
+	_, err = guard.Exec(b.Context(), `SELECT pg_advisory_lock(77)`)
+	b.must(err)
+	b.exec(`INSERT INTO halts.armed VALUES ($1)`, place)
+	one, two := make(chan error, 1), make(chan error, 1)
+	go func() { one <- first.do(b.Context(), halting, x) }()
+	ended := b.waits(`SELECT count(*) FROM pg_stat_activity a JOIN pg_locks l USING (pid) WHERE a.application_name = 'tasker halts'
+		AND a.datname = current_database() AND l.locktype = 'advisory' AND l.objid = 77 AND NOT l.granted`, one)
+	go func() { two <- second.do(b.Context(), passing, x) }()
+	// It is through, or waits for the first.
+	secondEnded := b.waits(`SELECT count(*) FROM pg_stat_activity WHERE application_name = 'passes' AND datname = current_database() AND wait_event_type = 'Lock'`, two)
+	b.exec(`DELETE FROM halts.armed`)
+	_, err = guard.Exec(b.Context(), `SELECT pg_advisory_unlock(77)`)
+	b.must(err)
+	for _, end := range []struct {
+		already *error
+		later   chan error
+		name    string
+	}{{ended, one, first.name}, {secondEnded, two, second.name}} {
+		err := end.already
+		if err == nil {
+			err = new(<-end.later)
+		}
+		if !expected(*err) {
+			b.Errorf("%s: %s: %v", what, end.name, *err)
+		}
+	}
+	b.after(x, what)
+}
+
+// waits returns when the query counts somebody, or with how it ended.
+func (b *bundle) waits(sql string, ended chan error) *error {
+	b.Helper()
+	for {
+		select {
+		case err := <-ended:
+			return &err
+		case <-time.After(500 * time.Microsecond):
+			if b.number(sql) > 0 {
+				return nil
+			}
+		}
+	}
+}
+
+// No deadlock, and nothing broken, when several do what they like to few tasks.
+// TASKER_INTERLEAVINGS sets how often; the default is for every day.
+func TestManyAtATimeDoNotDeadlock(t *testing.T) {
+	b := setup(t)
+	b.register(scenery)
+	b.limit("key", "bank", store.Limit{MaxAttempts: new(1)})
+	const scenes, crowd = 25, 6
+	runs := interleavings(t, 2000)
+	random := rand.New(rand.NewPCG(1, 2))
+	sessions := make([]*session, crowd)
+	for i := range sessions {
+		sessions[i] = b.as(fmt.Sprint("session ", i))
+	}
+	for done := 0; done < runs; {
+		xs := make([]*scene, scenes)
+		for i := range xs {
+			xs[i] = b.set()
+		}
+		// Everyone's list is drawn beforehand: only the timing differs.
+		var all sync.WaitGroup
+		for _, s := range sessions {
+			order := random.Perm(len(interleaved))
+			all.Go(func() {
+				for _, x := range xs {
+					for _, v := range order[:3] {
+						if err := interleaved[v].do(b.Context(), s, x); !expected(err) {
+							b.Errorf("%s: %v", interleaved[v].name, err)
+						}
+					}
+					order = append(order[3:], order[:3]...)
+				}
+			})
+		}
+		all.Wait()
+		done += scenes * crowd * 3
+		for _, x := range xs {
+			b.after(x, "many at a time")
+		}
+	}
+	b.noDeadlocks(sessions...)
+	t.Logf("%d runs", runs)
+}
+
+// interleavings is how many runs TASKER_INTERLEAVINGS asks for.
+func interleavings(t *testing.T, otherwise int) int {
+	t.Helper()
+	text := os.Getenv("TASKER_INTERLEAVINGS")
+	if text == "" {
+		return otherwise
+	}
+	n, err := strconv.Atoi(text)
+	if err != nil {
+		t.Fatalf("TASKER_INTERLEAVINGS is a number, not %q", text)
+	}
+	return n
+}
