@@ -40,6 +40,8 @@ test: setup ## run all tests, Go and Ruby, on one pair of servers
 test/long: setup ## run the property tests for minutes instead of seconds
 	go test -timeout 60m -count 1 ./dag ./finalizer ./orchestrator -run 'Progress|ATaskRuns|AnyDAG|NeverHangs|TheEnd|ATaskEnds' -rapid.checks=10000
 	go test -timeout 60m -count 1 ./store -run TheView -rapid.checks=5000
+	go test -timeout 60m -count 1 ./model -model.much
+	TASKER_INTERLEAVINGS=100000 go test -timeout 60m -count 1 ./worker -run ManyAtATime
 
 # What `make bench` runs: make bench BENCH='-engines all -only w1,w4 -update'; go run ./bench -help has the rest.
 BENCH ?=
@@ -53,6 +55,13 @@ bench/bridge: setup ## measure Ruby steps against native Sidekiq jobs, events to
 	go run ./bench/bridge
 	go run ./bench/events
 	go run ./bench/latency
+
+# What `make chaos` does: make chaos CHAOS='-seed 1,2,3 -for 10m'; go run ./chaos -help has the rest.
+CHAOS ?= -seed 1 -for 2m
+
+.PHONY: chaos
+chaos: setup ## run tasker under faults and hold it to docs/guarantees.md (2 minutes; CHAOS='-for 30m' for more)
+	go run ./chaos $(CHAOS)
 
 .PHONY: lint
 lint: setup bin/golangci-lint ## check the code: gofmt, vet, golangci-lint with the import rules, rubocop

@@ -1288,7 +1288,7 @@ BEGIN
         -- have to wait is said, so that the rest is not tried one by one, and each
         -- in vain for as long.
         RAISE EXCEPTION 'somebody changes a gate' USING ERRCODE = 'lock_not_available', DETAIL = (
-            SELECT string_agg(DISTINCT s.task_id::text, ',') FROM unnest($1, $2) AS a(step_id, gate_id) JOIN tasker.steps s USING (step_id)
+            SELECT coalesce(string_agg(DISTINCT s.task_id::text, ','), '') FROM unnest($1, $2) AS a(step_id, gate_id) JOIN tasker.steps s USING (step_id)
             WHERE a.gate_id NOT IN (SELECT l.gate_id FROM tasker.gates l WHERE l.gate_id = ANY ($2) ORDER BY l.gate_id FOR NO KEY UPDATE SKIP LOCKED));
     END;
     FOR g IN SELECT * FROM tasker.gates l WHERE l.gate_id = ANY ($2) ORDER BY l.gate_id LOOP
@@ -3004,7 +3004,8 @@ BEGIN
     FROM (SELECT o.task_id FROM tasker.tasks o
           WHERE o.state IN ('pending', 'in_progress') AND o.owner IS NULL AND o.paused_at IS NULL
             AND NOT EXISTS (SELECT FROM tasker.dispatches d WHERE d.task_id = o.task_id AND d.failure IS NULL)
-            AND NOT EXISTS (SELECT FROM tasker.gate_waiters l WHERE l.task_id = o.task_id)
+            AND NOT EXISTS (SELECT FROM tasker.gate_waiters l JOIN tasker.steps s USING (step_id)
+                            WHERE l.task_id = o.task_id AND s.state IN ('pending', 'waiting_for_retry'))
           EXCEPT
           SELECT (j.args ->> 'task_id')::bigint FROM tasker.river_job j
           WHERE j.kind = 'task_execution' AND j.state IN ('available', 'running', 'scheduled', 'retryable', 'pending')

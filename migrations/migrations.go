@@ -134,7 +134,10 @@ func Up(ctx context.Context, pool *pgxpool.Pool) error {
 				return fmt.Errorf("apply migration %d (%s): %w", m.Version, m.Name, err)
 			}
 		}
-		return nil
+		if has, err := hasRoles(ctx, conn); err != nil || !has {
+			return err
+		}
+		return grant(ctx, conn)
 	})
 }
 

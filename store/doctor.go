@@ -56,6 +56,11 @@ func (s *Store) Examine(ctx context.Context, o ExamineOptions) ([]Examined, erro
 	}
 	var all []Examined
 	err := pgx.BeginTxFunc(ctx, s.pool, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
+		// What was counted of the common tables' rows is guessed: one loop in another
+		// over them would take for ever where the guess is wrong.
+		if _, err := tx.Exec(ctx, `SET LOCAL enable_nestloop = off`); err != nil {
+			return err
+		}
 		for _, check := range Checks {
 			began := time.Now()
 			rows, err := tx.Query(ctx, scope+check.sql+"\nORDER BY 1, 2, 3 LIMIT $3", o.Task, since, o.Most+1)
@@ -230,11 +235,12 @@ FROM scope t WHERE t.state = 'error' AND t.error IS NULL AND NOT EXISTS (SELECT 
 		Name: "moved_after_the_end", Promise: "nothing starts in a task that has ended",
 		command: report,
 		sql: `
-SELECT b.task_id, b.step_id, format('attempt %s started at %s, after %s', b.attempt, b.created_at, e.name)
-FROM (SELECT l.*, max(l.event_id) FILTER (WHERE l.step_id IS NULL AND l.becomes IS NOT NULL) OVER (PARTITION BY l.task_id ORDER BY l.event_id) AS of_task
+SELECT b.task_id, b.step_id, format('attempt %s started at %s, and the task had ended at %s', b.attempt, b.created_at, to_timestamp(b.last[2] / 1e6))
+FROM (SELECT l.*, -- the last event of the task itself: its id, when it was, whether it was an end
+             max(ARRAY[l.event_id, (extract(epoch FROM l.created_at) * 1e6)::bigint, (l.becomes <> 'in_progress')::int]) FILTER (WHERE l.step_id IS NULL AND l.becomes IS NOT NULL)
+                 OVER (PARTITION BY l.task_id ORDER BY l.event_id) AS last
       FROM told l) b
-JOIN told e ON e.event_id = b.of_task
-WHERE b.step_id IS NOT NULL AND b.becomes IN ('enqueued', 'in_progress') AND e.becomes <> 'in_progress' AND b.created_at > e.created_at`,
+WHERE b.step_id IS NOT NULL AND b.becomes IN ('enqueued', 'in_progress') AND b.last[3] = 1 AND (extract(epoch FROM b.created_at) * 1e6)::bigint > b.last[2]`,
 	},
 	{
 		Name: "orphan", Promise: "what is kept for an attempt that is out goes when it is in",
@@ -271,7 +277,7 @@ FROM tasker.steps s WHERE $1 IS NULL AND $2 IS NULL AND NOT EXISTS (SELECT FROM 
 		Name: "no_worker", Promise: "somebody works on what is due", Warning: true,
 		command: "tasker worker",
 		sql: `
-SELECT NULL::bigint, NULL::bigint, format('%s tasks are due, and no worker is alive', count(*))
+SELECT NULL::bigint AS task_id, NULL::bigint AS step_id, format('%s tasks are due, and no worker is alive', count(*))
 FROM scope t WHERE t.state IN ('pending', 'in_progress') AND t.paused_at IS NULL AND coalesce(t.run_at, t.created_at) < now() - interval '10 seconds'
   AND NOT EXISTS (SELECT FROM tasker.workers w WHERE w.state = 'alive' AND w.last_seen_at > now() - 2 * w.lease)
 HAVING count(*) > 0`,
@@ -288,14 +294,14 @@ WHERE t.state IN ('pending', 'in_progress') AND j.state IN ('discarded', 'cancel
 		Name: "events_without_a_day", Promise: "events are in the partition of their day", Warning: true,
 		command: "tasker worker",
 		sql: `
-SELECT NULL::bigint, NULL::bigint, format('%s events are in events_default, since %s: no worker has made the partitions of those days', count(*), min(d.created_at))
+SELECT NULL::bigint AS task_id, NULL::bigint AS step_id, format('%s events are in events_default, since %s: no worker has made the partitions of those days', count(*), min(d.created_at))
 FROM tasker.events_default d HAVING count(*) > 0`,
 	},
 	{
 		Name: "old_snapshot", Promise: "nobody keeps old row versions from being removed", Warning: true,
 		command: `psql "$TASKER_DATABASE_URL" -c 'SELECT pid, application_name, state, xact_start, query FROM pg_stat_activity ORDER BY xact_start'`,
 		sql: `
-SELECT NULL::bigint, NULL::bigint, format('process %s (%s, %s) holds a snapshot since %s: tables grow until it ends', a.pid, a.application_name, a.state, a.xact_start)
+SELECT NULL::bigint AS task_id, NULL::bigint AS step_id, format('process %s (%s, %s) holds a snapshot since %s: tables grow until it ends', a.pid, a.application_name, a.state, a.xact_start)
 FROM pg_stat_activity a WHERE a.backend_xmin IS NOT NULL AND a.xact_start < now() - interval '10 minutes' AND a.pid <> pg_backend_pid()`,
 	},
 }

@@ -45,10 +45,14 @@ func TestAWorkerThatDiesAtAnyCrashPointLosesNothing(t *testing.T) {
 				b.until("attempts are out", func() bool { return b.number(`SELECT count(*) FROM tasker.dispatches WHERE started_at IS NULL`) > 0 })
 				b.must(b.redis().FlushAll(t.Context()).Err())
 				first.kill(b)
+			default:
 			}
 			dying := b.crashing(point, more...)
-			ended := make(chan error, 1)
-			go func() { ended <- dying.cmd.Wait() }()
+			ended := make(chan struct{})
+			go func() {
+				_ = dying.cmd.Wait() // its state says how it ended
+				close(ended)
+			}()
 			for deadline := time.After(patience); ; {
 				if point != crash.TemplateRegistered && point != crash.WorkerRegistered {
 					b.enqueueMany("halted", `{}`, 1) // what comes alone
@@ -72,10 +76,10 @@ func TestAWorkerThatDiesAtAnyCrashPointLosesNothing(t *testing.T) {
 }
 
 // dies waits a moment for the process to have been killed.
-func (b *bundle) dies(c *child, ended <-chan error, deadline <-chan time.Time) bool {
+func (b *bundle) dies(c *child, ended <-chan struct{}, deadline <-chan time.Time) bool {
 	b.Helper()
 	select {
-	case <-ended:
+	case <-ended: // how, its state says
 		if status, ok := c.cmd.ProcessState.Sys().(syscall.WaitStatus); !ok || status.Signal() != syscall.SIGKILL {
 			b.Fatalf("the worker was not killed, it ended: %s", c.cmd.ProcessState)
 		}

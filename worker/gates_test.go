@@ -2,11 +2,14 @@ package worker_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/taskerhq/tasker"
 	"github.com/taskerhq/tasker/store"
@@ -281,4 +284,20 @@ func TestAnAttemptThatLiesInItsQueueForTooLongFails(t *testing.T) {
 	// One that is started in time has no such limit any more.
 	b.want("started", `SELECT tasker.start_attempt($1, 2) ->> 'status'`, first)
 	b.want("null", `SELECT coalesce(start_by::text, 'null') FROM tasker.dispatches WHERE step_id = $1`, first)
+}
+
+// A gate is being changed, and by the time that the claim looks whose steps have
+// to wait for that, none has: the change is committed. It is tried again like any
+// claim that came too early.
+func TestAGateThatHasJustBeenChangedIsNoReasonToGiveUp(t *testing.T) {
+	b := setup(t)
+	b.register(`{name: limited, namespace_name: test, step_templates: [{name: only, handler: tasker.echo, limit_key: bank}]}`)
+	b.limit("key", "bank", store.Limit{MaxAttempts: new(1)})
+	b.open(`SELECT FROM tasker.gates FOR UPDATE`)
+	// Of no step: as when none has to wait.
+	_, err := b.pool.Exec(t.Context(), `SELECT set_config('lock_timeout', '10ms', false), tasker.pass_gates('{}', (SELECT array_agg(gate_id) FROM tasker.gates))`)
+	var refused *pgconn.PgError
+	if !errors.As(err, &refused) || refused.Code != "55P03" || refused.Message != "somebody changes a gate" {
+		t.Errorf("got %v, want a lock that is not available", err)
+	}
 }

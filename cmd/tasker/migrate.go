@@ -65,7 +65,42 @@ Any number of machines may migrate at once: one works, the others wait for it.`,
 		Use: "status", Short: "Show what is applied and what is missing", Args: argsExactly(0),
 		RunE: func(c *cobra.Command, _ []string) error { return a.migrateStatus(c) },
 	}
-	c.AddCommand(up, down, status)
+	var printRoles bool
+	roles := &cobra.Command{
+		Use: "roles", Short: "Create the roles for apps, workers, operators and readers, and give them their rights", Args: argsExactly(0),
+		Long: `Creates tasker_app, tasker_worker, tasker_operator and tasker_reader, which nobody
+logs in as, and gives each what it needs and no more: SECURITY.md says what. Grant
+them to the users of your database:
+
+  GRANT tasker_app TO shop;            -- Rails, and its Sidekiq
+  GRANT tasker_worker TO tasker;       -- tasker worker
+  GRANT tasker_operator TO ada;        -- a person with the command line
+  GRANT tasker_reader TO dashboard;
+
+It takes the schema's owner with the right to create roles. Run again it changes
+nothing. From then on migrate up keeps the rights current.`,
+		RunE: func(c *cobra.Command, _ []string) error {
+			if printRoles {
+				_, err := fmt.Fprint(a.stdout, migrations.RolesSQL())
+				return err
+			}
+			pool, err := a.server(c.Context())
+			if err != nil {
+				return err
+			}
+			defer pool.Close()
+			if err := migrations.Roles(c.Context(), pool); err != nil {
+				return err
+			}
+			if a.output == "json" {
+				return a.printJSON(map[string][]string{"roles": {"tasker_app", "tasker_operator", "tasker_reader", "tasker_worker"}})
+			}
+			_, err = fmt.Fprintln(a.stdout, "roles tasker_app, tasker_operator, tasker_reader and tasker_worker have their rights; grant them to your users")
+			return err
+		},
+	}
+	roles.Flags().BoolVar(&printRoles, "dry-run", false, "print the SQL instead of running it")
+	c.AddCommand(up, down, status, roles)
 	return c
 }
 

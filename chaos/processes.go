@@ -1,0 +1,167 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// process is a worker or a Sidekiq that dies and comes back, with wires of its
+// own to Postgres and Redis.
+type process struct {
+	name            string // of its log
+	ruby            bool
+	postgres, redis *proxy
+	command         []string
+	env             []string
+
+	mu    sync.Mutex
+	cmd   *exec.Cmd
+	ended chan struct{}
+	log   *os.File
+}
+
+// reach makes the URL one that leads through the proxy.
+func reach(server string, p *proxy) string {
+	u, err := url.Parse(server)
+	if err != nil {
+		panic(err) // it is ours
+	}
+	u.Host = p.address()
+	return u.String()
+}
+
+func hostOf(server string) string {
+	u, err := url.Parse(server)
+	if err != nil {
+		panic(err) // it is ours
+	}
+	return net.JoinHostPort(u.Hostname(), u.Port())
+}
+
+func (r *run) newProcess(name string, ruby bool, command ...string) (*process, error) {
+	p := &process{name: name, ruby: ruby, command: command}
+	var err error
+	if p.postgres, err = newProxy(hostOf(r.postgres.URL("chaos")), true); err != nil {
+		return nil, err
+	}
+	if p.redis, err = newProxy(hostOf(r.redis.URL(0)), false); err != nil {
+		return nil, err
+	}
+	if p.log, err = os.Create(filepath.Join(r.dir, name+".log")); err != nil {
+		return nil, err
+	}
+	redis := reach(r.redis.URL(0), p.redis)
+	p.env = append(os.Environ(), "TASKER_DATABASE_URL="+reach(r.postgres.URL("chaos"), p.postgres), "TASKER_REDIS_URL="+redis, "REDIS_URL="+redis, "RUBYLIB="+r.bridge)
+	return p, p.start()
+}
+
+// start starts it, with more of environment and arguments.
+func (p *process) start(more ...string) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	cmd := exec.Command(p.command[0], append(p.command[1:len(p.command):len(p.command)], more...)...)
+	cmd.Env, cmd.Stdout, cmd.Stderr = p.env, p.log, p.log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	started := make(chan error)
+	ended := make(chan struct{})
+	go keepThread(cmd, started, ended)
+	if err := <-started; err != nil {
+		return fmt.Errorf("start %s: %w", p.name, err)
+	}
+	p.cmd, p.ended = cmd, ended
+	return nil
+}
+
+func (p *process) pid() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.cmd.Process.Pid
+}
+
+func (p *process) signal(s syscall.Signal) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	err := p.cmd.Process.Signal(s)
+	if errors.Is(err, os.ErrProcessDone) {
+		return nil
+	}
+	return err
+}
+
+// end sends the signal and waits until it is gone; one that takes more than half
+// a minute is killed.
+func (p *process) end(s syscall.Signal) error {
+	if err := p.signal(s); err != nil {
+		return err
+	}
+	select {
+	case <-p.ended:
+		return nil
+	case <-time.After(40 * time.Second):
+		if err := p.signal(syscall.SIGKILL); err != nil {
+			return err
+		}
+		<-p.ended
+		return fmt.Errorf("%s did not stop within 40 s of %s", p.name, s)
+	}
+}
+
+func (p *process) alive() bool {
+	select {
+	case <-p.ended:
+		return false
+	default:
+		return true
+	}
+}
+
+// identity is what tasker.workers and tasker.processes know it by.
+func (p *process) identity() string {
+	host, _ := os.Hostname() // empty where it is empty for them too
+	return host + ":" + strconv.Itoa(p.pid())
+}
+
+func (p *process) close() {
+	_ = p.signal(syscall.SIGCONT) // it may be stopped
+	_ = p.end(syscall.SIGKILL)    // at the end
+	p.postgres.close()
+	p.redis.close()
+	_ = p.log.Close()
+}
+
+// startAll starts two workers and two Sidekiqs.
+func (r *run) startAll(ctx context.Context) error {
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	for n := range 2 {
+		p, err := r.newProcess(fmt.Sprintf("worker-%d", n+1), false, self, "worker")
+		if err != nil {
+			return err
+		}
+		r.workers = append(r.workers, p)
+	}
+	for n := range 2 {
+		p, err := r.newProcess(fmt.Sprintf("sidekiq-%d", n+1), true, "sidekiq", "-r", r.boot, "-q", "default", "-c", "5", "-t", "5")
+		if err != nil {
+			return err
+		}
+		r.sidekiqs = append(r.sidekiqs, p)
+	}
+	return r.until(ctx, "all processes are there", func() (bool, error) {
+		var there int
+		err := r.pool.QueryRow(ctx, `SELECT (SELECT count(*) FROM tasker.workers WHERE state = 'alive') + (SELECT count(*) FROM tasker.processes)`).Scan(&there)
+		return there >= 4, err
+	})
+}
