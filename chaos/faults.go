@@ -1,10 +1,14 @@
+//go:build linux
+
 package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
@@ -209,6 +213,26 @@ var faults = []fault{
 				return wait(ctx, 3*time.Second)
 			})
 		}},
+	{name: "disk full", what: "Postgres's disk is full for four seconds; what it doesn't survive it is started again from (with -small-disk)", weight: 1, healed: true,
+		do: func(ctx context.Context, r *run, struck func(string, ...any)) error {
+			if !r.smallDisk {
+				return errSkipped
+			}
+			struck(allOpen)
+			fill := filepath.Join(r.disk, "fill")
+			if err := fillDisk(fill); err != nil {
+				return err
+			}
+			return r.after(ctx, 4*time.Second, 4*time.Second, func() error {
+				if err := os.Remove(fill); err != nil {
+					return err
+				}
+				if r.postgres.PID() == 0 || r.pool.Ping(ctx) != nil {
+					return r.postgres.Restart(ctx)
+				}
+				return nil
+			})
+		}},
 	{name: "Redis killed", what: "SIGKILL, started again, empty", weight: 3, healed: true,
 		do: func(ctx context.Context, r *run, struck func(string, ...any)) error {
 			struck(allInRedis)
@@ -320,6 +344,26 @@ var faults = []fault{
 				return p.start()
 			})
 		}},
+}
+
+// fillDisk writes zeros until no byte more goes in.
+func fillDisk(path string) error {
+	file, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	block := make([]byte, 1<<20)
+	for len(block) > 0 {
+		n, err := file.Write(block)
+		switch {
+		case errors.Is(err, syscall.ENOSPC):
+			block = block[:(len(block)-n)/2]
+		case err != nil:
+			return err
+		}
+	}
+	return nil
 }
 
 // fakeTime is the library that changes a process's clock, where it is installed.

@@ -1,3 +1,5 @@
+//go:build linux
+
 // Command chaos runs tasker under faults and says whether it kept its promises:
 //
 //	go run ./chaos -seed 1 -for 30m
@@ -46,6 +48,8 @@ type run struct {
 	only   string
 
 	dir, bridge, boot string
+	disk              string // what Postgres has its data on
+	smallDisk         bool   // which is a file system of its own, in memory
 	postgres          *devstack.Postgres
 	redis             *devstack.Redis
 	redisClient       *redis.Client
@@ -78,6 +82,7 @@ func main() {
 	flag.StringVar(&r.only, "only", "", "only the faults whose name has this in it")
 	open := flag.Int("open", 150, "tasks that are open at a time, about")
 	out := flag.String("json", "", "a file for all figures")
+	flag.BoolVar(&r.smallDisk, "small-disk", false, "give Postgres a disk of 1 GiB, in memory, and fill it up (root only)")
 	keep := flag.String("logs", "", "a folder that keeps the logs of all processes")
 	flag.Parse()
 	if flag.NArg() > 0 {
@@ -91,7 +96,7 @@ func main() {
 			fmt.Fprintf(os.Stderr, "chaos: -seed takes numbers, not %q\n", word)
 			os.Exit(2)
 		}
-		one := run{seed: r.seed, only: r.only}
+		one := run{seed: r.seed, only: r.only, smallDisk: r.smallDisk}
 		result, err := one.all(ctx, *lasting, *open, *keep)
 		if err != nil {
 			fmt.Fprintln(os.Stderr, "chaos:", err)
@@ -192,7 +197,16 @@ func (r *run) all(ctx context.Context, lasting time.Duration, open int, keep str
 
 // open starts the servers.
 func (r *run) open(ctx context.Context, dir string) (err error) {
-	if r.postgres, err = devstack.StartPostgres(ctx, devstack.PostgresOptions{Dir: filepath.Join(dir, "postgres"), Fsync: true}); err != nil {
+	r.disk = filepath.Join(dir, "postgres")
+	if r.smallDisk {
+		if err := os.Mkdir(r.disk, 0o755); err != nil {
+			return err
+		}
+		if err := syscall.Mount("chaos", r.disk, "tmpfs", 0, "size=1g"); err != nil {
+			return fmt.Errorf("mount a small disk: %w", err)
+		}
+	}
+	if r.postgres, err = devstack.StartPostgres(ctx, devstack.PostgresOptions{Dir: r.disk, Fsync: true}); err != nil {
 		return err
 	}
 	if r.redis, err = devstack.StartRedis(ctx, devstack.RedisOptions{Dir: filepath.Join(dir, "redis")}); err != nil {
@@ -238,6 +252,9 @@ func (r *run) close() error {
 	}
 	if r.postgres != nil {
 		err = errors.Join(err, r.postgres.Kill())
+	}
+	if r.smallDisk {
+		err = errors.Join(err, syscall.Unmount(r.disk, 0))
 	}
 	return err
 }

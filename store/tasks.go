@@ -40,6 +40,9 @@ func (s *Store) Enqueue(ctx context.Context, t *NewTask) (int64, error) {
 		tags = []string{}
 	}
 	var priority *int16
+	if t.Priority < 0 || t.Priority > 4 { // beyond a smallint Postgres would see another number
+		return 0, fmt.Errorf("enqueue %s/%s: %w", t.Namespace, t.Name, &RefusedError{Message: fmt.Sprintf("priority is a number from 1, which goes first, to 4, not %d", t.Priority)})
+	}
 	if t.Priority != 0 {
 		priority = new(int16(t.Priority))
 	}

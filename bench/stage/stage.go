@@ -251,6 +251,17 @@ func (s *Stage) CPU() map[string]time.Duration {
 	return used
 }
 
+// Memory is what a process has of the machine's, in bytes: its resident set.
+func (s *Stage) Memory(name string) int64 {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", s.pids[name]))
+	fields := strings.Fields(string(text))
+	if err != nil || len(fields) < 2 {
+		return 0 // it has ended
+	}
+	pages, _ := strconv.ParseInt(fields[1], 10, 64) // 0: not known
+	return pages * int64(os.Getpagesize())
+}
+
 // usage reads /proc/PID/stat: the parent, its own CPU time and that of the
 // children it has waited for.
 func usage(pid int) (parent int, own, reaped time.Duration) {
