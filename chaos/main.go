@@ -254,7 +254,7 @@ func (r *run) close() error {
 		err = errors.Join(err, r.postgres.Kill())
 	}
 	if r.smallDisk {
-		err = errors.Join(err, syscall.Unmount(r.disk, 0))
+		err = errors.Join(err, syscall.Unmount(r.disk, syscall.MNT_DETACH)) // backends may still be ending
 	}
 	return err
 }
