@@ -248,8 +248,10 @@ func compareCosts(t *testing.T, got []cost) {
 		}
 		want.what = strings.TrimSpace(wants[i][:40])
 		// How an index page splits, and a number's digits, is a matter of a few per cent.
-		near := func(a, b float64) bool { return a <= b*1.03+1 && a >= b*0.97-1 }
-		if c.what != want.what || c.steps != want.steps || c.statements != want.statements || c.inside != want.inside || !near(c.wal, want.wal) || !near(c.allocations, want.allocations) {
+		near := func(a, b, more float64) bool { return a <= b*1.03+1+more && a >= b*0.97-1-more }
+		const pageHeader = 24 // of the log: whether one comes in between is chance
+		if c.what != want.what || c.steps != want.steps || c.statements != want.statements || c.inside != want.inside ||
+			!near(c.wal, want.wal, pageHeader/float64(c.steps)) || !near(c.allocations, want.allocations, 0) {
 			t.Errorf("costs have changed\nfrom "+line+"  to "+line+"if that is meant: go test ./store -run TestWhatAStepCosts -update",
 				want.what, want.steps, want.statements, want.inside, want.wal, want.allocations, c.what, c.steps, c.statements, c.inside, c.wal, c.allocations)
 		}
