@@ -69,8 +69,9 @@ func main() {
 	if len(os.Args) > 1 && os.Args[1] == "worker" {
 		flags := flag.NewFlagSet("worker", flag.ExitOnError)
 		without := flags.String("without", "", "")
+		hasty := flags.Bool("hasty", false, "")
 		_ = flags.Parse(os.Args[2:]) // ends the program
-		if err := runWorker(ctx, *without); err != nil {
+		if err := runWorker(ctx, *without, *hasty); err != nil {
 			fmt.Fprintln(os.Stderr, "chaos worker:", err)
 			os.Exit(1)
 		}
@@ -189,6 +190,10 @@ func (r *run) all(ctx context.Context, lasting time.Duration, open int, keep str
 		return nil, err
 	}
 	result.Broken, result.Duplicates, err = r.verdict(ctx)
+	found, logErr := r.sweepFound()
+	if err = errors.Join(err, logErr); found > 0 {
+		result.Broken = append(result.Broken, fmt.Sprintf("%d times the sweep found tasks that nothing else would have brought back", found))
+	}
 	for _, b := range result.Broken {
 		say("BROKEN: %s", b)
 	}
@@ -257,6 +262,19 @@ func (r *run) close() error {
 		err = errors.Join(err, syscall.Unmount(r.disk, syscall.MNT_DETACH)) // backends may still be ending
 	}
 	return err
+}
+
+// sweepFound counts how often the last net has caught something, by the workers'
+// logs: there is nothing that it should have to catch.
+func (r *run) sweepFound() (n int, err error) {
+	for _, p := range r.workers {
+		text, err := os.ReadFile(p.log.Name())
+		if err != nil {
+			return 0, err
+		}
+		n += strings.Count(string(text), "nothing would have brought back")
+	}
+	return n, nil
 }
 
 // bringAbout brings about one fault after the other until the time is over.

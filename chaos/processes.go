@@ -148,7 +148,7 @@ func (r *run) startAll(ctx context.Context) error {
 		return err
 	}
 	for n := range 2 {
-		p, err := r.newProcess(fmt.Sprintf("worker-%d", n+1), false, self, "worker")
+		p, err := r.newProcess(fmt.Sprintf("worker-%d", n+1), false, self, "worker", fmt.Sprintf("-hasty=%t", n == 0))
 		if err != nil {
 			return err
 		}

@@ -31,7 +31,7 @@ type work struct {
 
 // runWorker is a program as a team would write it that has Go handlers of its
 // own. It is this program, started as a worker.
-func runWorker(ctx context.Context, without string) error {
+func runWorker(ctx context.Context, without string, hasty bool) error {
 	pool, err := pgxpool.New(ctx, os.Getenv("TASKER_DATABASE_URL"))
 	if err != nil {
 		return err
@@ -48,6 +48,9 @@ func runWorker(ctx context.Context, without string) error {
 		Logger: slog.New(slog.NewTextHandler(os.Stderr, nil)),
 	}
 	c.MaxLosses = manyLosses
+	if hasty { // gives up what only waits, again and again
+		c.ParkAfter, c.HoldFor = 20*time.Millisecond, 20*time.Millisecond
+	}
 	// A database that is away at the start is away for a while: supervisors start
 	// programs again, and so does this.
 	for {

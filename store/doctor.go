@@ -56,10 +56,12 @@ func (s *Store) Examine(ctx context.Context, o ExamineOptions) ([]Examined, erro
 	}
 	var all []Examined
 	err := pgx.BeginTxFunc(ctx, s.pool, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
-		// What was counted of the common tables' rows is guessed: one loop in another
-		// over them would take for ever where the guess is wrong.
-		if _, err := tx.Exec(ctx, `SET LOCAL enable_nestloop = off`); err != nil {
-			return err
+		if o.Task == nil {
+			// How many rows scope has is guessed, and a loop in a loop over them would take
+			// for ever where the guess is wrong.
+			if _, err := tx.Exec(ctx, `SET LOCAL enable_nestloop = off`); err != nil {
+				return err
+			}
 		}
 		for _, check := range Checks {
 			began := time.Now()

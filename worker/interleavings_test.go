@@ -44,6 +44,7 @@ type session struct {
 type verb struct {
 	name string
 	do   func(ctx context.Context, s *session, x *scene) error
+	loop bool // the owner's loop does it, which does one thing at a time
 }
 
 func report(outcome string) func(context.Context, *session, *scene) error {
@@ -65,59 +66,59 @@ func statement(sql string, step string) func(context.Context, *session, *scene) 
 	}
 }
 
-// writes is a write of the loop that owns the task.
-func writes(unit func(x *scene) *store.Unit) func(context.Context, *session, *scene) error {
-	return func(ctx context.Context, s *session, x *scene) error {
+// write is one of the loop that owns the task.
+func write(name string, unit func(x *scene) *store.Unit) verb {
+	return verb{name, func(ctx context.Context, s *session, x *scene) error {
 		u := unit(x)
 		u.Task, u.Epoch, u.Gates = x.task, x.epoch, x.gates
 		return s.store.NewWriter(ctx, x.owner).Write(ctx, u)
-	}
+	}, true}
 }
 
 var interleaved = []verb{
-	{"report success", report("success")},
-	{"report failure", report("failure")},
-	{"report loss", report("lost")},
-	{"start the attempt", statement(`SELECT tasker.start_attempt($1, 1)`, "ruby")},
-	{"finish a Go step and claim the next", writes(func(x *scene) *store.Unit {
+	{"report success", report("success"), false},
+	{"report failure", report("failure"), false},
+	{"report loss", report("lost"), false},
+	{"start the attempt", statement(`SELECT tasker.start_attempt($1, 1)`, "ruby"), false},
+	write("finish a Go step and claim the next", func(x *scene) *store.Unit {
 		return &store.Unit{Steps: []store.StepWrite{
 			{Step: x.steps["go"], Was: tasker.StepInProgress, WasAttempt: 1, State: tasker.StepComplete, Attempt: 1, Result: []byte(`{}`)},
 			{Step: x.steps["next"], Was: tasker.StepPending, State: tasker.StepEnqueued, Attempt: 1, Queue: "default"},
 		}}
-	})},
-	{"claim the limited step", writes(func(x *scene) *store.Unit {
+	}),
+	write("claim the limited step", func(x *scene) *store.Unit {
 		return &store.Unit{Steps: []store.StepWrite{
 			{Step: x.steps["limited"], Was: tasker.StepPending, State: tasker.StepInProgress, Attempt: 1, Gates: []int32{x.gate}}}}
-	})},
-	{"park", writes(func(x *scene) *store.Unit {
+	}),
+	write("park", func(x *scene) *store.Unit {
 		return &store.Unit{Release: true, Parked: []int64{x.steps["ruby"]}}
-	})},
-	{"give up for a while", writes(func(x *scene) *store.Unit {
+	}),
+	write("give up for a while", func(x *scene) *store.Unit {
 		return &store.Unit{Release: true, Rerun: new(time.Second)}
-	})},
+	}),
 	{"claim by another worker", func(ctx context.Context, s *session, x *scene) error {
 		_, err := s.store.NewClaimer(ctx, x.other).Claim(ctx, x.task)
 		return err
-	}},
-	{"reap the owner", func(ctx context.Context, s *session, _ *scene) error { _, err := s.store.ReapWorker(ctx); return err }},
-	{"sweep", func(ctx context.Context, s *session, _ *scene) error { _, err := s.store.Sweep(ctx); return err }},
+	}, false},
+	{"reap the owner", func(ctx context.Context, s *session, _ *scene) error { _, err := s.store.ReapWorker(ctx); return err }, false},
+	{"sweep", func(ctx context.Context, s *session, _ *scene) error { _, err := s.store.Sweep(ctx); return err }, false},
 	{"read the clocks", func(ctx context.Context, s *session, _ *scene) error {
 		_, _, err := s.store.ReadClocks(ctx, 10*time.Second, time.Minute)
 		return err
-	}},
+	}, false},
 	{"take unstarted attempts", func(ctx context.Context, s *session, _ *scene) error {
 		_, err := s.store.TakeUnstarted(ctx, time.Microsecond, 100)
 		return err
-	}},
-	{"cancel the task", statement(`SELECT tasker.cancel_task($1, 'ada')`, "")},
-	{"pause the task", statement(`SELECT tasker.pause_task($1, 'ada')`, "")},
-	{"skip the Ruby step", statement(`SELECT tasker.skip_step($1, 'ada')`, "ruby")},
-	{"resolve the Go step", statement(`SELECT tasker.resolve_step($1, '7', 'ada')`, "go")},
-	{"skip the limited step", statement(`SELECT tasker.skip_step($1, 'ada')`, "limited")},
-	{"change the priority", statement(`SELECT tasker.set_task_priority($1, 1::smallint, 'ada')`, "")},
+	}, false},
+	{"cancel the task", statement(`SELECT tasker.cancel_task($1, 'ada')`, ""), false},
+	{"pause the task", statement(`SELECT tasker.pause_task($1, 'ada')`, ""), false},
+	{"skip the Ruby step", statement(`SELECT tasker.skip_step($1, 'ada')`, "ruby"), false},
+	{"resolve the Go step", statement(`SELECT tasker.resolve_step($1, '7', 'ada')`, "go"), false},
+	{"skip the limited step", statement(`SELECT tasker.skip_step($1, 'ada')`, "limited"), false},
+	{"change the priority", statement(`SELECT tasker.set_task_priority($1, 1::smallint, 'ada')`, ""), false},
 	{"change a limit", func(ctx context.Context, s *session, _ *scene) error {
 		return s.store.SetLimit(ctx, store.GateKey{Scope: "key", Name: "bank"}, store.Limit{MaxAttempts: new(2)}, store.Operator{})
-	}},
+	}, false},
 }
 
 const scenery = `
@@ -162,8 +163,9 @@ func (b *bundle) set() *scene {
 		store.StepWrite{Step: x.steps["ruby"], Was: tasker.StepPending, State: tasker.StepEnqueued, Attempt: 1, Queue: "default"},
 		store.StepWrite{Step: x.steps["go"], Was: tasker.StepPending, State: tasker.StepInProgress, Attempt: 1},
 	)
-	// River's job is done, as after a loop that has begun; the owner has been silent.
-	b.exec(`UPDATE tasker.river_job SET state = 'running', attempted_at = now(), attempted_by = ARRAY['owner ' || $1::text] WHERE (args ->> 'task_id')::bigint = $1`, x.task)
+	// Nothing but its owner and its attempts would bring the task back; and the
+	// owner has been silent.
+	b.exec(`UPDATE tasker.river_job SET state = 'completed', finalized_at = now() WHERE (args ->> 'task_id')::bigint = $1`, x.task)
 	b.exec(`UPDATE tasker.workers SET last_seen_at = now() - interval '1 minute' WHERE worker_id = $1`, x.owner)
 	return x
 }
@@ -207,10 +209,13 @@ func expected(err error) bool {
 	return errors.As(err, &refused) && !strings.Contains(err.Error(), "deadlock")
 }
 
-// after checks a scene when all who did something there are done.
+// after checks a scene when all who did something there are done, and clears it
+// away.
 func (b *bundle) after(x *scene, what string) {
 	b.Helper()
-	b.exec(`UPDATE tasker.workers SET state = 'dead' WHERE worker_id = $1 AND state = 'alive' AND NOT EXISTS (SELECT FROM tasker.tasks WHERE owner = $1)`, x.owner)
+	// A task that somebody held while its owner was declared dead is for the sweep,
+	// which comes within 30 s; nobody is worried until a minute is over.
+	b.exec(`UPDATE tasker.workers SET last_seen_at = now() WHERE worker_id = $1 AND state = 'dead'`, x.owner)
 	all, err := b.store.Examine(b.Context(), store.ExamineOptions{Task: &x.task})
 	b.must(err)
 	for _, e := range all {
@@ -220,6 +225,9 @@ func (b *bundle) after(x *scene, what string) {
 			}
 		}
 	}
+	b.exec(`SELECT tasker.cancel_task(task_id) FROM tasker.tasks WHERE task_id = $1 AND state IN ('pending', 'in_progress', 'error')`, x.task)
+	b.exec(`DELETE FROM tasker.river_job WHERE (args ->> 'task_id')::bigint = $1`, x.task)
+	b.exec(`DELETE FROM tasker.workers WHERE worker_id IN ($1, $2)`, x.owner, x.other)
 }
 
 // Guarantees 3 to 7 under every order of two: one is stopped after each of its
@@ -246,6 +254,9 @@ func TestTwoAtATimeInEveryOrder(t *testing.T) {
 				}
 				for _, place := range b.seen() {
 					for _, second := range interleaved {
+						if first.loop && second.loop {
+							continue
+						}
 						what := fmt.Sprintf("%q, stopped after %s, and %q", first.name, place, second.name)
 						b.interleave(halting, passing, place, first, second, what)
 						runs++
