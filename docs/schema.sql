@@ -2163,6 +2163,29 @@ BEGIN
 END $$;
 
 --
+-- Name: rescue_unheard(text, bigint[]); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.rescue_unheard(client text, known bigint[]) RETURNS integer
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    n int;
+BEGIN
+    UPDATE tasker.river_job j
+    SET state = 'available', scheduled_at = now(),
+        errors = array_append(j.errors, jsonb_build_object('at', now(), 'attempt', j.attempt, 'error', 'its worker never heard of it', 'trace', ''))
+    WHERE j.state = 'running' AND j.kind = 'task_execution' AND j.attempted_by[cardinality(j.attempted_by)] = client
+      AND j.attempted_at < clock_timestamp() - interval '3 seconds' -- a younger one may be on its way
+      AND j.id <> ALL (known);
+    GET DIAGNOSTICS n = ROW_COUNT;
+    IF n > 0 THEN
+        PERFORM tasker.notify_river();
+    END IF;
+    RETURN n;
+END $$;
+
+--
 -- Name: reset_steps(bigint, bigint[], text, text); Type: FUNCTION; Schema: tasker; Owner: -
 --
 

@@ -16,6 +16,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
+	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -42,13 +45,44 @@ type Runner interface {
 	Run(ctx context.Context, task, job int64) error
 }
 
+// Known are the jobs that a client is working. The zero value is ready.
+type Known struct {
+	mu  sync.Mutex
+	ids map[int64]bool
+}
+
+// IDs lists them.
+func (k *Known) IDs() []int64 {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return slices.AppendSeq([]int64{}, maps.Keys(k.ids)) // not nil, which would be NULL
+}
+
+func (k *Known) add(id int64) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.ids == nil {
+		k.ids = map[int64]bool{}
+	}
+	k.ids[id] = true
+}
+
+func (k *Known) remove(id int64) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	delete(k.ids, id)
+}
+
 type taskWorker struct {
 	river.WorkerDefaults[TaskExecutionArgs]
 	runner Runner
 	tuning Tuning
+	known  *Known
 }
 
 func (w *taskWorker) Work(ctx context.Context, job *river.Job[TaskExecutionArgs]) error {
+	w.known.add(job.ID)
+	defer w.known.remove(job.ID)
 	crash.At(crash.JobFetched)
 	err := w.runner.Run(ctx, job.Args.TaskID, job.ID)
 	crash.At(crash.JobServed)
@@ -77,6 +111,7 @@ type Config struct {
 	ID       string // enters river_job.attempted_by: finds the jobs that a dead worker left running
 	MaxTasks int    // tasks that this worker runs at once
 	Runner   Runner
+	Known    *Known // kept current, if given
 	Logger   *slog.Logger
 	PollOnly bool // don't listen: look for jobs every Poll
 	Tuning
@@ -112,8 +147,11 @@ func (t Tuning) WithDefaults() Tuning {
 // NewClient returns a client over the pool.
 func NewClient(pool *pgxpool.Pool, c Config) (*Client, error) {
 	tuning := c.Tuning.WithDefaults()
+	if c.Known == nil {
+		c.Known = &Known{}
+	}
 	workers := river.NewWorkers()
-	if err := river.AddWorkerSafely(workers, &taskWorker{runner: c.Runner, tuning: tuning}); err != nil {
+	if err := river.AddWorkerSafely(workers, &taskWorker{runner: c.Runner, tuning: tuning, known: c.Known}); err != nil {
 		return nil, fmt.Errorf("set up River: %w", err)
 	}
 	client, err := river.NewClient(riverpgxv5.New(pool), &river.Config{

@@ -117,6 +117,15 @@ func (s *Store) Sweep(ctx context.Context) (found int, err error) {
 	return found, nil
 }
 
+// RescueUnheard makes those River jobs available again that run in a client for
+// seconds and that it doesn't know of: the answer of their fetch was lost.
+func (s *Store) RescueUnheard(ctx context.Context, client string, known []int64) (rescued int, err error) {
+	if err := s.pool.QueryRow(ctx, `SELECT tasker.rescue_unheard($1, $2)`, client, known).Scan(&rescued); err != nil {
+		return 0, fmt.Errorf("look for jobs whose fetch was lost: %w", err)
+	}
+	return rescued, nil
+}
+
 // HandledElsewhere reports whether another living worker has one of the Go
 // handlers.
 func (s *Store) HandledElsewhere(ctx context.Context, worker int64, handlers []string) (bool, error) {

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/taskerhq/tasker/crash"
+	"github.com/taskerhq/tasker/jobs"
 	"github.com/taskerhq/tasker/orchestrator"
 	"github.com/taskerhq/tasker/sidekiq"
 	"github.com/taskerhq/tasker/store"
@@ -147,6 +148,18 @@ func (w *worker) repair(ctx context.Context, pusher *sidekiq.Pusher, log *slog.L
 	log.Warn("jobs were in no queue any more and are pushed again", "attempts", len(missing))
 	pusher.Push(missing)
 	return nil
+}
+
+// rescueUnheard brings back jobs that River has fetched for this worker, as far as
+// the table knows, and whose fetch it never heard the answer of.
+func (w *worker) rescueUnheard(ctx context.Context, client string, known *jobs.Known, log *slog.Logger) error {
+	ctx, cancel := context.WithTimeout(ctx, w.live.now().RepairTimeout)
+	defer cancel()
+	rescued, err := w.store.RescueUnheard(ctx, client, known.IDs())
+	if rescued > 0 {
+		log.Warn("jobs were fetched whose answer was lost with its connection; they come again", "jobs", rescued)
+	}
+	return err
 }
 
 // consumers tells the pusher who takes its jobs, while it pushes any.

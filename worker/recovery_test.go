@@ -2,6 +2,7 @@ package worker_test
 
 import (
 	"errors"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -220,4 +221,24 @@ func TestConnectionsThatBreakAreMadeAgain(t *testing.T) {
 	b.finish()
 	b.want("50", `SELECT count(*)::text FROM tasker.tasks WHERE state = 'complete'`)
 	b.checkHistory()
+}
+
+// River's fetch was committed, and its answer lost: the job runs, as far as
+// anybody can read, and no worker has it.
+func TestAJobWhoseFetchWasNeverHeardOfComesBack(t *testing.T) {
+	b := setup(t)
+	b.register(oneGoStep)
+	w := b.worker()
+	b.exec(`INSERT INTO tasker.tasks (namespace, name, run_at) VALUES ('test', 'one', now() + interval '1 hour')`)
+	b.exec(`UPDATE tasker.river_job SET state = 'running', attempt = 1, attempted_at = now(), attempted_by = ARRAY[(SELECT client_id FROM tasker.workers)]`)
+	b.exec(`UPDATE tasker.tasks SET run_at = now()`)
+	b.finish()
+	for _, said := range []struct {
+		text string
+		want bool
+	}{{"jobs were fetched whose answer was lost", true}, {"nothing would have brought back", false}} {
+		if strings.Contains(w.log.String(), said.text) != said.want {
+			t.Errorf("the worker says %q: %t, want %t", said.text, !said.want, said.want)
+		}
+	}
 }

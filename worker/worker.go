@@ -235,7 +235,8 @@ func (w *worker) session(ctx context.Context) (err error) {
 	o := orchestrator.New(orchestrator.Config{
 		Store: w.store, Worker: id, Handlers: w.Handlers, Dispatcher: push, MaxTasks: w.MaxTasks, Logger: log, Tuning: w.live.now().Tuning,
 	})
-	river, err := jobs.NewClient(w.pool, jobs.Config{Schema: migrations.Schema, ID: client, MaxTasks: w.MaxTasks, Runner: o, Logger: quiet(log), PollOnly: w.PollOnly, Tuning: w.River})
+	known := &jobs.Known{}
+	river, err := jobs.NewClient(w.pool, jobs.Config{Schema: migrations.Schema, ID: client, MaxTasks: w.MaxTasks, Runner: o, Known: known, Logger: quiet(log), PollOnly: w.PollOnly, Tuning: w.River})
 	if err != nil {
 		return err
 	}
@@ -262,6 +263,9 @@ func (w *worker) session(ctx context.Context) (err error) {
 	})
 	services.Go(func() {
 		everyLive(background, w.live, func(l *Live) time.Duration { return l.RepairEvery }, log, func(ctx context.Context) error { return w.repair(ctx, pusher, log) })
+	})
+	services.Go(func() {
+		everyLive(background, w.live, func(l *Live) time.Duration { return l.RepairEvery }, log, func(ctx context.Context) error { return w.rescueUnheard(ctx, client, known, log) })
 	})
 	services.Go(func() {
 		sparely(background, w.live, func(l *Live) time.Duration { return l.SweepEvery }, log, func(ctx context.Context) error { return w.sweep(ctx, log) })

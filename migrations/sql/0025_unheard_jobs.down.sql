@@ -1,0 +1,1 @@
+DROP FUNCTION tasker.rescue_unheard(text, bigint[]);
