@@ -55,25 +55,3 @@ func (o *Orchestrator) Settle(ctx context.Context) error {
 		return fmt.Errorf("wait for tasks: %w", ctx.Err())
 	}
 }
-
-// served remembers the last jobs whose visit was made before they came.
-type served struct {
-	jobs [64]int64
-	next int
-}
-
-func (s *served) add(job int64) {
-	s.jobs[s.next] = job
-	s.next = (s.next + 1) % len(s.jobs)
-}
-
-// take reports whether the job was served, and forgets it.
-func (s *served) take(job int64) bool {
-	for i, j := range s.jobs {
-		if j == job && job != 0 {
-			s.jobs[i] = 0
-			return true
-		}
-	}
-	return false
-}

@@ -23,7 +23,7 @@ step_templates:
 
 func TestATaskThatCameAloneNeedsNoJob(t *testing.T) {
 	t.Parallel()
-	o, w, s := setup(t, oneStep)
+	o, _, s := setup(t, oneStep)
 	o.MaxTasks = 10
 	task := enqueue(t, s, "one")
 	o.Enqueued(task, 7)
@@ -43,7 +43,6 @@ func TestATaskThatCameAloneNeedsNoJob(t *testing.T) {
 	if got, err := s.Task(t.Context(), task); err != nil || got.State != tasker.TaskComplete {
 		t.Errorf("the task is %+v, %v", got, err)
 	}
-	w.pool.Close() // a claim would not come to an end
 	if err := o.Run(t.Context(), task, 7); err != nil {
 		t.Errorf("its job, that came when all was done: %v", err)
 	}
@@ -56,7 +55,7 @@ func TestTheJobOfATaskThatCameAloneJoinsItsVisit(t *testing.T) {
 		job   int64
 		epoch int
 	}{
-		{"its job has nothing more to ask for", 7, 1},
+		{"its job may be what the parked task relies on, and has it looked at again", 7, 2},
 		{"another job may know of a report, and has the task looked at again", 8, 2},
 	} {
 		t.Run(c.about, func(t *testing.T) {

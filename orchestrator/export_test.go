@@ -9,7 +9,7 @@ func (o *Orchestrator) AwaitJoined(task int64) {
 	for {
 		o.mu.Lock()
 		l := o.loops[task]
-		joined := l == nil || l.again || l.visit.awaits == 0
+		joined := l == nil || l.again || l.awaited
 		o.mu.Unlock()
 		if joined {
 			return

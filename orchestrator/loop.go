@@ -20,12 +20,14 @@ import (
 // loop is the orchestration loop over one task. Everything but mail and again
 // belongs to its goroutine.
 type loop struct {
-	o     *Orchestrator
-	id    int64
-	mail  mailbox
-	again bool // guarded by o.mu: another River job asked for this task meanwhile
-	visit *visit
-	epoch atomic.Int64 // of task, for others to compare; 0: not claimed yet
+	o       *Orchestrator
+	id      int64
+	mail    mailbox
+	again   bool // guarded by o.mu: another River job asked for this task meanwhile
+	awaited bool // guarded by o.mu: the job that its visit was begun for has come
+	ended   bool // it has ended the task
+	visit   *visit
+	epoch   atomic.Int64 // of task, for others to compare; 0: not claimed yet
 
 	refusals int // writes refused in a row
 
@@ -125,6 +127,7 @@ func (l *loop) run() error {
 			continue
 		}
 		l.refusals = 0
+		l.ended = unit.State != "" && unit.State.Finished()
 		if act.ring {
 			l.o.ringAfter(*unit.Rerun)
 		}

@@ -80,7 +80,6 @@ type Orchestrator struct {
 
 	mu          sync.Mutex
 	loops       map[int64]*loop
-	served      served         // jobs that have nothing left to ask for
 	awaiting    map[int64]bool // steps whose attempts are out at Sidekiq
 	drained     bool
 	templates   sync.Map    // template id → *compiled
@@ -125,18 +124,18 @@ func New(c Config) *Orchestrator {
 // the River job that asks for it.
 func (o *Orchestrator) Run(ctx context.Context, task, job int64) error {
 	o.mu.Lock()
-	if o.served.take(job) {
-		o.mu.Unlock()
-		return nil
-	}
 	if there := o.loops[task]; there != nil {
-		// The job whose visit Enqueued began. Or a second one for a task that this
-		// worker holds, or the same one again. It may be the wake-up for a report
-		// that came just after that loop parked: have it look once more when it is
-		// done. And it may be what was rescued from this worker, which has been
-		// declared dead and doesn't know: so its fate is that of the first.
+		// A second job for a task that this worker holds, or the same one again. It
+		// may be the wake-up for a report that came just after that loop parked: have
+		// it look once more when it is done. And it may be what was rescued from this
+		// worker, which has been declared dead and doesn't know: so its fate is that
+		// of the first.
+		//
+		// Or it is the job whose visit Enqueued began. A loop that gives its task up for
+		// a while relies on a job that nobody has fetched yet, and that may be this
+		// one: unless the loop ends the task, it has to be looked at once more, too.
 		if job != 0 && there.visit.awaits == job {
-			there.visit.awaits = 0
+			there.awaited = true
 		} else {
 			there.again = true
 		}
@@ -169,12 +168,10 @@ func (o *Orchestrator) visit(v *visit, l *loop) error {
 		o.mu.Lock()
 		// A loop that lost its task leaves it to whoever has it.
 		served := err == nil || errors.Is(err, store.ErrStale) && !errors.Is(err, store.ErrBusy)
-		if !l.again || !served || o.ctx.Err() != nil {
+		again := l.again || l.awaited && !l.ended
+		if !again || !served || o.ctx.Err() != nil {
 			delete(o.loops, task)
 			v.fate = o.explain(task, err, served)
-			if v.fate == nil && v.awaits != 0 {
-				o.served.add(v.awaits)
-			}
 			o.mu.Unlock()
 			return v.fate
 		}
@@ -188,7 +185,7 @@ func (o *Orchestrator) visit(v *visit, l *loop) error {
 type visit struct {
 	done   chan struct{}
 	fate   error // once done
-	awaits int64 // the River job that it began for, and that has not come; 0: none. Guarded by o.mu
+	awaits int64 // the River job that it began for, before that came; 0: none
 }
 
 // ErrAbandoned is what Run returns when the task could not be served: the worker

@@ -3,6 +3,9 @@ package worker_test
 import (
 	"context"
 	"testing"
+	"time"
+
+	"github.com/taskerhq/tasker/worker"
 )
 
 // The River jobs are put off by an hour in the transaction that inserts, so
@@ -53,4 +56,32 @@ func TestTasksThatComeAloneAreStartedByNotification(t *testing.T) {
 	stop()
 	before := b.number(`SELECT max(task_id) FROM tasker.tasks`)
 	b.until("the other starts two in a row", func() bool { return pairs(before) > 0 })
+}
+
+// A loop that gives its task up for a while relies on a River job that is there
+// already. That of a task which came alone may not have been fetched by then: it
+// must not be ticked off when it comes, for the visit that it asked for is over.
+func TestATaskThatCameAloneAndIsGivenUpKeepsItsJob(t *testing.T) {
+	b := setup(t)
+	b.register(`
+name: retried
+namespace_name: test
+step_templates: [{name: only, handler: tasker.fail, handler_config: {times: 1}, retry: {base_seconds: 0.5, jitter: 0}}]`)
+	// River fetches nothing as long as something is held.
+	b.exec(`CREATE TABLE public.held (x int);
+		CREATE FUNCTION public.hold() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+			RETURN CASE WHEN EXISTS (SELECT FROM public.held) THEN NULL ELSE NEW END;
+		END $$;
+		CREATE TRIGGER hold BEFORE UPDATE ON tasker.river_job FOR EACH ROW WHEN (NEW.state = 'running') EXECUTE FUNCTION public.hold();
+		INSERT INTO public.held VALUES (1)`)
+	b.start(parkAfter(10*time.Millisecond), func(c *worker.Config) { c.SweepEvery = time.Hour }) // nothing else would bring it back
+	// Until the worker knows its share, nobody starts it.
+	b.until("a task is given up that waits for its retry", func() bool {
+		b.enqueue("retried", `{}`)
+		return b.number(`SELECT count(*) FROM tasker.tasks JOIN tasker.steps s USING (task_id) WHERE owner IS NULL AND s.state = 'waiting_for_retry'`) > 0
+	})
+	b.exec(`DELETE FROM public.held`)
+	b.exec(`SELECT tasker.notify_river()`)
+	b.finish()
+	b.healthy()
 }
