@@ -373,3 +373,16 @@ func TestNoReportIsLostBetweenWaitingAndParked(t *testing.T) {
 	})
 	b.checkHistory()
 }
+
+// Guarantee 5: who runs and lives keeps its attempt, however often it is looked at.
+func TestAnAttemptThatRunsIsNotTakenAway(t *testing.T) {
+	b := setup(t)
+	b.register(`{name: slow, namespace_name: test, step_templates: [{name: only, handler_class: Work, handler_config: {seconds: 1.5}}]}`)
+	b.start(func(c *worker.Config) {
+		c.ClockEvery, c.RepairEvery, c.UnstartedFor = 100*time.Millisecond, 100*time.Millisecond, 200*time.Millisecond
+	})
+	b.sidekiq()
+	b.enqueueMany("slow", `{}`, 5)
+	b.finish()
+	b.want("5 of 1 attempts, 0 lost", `SELECT format('%s of %s attempts, %s lost', count(*), max(attempts), max(losses)) FROM tasker.steps WHERE state = 'complete'`)
+}
