@@ -55,7 +55,7 @@ func TestTheJobOfATaskThatCameAloneJoinsItsVisit(t *testing.T) {
 		job   int64
 		epoch int
 	}{
-		{"its job may be what the parked task relies on, and has it looked at again", 7, 2},
+		{"its job has nothing more to ask for", 7, 1},
 		{"another job may know of a report, and has the task looked at again", 8, 2},
 	} {
 		t.Run(c.about, func(t *testing.T) {

@@ -25,7 +25,7 @@ type loop struct {
 	mail    mailbox
 	again   bool // guarded by o.mu: another River job asked for this task meanwhile
 	awaited bool // guarded by o.mu: the job that its visit was begun for has come
-	ended   bool // it has ended the task
+	relies  bool // on the job that its visit was begun for: it may have to be looked at when that comes
 	visit   *visit
 	epoch   atomic.Int64 // of task, for others to compare; 0: not claimed yet
 
@@ -87,7 +87,7 @@ type action struct {
 }
 
 func newLoop(o *Orchestrator, task int64, v *visit) *loop {
-	return &loop{o: o, id: task, visit: v, mail: newMailbox(), running: map[int]running{}, results: map[int]json.RawMessage{}}
+	return &loop{o: o, id: task, visit: v, relies: true, mail: newMailbox(), running: map[int]running{}, results: map[int]json.RawMessage{}}
 }
 
 // runSafely turns a panic of the loop into an error. It is a bug in here; its
@@ -127,7 +127,6 @@ func (l *loop) run() error {
 			continue
 		}
 		l.refusals = 0
-		l.ended = unit.State != "" && unit.State.Finished()
 		if act.ring {
 			l.o.ringAfter(*unit.Rerun)
 		}
@@ -154,6 +153,7 @@ func (l *loop) claim() error {
 		return err
 	}
 	crash.At(crash.TaskClaimed)
+	l.relies = false
 	l.task = claimed
 	l.epoch.Store(int64(claimed.Epoch))
 	if l.template, err = l.o.template(claimed.TemplateID); err != nil {
@@ -291,6 +291,13 @@ func (l *loop) log() *slog.Logger {
 func (l *loop) write(unit *store.Unit) error {
 	if len(unit.Steps) == 0 && !unit.Release {
 		return nil
+	}
+	if unit.Rerun != nil {
+		// A job that is due by then will do, says the function: that of this visit, if
+		// nobody has fetched it yet.
+		l.o.mu.Lock()
+		l.relies = !l.awaited
+		l.o.mu.Unlock()
 	}
 	return l.o.writer.Write(l.o.ctx, unit)
 }

@@ -131,9 +131,10 @@ func (o *Orchestrator) Run(ctx context.Context, task, job int64) error {
 		// worker, which has been declared dead and doesn't know: so its fate is that
 		// of the first.
 		//
-		// Or it is the job whose visit Enqueued began. A loop that gives its task up for
-		// a while relies on a job that nobody has fetched yet, and that may be this
-		// one: unless the loop ends the task, it has to be looked at once more, too.
+		// Or it is the job whose visit Enqueued began. Who gives a task up for a while
+		// relies on a job that nobody has fetched yet, and that may have been this one:
+		// unless this loop has held the task since, and relied on nothing, it has to be
+		// looked at once more, too.
 		if job != 0 && there.visit.awaits == job {
 			there.awaited = true
 		} else {
@@ -168,7 +169,7 @@ func (o *Orchestrator) visit(v *visit, l *loop) error {
 		o.mu.Lock()
 		// A loop that lost its task leaves it to whoever has it.
 		served := err == nil || errors.Is(err, store.ErrStale) && !errors.Is(err, store.ErrBusy)
-		again := l.again || l.awaited && !l.ended
+		again := l.again || l.awaited && (l.relies || err != nil)
 		if !again || !served || o.ctx.Err() != nil {
 			delete(o.loops, task)
 			v.fate = o.explain(task, err, served)
