@@ -85,7 +85,9 @@ step_templates: [{name: only, handler: tasker.fail, handler_config: {times: 1, r
 name: fails
 namespace_name: test
 step_templates: [{name: only, handler: tasker.fail, handler_config: {permanent: true}}]`)
-	b.start(parkAfter(20 * time.Millisecond))
+	// Its first River job has come by then: one that comes later has the task looked
+	// at once more, and given up once more.
+	b.start(parkAfter(300 * time.Millisecond))
 	delayed, fails := b.enqueue("delayed", `{}`), b.enqueue("fails", `{}`)
 	b.finish()
 	b.want("complete 2", `SELECT concat_ws(' ', state, attempts) FROM tasker.steps WHERE task_id = $1`, delayed)
