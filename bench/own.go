@@ -7,7 +7,6 @@ import (
 	"os"
 	"slices"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -228,17 +227,6 @@ func rest(ctx context.Context, b *bench, what string) (_ []note, err error) {
 		{"idle", what + ": CPU of the worker, ms/s", float64((after.engine("tasker") - before.engine("tasker")).Milliseconds()) / seconds},
 		{"idle", what + ": CPU of Postgres, ms/s", float64((after.cpu["postgres"] - before.cpu["postgres"]).Milliseconds()) / seconds},
 		{"idle", what + ": statements/s", float64(after.statements-before.statements) / seconds},
-		{"idle", what + ": resident memory of the worker, MiB", resident(c.PID())},
+		{"idle", what + ": resident memory of the worker, MiB", float64(stage.Resident(c.PID())) / (1 << 20)},
 	}, nil
-}
-
-// resident is the memory of a process, in MiB.
-func resident(pid int) float64 {
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	if err != nil {
-		return 0
-	}
-	_, rest, _ := strings.Cut(string(text), "VmRSS:")
-	n, _ := strconv.ParseFloat(strings.Fields(rest + " 0")[0], 64) // 0: not known
-	return n / 1024
 }

@@ -9,8 +9,6 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
-	"strings"
-	"sync"
 	"syscall"
 	"time"
 
@@ -426,29 +424,23 @@ type happened struct {
 // strike brings a fault about.
 func (r *run) strike(ctx context.Context, f *fault) (*happened, error) {
 	h := &happened{fault: f}
-	var once sync.Once
 	err := f.do(ctx, r, func(sql string, args ...any) {
-		once.Do(func() {
-			rows, err := r.pool.Query(ctx, sql, args...)
-			if err != nil {
-				return // it is away already, from the fault before
+		var task int64
+		var step *int64
+		rows, _ := r.pool.Query(ctx, sql, args...) // ForEachRow has its error
+		_, err := pgx.ForEachRow(rows, []any{&task, &step}, func() error {
+			h.tasks = append(h.tasks, task)
+			var of int64
+			if step != nil {
+				of = *step
 			}
-			var task int64
-			var step *int64
-			_, err = pgx.ForEachRow(rows, []any{&task, &step}, func() error {
-				h.tasks = append(h.tasks, task)
-				var of int64
-				if step != nil {
-					of = *step
-				}
-				h.steps = append(h.steps, of)
-				return nil
-			})
-			if err != nil {
-				h.tasks, h.steps = nil, nil
-			}
-			h.from = r.now(ctx)
+			h.steps = append(h.steps, of)
+			return nil
 		})
+		if err != nil { // it is away already, from the fault before
+			h.tasks, h.steps = nil, nil
+		}
+		h.from = r.now(ctx)
 	})
 	if err != nil && ctx.Err() == nil {
 		return nil, fmt.Errorf("%s: %w", f.name, err)
@@ -483,5 +475,3 @@ func (r *run) measure(ctx context.Context, h *happened) (waiting int, err error)
 	}
 	return waiting, err
 }
-
-func (f *fault) String() string { return strings.ToLower(f.name) }

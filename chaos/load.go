@@ -77,11 +77,11 @@ func randomTemplate(random *rand.Rand, name, version string) string {
 	return b.String()
 }
 
-// load enqueues tasks so that about open of them are open, until
-// there are enough; it cancels one in a hundred.
-func (r *run) load(ctx context.Context, enough func(enqueued int) bool, open int) error {
+// load enqueues tasks so that about open of them are open, until ctx ends; it
+// cancels one in a hundred.
+func (r *run) load(ctx context.Context, open int) {
 	random := rand.New(rand.NewPCG(uint64(r.seed), 2)) // its own: the faults come in their time
-	for enqueued := 0; !enough(enqueued); {
+	for enqueued := 0; ctx.Err() == nil; {
 		var now int
 		err := r.pool.QueryRow(ctx, `SELECT count(*) FROM tasker.tasks WHERE state IN ('pending', 'in_progress')`).Scan(&now)
 		if err == nil && now < open {
@@ -99,17 +99,11 @@ func (r *run) load(ctx context.Context, enough func(enqueued int) bool, open int
 				}
 			}
 			r.enqueued.Store(int64(enqueued))
-			r.cut.Store(err != nil)
 		}
 		if err != nil || now >= open {
-			select {
-			case <-time.After(50 * time.Millisecond): // Postgres is away, or busy enough
-			case <-ctx.Done():
-				return ctx.Err()
-			}
+			_ = wait(ctx, 50*time.Millisecond) // Postgres is away, or busy enough
 		}
 	}
-	return nil
 }
 
 // verdict says what is not as it must be, when all is quiet.
@@ -143,9 +137,9 @@ func (r *run) verdict(ctx context.Context) (broken []string, duplicates map[stri
 		if e.Took > 2 {
 			say("the check %s took %.1f s", e.Name, e.Took)
 		}
-		for _, f := range e.Findings {
-			if !e.Warning {
-				broken = append(broken, fmt.Sprintf("%s: task %s, step %s: %s", e.Name, text(f.TaskID), text(f.StepID), f.Detail))
+		if e.Broken() {
+			for _, f := range e.Findings {
+				broken = append(broken, fmt.Sprintf("%s: %s", e.Name, f))
 			}
 		}
 	}
@@ -164,11 +158,4 @@ func (r *run) verdict(ctx context.Context) (broken []string, duplicates map[stri
 		duplicates[kind] = n
 	}
 	return broken, duplicates, rows.Err()
-}
-
-func text(id *int64) string {
-	if id == nil {
-		return "-"
-	}
-	return fmt.Sprint(*id)
 }

@@ -58,7 +58,6 @@ type run struct {
 	workers, sidekiqs []*process
 
 	enqueued atomic.Int64
-	cut      atomic.Bool // the load can't reach Postgres
 }
 
 var errSkipped = errors.New("can't be brought about here")
@@ -77,13 +76,12 @@ func main() {
 		}
 		return
 	}
-	var r run
 	seeds := flag.String("seed", "1", "seeds, one run after the other: 1,2,3")
 	lasting := flag.Duration("for", 2*time.Minute, "how long faults are brought about, in each run")
-	flag.StringVar(&r.only, "only", "", "only the faults whose name has this in it")
+	only := flag.String("only", "", "only the faults whose name has this in it")
 	open := flag.Int("open", 150, "tasks that are open at a time, about")
 	out := flag.String("json", "", "a file for all figures")
-	flag.BoolVar(&r.smallDisk, "small-disk", false, "give Postgres a disk of 1 GiB, in memory, and fill it up (root only)")
+	smallDisk := flag.Bool("small-disk", false, "give Postgres a disk of 1 GiB, in memory, and fill it up (root only)")
 	keep := flag.String("logs", "", "a folder that keeps the logs of all processes")
 	flag.Parse()
 	if flag.NArg() > 0 {
@@ -93,12 +91,12 @@ func main() {
 	all := summary{}
 	broken := false
 	for word := range strings.SplitSeq(*seeds, ",") {
+		r := run{only: *only, smallDisk: *smallDisk}
 		if _, err := fmt.Sscan(word, &r.seed); err != nil {
 			fmt.Fprintf(os.Stderr, "chaos: -seed takes numbers, not %q\n", word)
 			os.Exit(2)
 		}
-		one := run{seed: r.seed, only: r.only, smallDisk: r.smallDisk}
-		result, err := one.all(ctx, *lasting, *open, *keep)
+		result, err := r.all(ctx, *lasting, *open, *keep)
 		if err != nil {
 			fmt.Fprintln(os.Stderr, "chaos:", err)
 			os.Exit(1)
@@ -151,10 +149,7 @@ func (r *run) all(ctx context.Context, lasting time.Duration, open int, keep str
 	say("seed %d: faults for %s", r.seed, lasting)
 	loading, enough := context.WithCancel(ctx)
 	var loader sync.WaitGroup
-	loader.Go(func() {
-		// Ends with its context.
-		_ = r.load(loading, func(int) bool { return loading.Err() != nil }, open)
-	})
+	loader.Go(func() { r.load(loading, open) })
 	history, err := r.bringAbout(ctx, time.Now().Add(lasting))
 	enough()
 	loader.Wait()
@@ -322,7 +317,7 @@ func (r *run) bringAbout(ctx context.Context, until time.Time) ([]*happened, err
 			}
 		}
 		if h.apart = apart; apart {
-			err := r.until(ctx, "all that "+f.String()+" was about goes on", func() (bool, error) {
+			err := r.until(ctx, "all that "+strings.ToLower(f.name)+" was about goes on", func() (bool, error) {
 				waiting, err := r.measure(ctx, h)
 				return err == nil && waiting == 0, err
 			})

@@ -15,6 +15,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/taskerhq/tasker/devstack"
 )
 
 // process is a worker or a Sidekiq that dies and comes back, with wires of its
@@ -26,10 +28,10 @@ type process struct {
 	command         []string
 	env             []string
 
+	log *os.File
+
 	mu    sync.Mutex
-	cmd   *exec.Cmd
-	ended chan struct{}
-	log   *os.File
+	child *devstack.Child
 }
 
 // reach makes the URL one that leads through the proxy.
@@ -73,31 +75,35 @@ func (p *process) start(more ...string) error {
 	defer p.mu.Unlock()
 	cmd := exec.Command(p.command[0], append(p.command[1:len(p.command):len(p.command)], more...)...)
 	cmd.Env, cmd.Stdout, cmd.Stderr = p.env, p.log, p.log
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
-	started := make(chan error)
-	ended := make(chan struct{})
-	go keepThread(cmd, started, ended)
-	if err := <-started; err != nil {
+	child, err := devstack.StartChild(cmd, syscall.SIGKILL)
+	if err != nil {
 		return fmt.Errorf("start %s: %w", p.name, err)
 	}
-	p.cmd, p.ended = cmd, ended
+	p.child = child
 	return nil
 }
 
 func (p *process) pid() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.cmd.Process.Pid
+	return p.child.PID
 }
 
+// signal does nothing to one that has ended: its number may be another's by then.
 func (p *process) signal(s syscall.Signal) error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	err := p.cmd.Process.Signal(s)
-	if errors.Is(err, os.ErrProcessDone) {
+	if !p.alive() {
 		return nil
 	}
-	return err
+	if err := syscall.Kill(p.pid(), s); err != nil && !errors.Is(err, syscall.ESRCH) {
+		return err
+	}
+	return nil
+}
+
+func (p *process) exited() <-chan struct{} {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.child.Exited()
 }
 
 // end sends the signal and waits until it is gone; one that takes more than half
@@ -107,20 +113,20 @@ func (p *process) end(s syscall.Signal) error {
 		return err
 	}
 	select {
-	case <-p.ended:
+	case <-p.exited():
 		return nil
 	case <-time.After(40 * time.Second):
 		if err := p.signal(syscall.SIGKILL); err != nil {
 			return err
 		}
-		<-p.ended
+		<-p.exited()
 		return fmt.Errorf("%s did not stop within 40 s of %s", p.name, s)
 	}
 }
 
 func (p *process) alive() bool {
 	select {
-	case <-p.ended:
+	case <-p.exited():
 		return false
 	default:
 		return true

@@ -94,7 +94,7 @@ func (p *Postgres) PID() int {
 	if p.process == nil || !p.process.running() {
 		return 0
 	}
-	return p.process.pid
+	return p.process.PID
 }
 
 // Done is closed when the server that is running now has exited, for whatever
@@ -283,7 +283,7 @@ func (p *Postgres) startOnce(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := process.waitReady(ctx, func(ctx context.Context) error { return p.ready(ctx, process.pid) }); err != nil {
+	if err := process.waitReady(ctx, func(ctx context.Context) error { return p.ready(ctx, process.PID) }); err != nil {
 		_ = process.kill()
 		said := said(p.LogFile(), before)
 		if strings.Contains(said, "pre-existing shared memory block") {

@@ -8,24 +8,15 @@ import (
 	"io"
 	"os"
 	"os/exec"
-	"runtime"
 	"strings"
 	"syscall"
 	"time"
 )
 
-// process is a child that this program answers for until it has exited.
-//
-// The child asks the kernel for a signal when its parent dies (PR_SET_PDEATHSIG,
-// on Linux). "Parent" means the thread that forked, not the process: a child
-// started from an ordinary goroutine would be ended whenever the Go runtime
-// retires that thread. So one goroutine, locked to its thread, forks the child
-// and then stays in wait(2) until the child is gone.
+// process is a child with a name, for messages.
 type process struct {
-	name   string
-	pid    int
-	exited chan struct{} // closed after the child was reaped
-	err    error         // of wait; read it after exited is closed
+	name string
+	*Child
 }
 
 type command struct {
@@ -43,34 +34,14 @@ func (c command) start() (*process, error) {
 	cmd.Dir = c.dir
 	cmd.Env = childEnvironment()
 	cmd.Stdout, cmd.Stderr = c.output, c.output
-	// A process group of its own: Ctrl-C in the terminal reaches this program
-	// alone, which then stops the servers after what still needs them.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	signalOnParentDeath(cmd.SysProcAttr, c.onDeath)
 	if c.runAs != nil {
-		cmd.SysProcAttr.Credential = c.runAs.credential()
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: c.runAs.credential()}
 	}
-
-	p := &process{name: c.name, exited: make(chan struct{})}
-	started := make(chan error)
-	go func() {
-		runtime.LockOSThread()
-		defer runtime.UnlockOSThread()
-		err := cmd.Start()
-		if err == nil {
-			p.pid = cmd.Process.Pid
-		}
-		started <- err
-		if err != nil {
-			return
-		}
-		p.err = cmd.Wait()
-		close(p.exited)
-	}()
-	if err := <-started; err != nil {
+	child, err := StartChild(cmd, c.onDeath)
+	if err != nil {
 		return nil, fmt.Errorf("start %s: %w", c.name, err)
 	}
-	return p, nil
+	return &process{c.name, child}, nil
 }
 
 // run starts the command and waits for its end. The error carries its output.
@@ -109,8 +80,8 @@ func (p *process) signal(sig syscall.Signal) error {
 	if !p.running() {
 		return nil
 	}
-	if err := syscall.Kill(p.pid, sig); err != nil && !errors.Is(err, syscall.ESRCH) {
-		return fmt.Errorf("send %s to %s (pid %d): %w", sig, p.name, p.pid, err)
+	if err := syscall.Kill(p.PID, sig); err != nil && !errors.Is(err, syscall.ESRCH) {
+		return fmt.Errorf("send %s to %s (pid %d): %w", sig, p.name, p.PID, err)
 	}
 	return nil
 }
@@ -129,7 +100,7 @@ func (p *process) stop(ctx context.Context, sig syscall.Signal) error {
 	if err := p.kill(); err != nil {
 		return err
 	}
-	return fmt.Errorf("%s (pid %d) didn't stop in time and was killed: %w", p.name, p.pid, ctx.Err())
+	return fmt.Errorf("%s (pid %d) didn't stop in time and was killed: %w", p.name, p.PID, ctx.Err())
 }
 
 // kill ends the child without ado and waits until it is gone.

@@ -78,7 +78,7 @@ func (r *Redis) PID() int {
 	if r.process == nil || !r.process.running() {
 		return 0
 	}
-	return r.process.pid
+	return r.process.PID
 }
 
 // Done is closed when the server that is running now has exited, for whatever
@@ -152,7 +152,7 @@ func (r *Redis) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := process.waitReady(ctx, func(ctx context.Context) error { return r.ready(ctx, process.pid) }); err != nil {
+	if err := process.waitReady(ctx, func(ctx context.Context) error { return r.ready(ctx, process.PID) }); err != nil {
 		_ = process.kill()
 		return fmt.Errorf("%w\nend of %s:\n%s", err, r.LogFile(), said(r.LogFile(), before))
 	}

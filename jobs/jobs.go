@@ -111,7 +111,7 @@ type Config struct {
 	ID       string // enters river_job.attempted_by: finds the jobs that a dead worker left running
 	MaxTasks int    // tasks that this worker runs at once
 	Runner   Runner
-	Known    *Known // kept current, if given
+	Known    *Known // kept current
 	Logger   *slog.Logger
 	PollOnly bool // don't listen: look for jobs every Poll
 	Tuning
@@ -147,9 +147,6 @@ func (t Tuning) WithDefaults() Tuning {
 // NewClient returns a client over the pool.
 func NewClient(pool *pgxpool.Pool, c Config) (*Client, error) {
 	tuning := c.Tuning.WithDefaults()
-	if c.Known == nil {
-		c.Known = &Known{}
-	}
 	workers := river.NewWorkers()
 	if err := river.AddWorkerSafely(workers, &taskWorker{runner: c.Runner, tuning: tuning, known: c.Known}); err != nil {
 		return nil, fmt.Errorf("set up River: %w", err)

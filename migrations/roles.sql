@@ -37,7 +37,7 @@ BEGIN
     END IF;
 
     REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA tasker FROM PUBLIC;
-    FOR f IN SELECT p.oid::regprocedure AS signature, p.proname AS name, p.prokind AS kind FROM pg_proc p WHERE p.pronamespace = 'tasker'::regnamespace AND p.prokind = 'f' LOOP
+    FOR f IN SELECT p.oid::regprocedure AS signature, p.proname AS name FROM pg_proc p WHERE p.pronamespace = 'tasker'::regnamespace AND p.prokind = 'f' LOOP
         EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO tasker_worker', f.signature);
         IF f.name = ANY (pure) THEN
             EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO tasker_reader, tasker_app', f.signature);

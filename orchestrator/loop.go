@@ -17,8 +17,8 @@ import (
 	"github.com/taskerhq/tasker/store"
 )
 
-// loop is the orchestration loop over one task. Everything but mail and again
-// belongs to its goroutine.
+// loop is the orchestration loop over one task. Everything but mail, again and
+// awaited belongs to its goroutine.
 type loop struct {
 	o       *Orchestrator
 	id      int64

@@ -136,7 +136,7 @@ func (o *Orchestrator) Run(ctx context.Context, task, job int64) error {
 		// unless this loop has held the task since, and relied on nothing, it has to be
 		// looked at once more, too.
 		if job != 0 && there.visit.awaits == job {
-			there.awaited = true
+			there.visit.awaits, there.awaited = 0, true
 		} else {
 			there.again = true
 		}
@@ -186,7 +186,7 @@ func (o *Orchestrator) visit(v *visit, l *loop) error {
 type visit struct {
 	done   chan struct{}
 	fate   error // once done
-	awaits int64 // the River job that it began for, before that came; 0: none
+	awaits int64 // the River job that it began for, and that has not come; 0: none. Guarded by o.mu
 }
 
 // ErrAbandoned is what Run returns when the task could not be served: the worker

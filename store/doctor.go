@@ -28,6 +28,21 @@ type Finding struct {
 	Command string `json:"command"` // that mends it, or leads to who can
 }
 
+// String is where it is, and what.
+func (f Finding) String() string {
+	var where string
+	if f.TaskID != nil {
+		where = fmt.Sprintf("task %d", *f.TaskID)
+	}
+	if f.StepID != nil {
+		where += fmt.Sprintf(", step %d", *f.StepID)
+	}
+	if where == "" {
+		return f.Detail
+	}
+	return where + ": " + f.Detail
+}
+
 // Examined is a check that was made.
 type Examined struct {
 	Check
@@ -35,6 +50,9 @@ type Examined struct {
 	More     bool      `json:"more"` // there are more findings than were asked for
 	Took     float64   `json:"seconds"`
 }
+
+// Broken reports whether a promise is: a warning is none.
+func (e *Examined) Broken() bool { return !e.Warning && len(e.Findings) > 0 }
 
 // ExamineOptions narrow an examination. The zero value is all that there is.
 type ExamineOptions struct {

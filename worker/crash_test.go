@@ -1,8 +1,7 @@
 package worker_test
 
 import (
-	"os"
-	"os/exec"
+	"slices"
 	"syscall"
 	"testing"
 	"time"
@@ -14,10 +13,7 @@ import (
 // crashing starts a worker that kills itself when it comes to the point.
 func (b *bundle) crashing(at crash.Point, args ...string) *child {
 	b.Helper()
-	args = append([]string{"worker", "--database-url", b.url, "--redis-url", b.redisURL, "--log-format", "json", "--lease", "1s", "--park-after", "20ms"}, args...)
-	cmd := exec.Command(testenv.CrashingBinary(b.T), args...)
-	cmd.Env = append(append(os.Environ(), b.workerEnv...), "TASKER_CRASH_AT="+string(at))
-	return b.spawn(cmd)
+	return b.launchProgram(testenv.CrashingBinary(b.T), []string{"TASKER_CRASH_AT=" + string(at)}, append(slices.Clone(hasty), args...)...)
 }
 
 // Guarantees 2, 3 and 6: a worker is killed once at each of the places between
@@ -63,10 +59,9 @@ func TestAWorkerThatDiesAtAnyCrashPointLosesNothing(t *testing.T) {
 				if point == crash.WorkerDrained && b.number(`SELECT count(*) FROM tasker.tasks WHERE owner IS NOT NULL`) > 0 {
 					b.must(dying.cmd.Process.Signal(syscall.SIGTERM))
 				}
-				if !b.dies(dying, ended, deadline) {
-					continue
+				if b.dies(dying, ended, deadline) {
+					break
 				}
-				break
 			}
 			b.enqueueHalted(2)
 			b.haltingWorker()

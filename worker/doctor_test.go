@@ -8,26 +8,25 @@ import (
 	"github.com/taskerhq/tasker/store"
 )
 
-// healthy holds the database against all that is promised. Warnings are for
-// people: a test may well have no worker.
+// healthy holds the database against all that is promised.
 func (b *bundle) healthy() {
 	b.Helper()
-	all, err := b.store.Examine(b.Context(), store.ExamineOptions{})
+	b.promised("", store.ExamineOptions{})
+}
+
+// promised holds what the options say against what is promised. Warnings are for
+// people: a test may well have no worker.
+func (b *bundle) promised(when string, o store.ExamineOptions) {
+	b.Helper()
+	all, err := b.store.Examine(b.Context(), o)
 	b.must(err)
-	for _, e := range all {
-		for _, f := range e.Findings {
-			if !e.Warning {
-				b.Errorf("%s: task %v, step %v: %s", e.Name, deref(f.TaskID), deref(f.StepID), f.Detail)
+	for i := range all {
+		if all[i].Broken() {
+			for _, f := range all[i].Findings {
+				b.Errorf("%s%s: %s", when, all[i].Name, f)
 			}
 		}
 	}
-}
-
-func deref(id *int64) int64 {
-	if id == nil {
-		return 0
-	}
-	return *id
 }
 
 // What breaks each promise. Nothing in the product does these things, so they are
@@ -95,7 +94,7 @@ step_templates:
 					t.Fatalf("%s found nothing", check.Name)
 				}
 				f := e.Findings[0]
-				t.Logf("%d, %d: %s → %s", deref(f.TaskID), deref(f.StepID), f.Detail, f.Command)
+				t.Logf("%s → %s", f, f.Command)
 				if f.TaskID != nil && *f.TaskID != task {
 					t.Errorf("it names task %d, not %d", *f.TaskID, task)
 				}

@@ -116,11 +116,13 @@ func (b *bundle) registerHalted() {
 	b.limit("key", "bank", store.Limit{MaxAttempts: new(1)})
 }
 
-// haltingWorker starts one that gives tasks up after a moment, and is known to
-// be dead after a second.
+// hasty makes a worker give tasks up after a moment, and be known to be dead
+// after a second.
+var hasty = []string{"--lease", "1s", "--park-after", "20ms"}
+
 func (b *bundle) haltingWorker() *child {
 	b.Helper()
-	return b.launch("--lease", "1s", "--park-after", "20ms")
+	return b.launch(hasty...)
 }
 
 func (b *bundle) enqueueHalted(n int) {
@@ -128,24 +130,30 @@ func (b *bundle) enqueueHalted(n int) {
 	b.enqueueMany("halted_for_good", `{}`, 1)
 }
 
-// halt returns those who have come to the place, and let them go on.
-func (b *bundle) halt(place string) (pids []int32, client string, release func()) {
+// arm stops whoever comes to the place, until it is released.
+func (b *bundle) arm(place string) (release func()) {
 	b.Helper()
 	guard, err := pgx.Connect(b.Context(), b.url)
 	b.must(err)
 	b.exec(`INSERT INTO halts.armed VALUES ($1)`, place)
 	_, err = guard.Exec(b.Context(), `SELECT pg_advisory_lock(77)`)
 	b.must(err)
-	release = func() {
+	return func() {
 		b.Helper()
 		b.exec(`DELETE FROM halts.armed`)
 		_ = guard.Close(b.Context()) // its lock goes with it, or went with the server
 	}
+}
+
+// halt returns those who have come to the place, and lets them go on with release.
+func (b *bundle) halt(place string) (pids []int32, client string, release func()) {
+	b.Helper()
+	release = b.arm(place)
 	wait := 2 * time.Second // where it depends on who is first
 	if slices.Contains(mustHalt, place) {
 		wait = patience
 	}
-	for deadline := time.Now().Add(wait); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(wait); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) { // only pg_locks can tell
 		err := b.pool.QueryRow(b.Context(), `SELECT array_agg(a.pid), coalesce(min(a.application_name), '') FROM pg_locks l JOIN pg_stat_activity a USING (pid)
 			WHERE l.locktype = 'advisory' AND l.objid = 77 AND NOT l.granted AND a.datname = current_database()`).Scan(&pids, &client)
 		b.must(err)
@@ -255,7 +263,6 @@ func TestAPostgresThatDiesBetweenAnyTwoWritesLosesNothing(t *testing.T) {
 			release()
 			continue
 		}
-		b.exec(`DELETE FROM halts.armed`)
 		b.must(postgres.StopImmediate(t.Context()))
 		b.must(postgres.Restart(t.Context()))
 		b.pool.Reset()

@@ -216,15 +216,7 @@ func (b *bundle) after(x *scene, what string) {
 	// A task that somebody held while its owner was declared dead is for the sweep,
 	// which comes within 30 s; nobody is worried until a minute is over.
 	b.exec(`UPDATE tasker.workers SET last_seen_at = now() WHERE worker_id = $1 AND state = 'dead'`, x.owner)
-	all, err := b.store.Examine(b.Context(), store.ExamineOptions{Task: &x.task})
-	b.must(err)
-	for _, e := range all {
-		for _, f := range e.Findings {
-			if !e.Warning {
-				b.Errorf("after %s: %s: %s", what, e.Name, f.Detail)
-			}
-		}
-	}
+	b.promised("after "+what+": ", store.ExamineOptions{Task: &x.task})
 	b.exec(`SELECT tasker.cancel_task(task_id) FROM tasker.tasks WHERE task_id = $1 AND state IN ('pending', 'in_progress', 'error')`, x.task)
 	b.exec(`DELETE FROM tasker.river_job WHERE (args ->> 'task_id')::bigint = $1`, x.task)
 	b.exec(`DELETE FROM tasker.workers WHERE worker_id IN ($1, $2)`, x.owner, x.other)
@@ -281,48 +273,38 @@ func (b *bundle) seen() []string {
 func (b *bundle) interleave(halting, passing *session, place string, first, second verb, what string) {
 	b.Helper()
 	x := b.set()
-	guard, err := b.pool.Acquire(b.Context())
-	b.must(err)
-	defer guard.Release()
-	_, err = guard.Exec(b.Context(), `SELECT pg_advisory_lock(77)`)
-	b.must(err)
-	b.exec(`INSERT INTO halts.armed VALUES ($1)`, place)
+	release := b.arm(place)
 	one, two := make(chan error, 1), make(chan error, 1)
 	go func() { one <- first.do(b.Context(), halting, x) }()
-	ended := b.waits(`SELECT count(*) FROM pg_stat_activity a JOIN pg_locks l USING (pid) WHERE a.application_name = 'tasker halts'
+	b.waits(`SELECT count(*) FROM pg_stat_activity a JOIN pg_locks l USING (pid) WHERE a.application_name = 'tasker halts'
 		AND a.datname = current_database() AND l.locktype = 'advisory' AND l.objid = 77 AND NOT l.granted`, one)
 	go func() { two <- second.do(b.Context(), passing, x) }()
 	// It is through, or waits for the first.
-	secondEnded := b.waits(`SELECT count(*) FROM pg_stat_activity WHERE application_name = 'passes' AND datname = current_database() AND wait_event_type = 'Lock'`, two)
-	b.exec(`DELETE FROM halts.armed`)
-	_, err = guard.Exec(b.Context(), `SELECT pg_advisory_unlock(77)`)
-	b.must(err)
+	b.waits(`SELECT count(*) FROM pg_stat_activity WHERE application_name = 'passes' AND datname = current_database() AND wait_event_type = 'Lock'`, two)
+	release()
 	for _, end := range []struct {
-		already *error
-		later   chan error
-		name    string
-	}{{ended, one, first.name}, {secondEnded, two, second.name}} {
-		err := end.already
-		if err == nil {
-			err = new(<-end.later)
-		}
-		if !expected(*err) {
-			b.Errorf("%s: %s: %v", what, end.name, *err)
+		name string
+		err  error
+	}{{first.name, <-one}, {second.name, <-two}} {
+		if !expected(end.err) {
+			b.Errorf("%s: %s: %v", what, end.name, end.err)
 		}
 	}
 	b.after(x, what)
 }
 
-// waits returns when the query counts somebody, or with how it ended.
-func (b *bundle) waits(sql string, ended chan error) *error {
+// waits returns when the query counts somebody, or when it has ended: how, is
+// still to be received.
+func (b *bundle) waits(sql string, ended chan error) {
 	b.Helper()
 	for {
 		select {
 		case err := <-ended:
-			return &err
+			ended <- err
+			return
 		case <-time.After(500 * time.Microsecond):
 			if b.number(sql) > 0 {
-				return nil
+				return
 			}
 		}
 	}

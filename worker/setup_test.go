@@ -299,9 +299,14 @@ func (b *bundle) worker(args ...string) *child {
 // launch is worker for a test that doesn't want to wait until it takes tasks.
 func (b *bundle) launch(args ...string) *child {
 	b.Helper()
+	return b.launchProgram(testenv.TaskerBinary(b.T), nil, args...)
+}
+
+func (b *bundle) launchProgram(program string, env []string, args ...string) *child {
+	b.Helper()
 	args = append([]string{"worker", "--database-url", b.url, "--redis-url", b.redisURL, "--log-format", "json"}, args...)
-	cmd := exec.Command(testenv.TaskerBinary(b.T), args...)
-	cmd.Env = append(os.Environ(), b.workerEnv...)
+	cmd := exec.Command(program, args...)
+	cmd.Env = append(append(os.Environ(), b.workerEnv...), env...)
 	return b.spawn(cmd)
 }
 

@@ -23,16 +23,6 @@ import (
 	"github.com/taskerhq/tasker/bench/stage"
 )
 
-const template = `
-name: four
-namespace_name: bench
-step_templates:
-  - {name: a, handler: tasker.echo}
-  - {name: b, handler: tasker.echo, depends_on_step: a}
-  - {name: c, handler: tasker.echo, depends_on_step: b}
-  - {name: d, handler: tasker.echo, depends_on_step: c}
-`
-
 // All but the triggers; what the triggers find out is given.
 const plain = `CREATE TABLE plain (LIKE tasker.tasks INCLUDING ALL) WITH (fillfactor = 80)`
 
@@ -71,7 +61,7 @@ func measure(ctx context.Context, rounds, many, singles, connections int) (err e
 		return err
 	}
 	defer func() { err = errors.Join(err, servers.Close()) }()
-	if err := servers.Register(ctx, "four", template); err != nil {
+	if err := servers.Register(ctx, "four", stage.FourSteps); err != nil {
 		return err
 	}
 	if _, err := servers.Pool.Exec(ctx, plain); err != nil {

@@ -14,21 +14,10 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"slices"
 	"time"
 
 	"github.com/taskerhq/tasker/bench/stage"
 )
-
-const template = `
-name: four
-namespace_name: bench
-step_templates:
-  - {name: a, handler: tasker.echo}
-  - {name: b, handler: tasker.echo, depends_on_step: a}
-  - {name: c, handler: tasker.echo, depends_on_step: b}
-  - {name: d, handler: tasker.echo, depends_on_step: c}
-`
 
 func main() {
 	tasks := flag.Int("tasks", 1_000_000, "how many are enqueued at once")
@@ -43,7 +32,7 @@ func measure(ctx context.Context, tasks, portion int) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, s.Close()) }()
-	if err := s.Register(ctx, "four", template); err != nil {
+	if err := s.Register(ctx, "four", stage.FourSteps); err != nil {
 		return err
 	}
 	began := time.Now()
@@ -91,10 +80,9 @@ func measure(ctx context.Context, tasks, portion int) (err error) {
 		fmt.Fprintln(os.Stderr, "it was over before it could be watched: take more -tasks")
 		return nil
 	}
-	third := max(len(rates)/3, 1)
-	slices.Sort(urgent)
+	third, wait := max(len(rates)/3, 1), stage.SpreadOf(urgent)
 	fmt.Printf("the last third ran at %.2f of the speed of the first; the worker took %d MiB at most; an urgent task took %.0f ms, the slowest of %d %.0f\n",
-		mean(rates[len(rates)-third:])/mean(rates[:third]), most>>20, urgent[len(urgent)/2], len(urgent), urgent[len(urgent)-1])
+		mean(rates[len(rates)-third:])/mean(rates[:third]), most>>20, wait.Median, len(urgent), wait.Most)
 	return nil
 }
 

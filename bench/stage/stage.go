@@ -130,6 +130,17 @@ func (s *Stage) Close() error {
 	return err
 }
 
+// FourSteps is the template bench/four: four steps in a row that do nothing.
+const FourSteps = `
+name: four
+namespace_name: bench
+step_templates:
+  - {name: a, handler: tasker.echo}
+  - {name: b, handler: tasker.echo, depends_on_step: a}
+  - {name: c, handler: tasker.echo, depends_on_step: b}
+  - {name: d, handler: tasker.echo, depends_on_step: c}
+`
+
 // Register registers a template.
 func (s *Stage) Register(ctx context.Context, name, yaml string) error {
 	t, err := template.Parse(name, []byte(yaml), template.Options{})
@@ -251,9 +262,12 @@ func (s *Stage) CPU() map[string]time.Duration {
 	return used
 }
 
-// Memory is what a process has of the machine's, in bytes: its resident set.
-func (s *Stage) Memory(name string) int64 {
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", s.pids[name]))
+// Memory is the resident memory of a process, in bytes.
+func (s *Stage) Memory(name string) int64 { return Resident(s.pids[name]) }
+
+// Resident is the resident memory of a process, in bytes; 0: not known.
+func Resident(pid int) int64 {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", pid))
 	fields := strings.Fields(string(text))
 	if err != nil || len(fields) < 2 {
 		return 0 // it has ended

@@ -75,11 +75,10 @@ func (a *app) examine(ctx context.Context, s *store.Store, o store.ExamineOption
 	broken, warnings := 0, 0
 	for i := range all {
 		switch {
-		case len(all[i].Findings) == 0:
-		case all[i].Warning:
-			warnings++
-		default:
+		case all[i].Broken():
 			broken++
+		case len(all[i].Findings) > 0:
+			warnings++
 		}
 	}
 	if broken > 0 {
@@ -95,11 +94,10 @@ func (a *app) examine(ctx context.Context, s *store.Store, o store.ExamineOption
 func (a *app) printExamined(e store.Examined) {
 	mark, colour := "ok", "\x1b[32m"
 	switch {
-	case len(e.Findings) == 0:
-	case e.Warning:
-		mark, colour = "warning", "\x1b[33m"
-	default:
+	case e.Broken():
 		mark, colour = "BROKEN", "\x1b[31m"
+	case len(e.Findings) > 0:
+		mark, colour = "warning", "\x1b[33m"
 	}
 	if hasColour(a.stdout) {
 		mark = colour + mark + "\x1b[0m" + "       "[min(len(mark), 7):]
@@ -112,17 +110,7 @@ func (a *app) printExamined(e store.Examined) {
 	}
 	fmt.Fprintln(a.stdout)
 	for _, f := range e.Findings {
-		where := ""
-		if f.TaskID != nil {
-			where = fmt.Sprintf("task %d", *f.TaskID)
-		}
-		if f.StepID != nil {
-			where += fmt.Sprintf(", step %d", *f.StepID)
-		}
-		if where != "" {
-			where += ": "
-		}
-		fmt.Fprintf(a.stdout, "         %s%s\n         → %s\n", where, f.Detail, f.Command)
+		fmt.Fprintf(a.stdout, "         %s\n         → %s\n", f, f.Command)
 	}
 	if e.More {
 		fmt.Fprintln(a.stdout, "         … and more; --limit shows up to 1000")

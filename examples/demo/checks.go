@@ -237,7 +237,7 @@ func (c *checks) stops(name string, process *child) {
 	var contradictions []string
 	if err != nil {
 		contradictions = []string{err.Error()}
-	} else if process.err != nil {
+	} else if process.Err() != nil {
 		contradictions = []string{process.status()}
 	}
 	c.add(fmt.Sprintf("%s exits with 0 on SIGTERM, after %s", name, seconds(time.Since(began))), contradictions)

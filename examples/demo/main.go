@@ -253,13 +253,13 @@ func (d *demo) tool(ctx context.Context, name string, stdout io.Writer, program 
 		return err
 	}
 	select {
-	case <-c.exited:
+	case <-c.Exited():
 	case <-ctx.Done():
 		_ = c.stop(0) // the reason to stop is the error
 		return context.Cause(ctx)
 	}
-	if c.err != nil {
-		return fmt.Errorf("%s: %w", strings.Join(append([]string{d.relative(program)}, args...), " "), c.err)
+	if c.Err() != nil {
+		return fmt.Errorf("%s: %w", strings.Join(append([]string{d.relative(program)}, args...), " "), c.Err())
 	}
 	return nil
 }
@@ -286,7 +286,7 @@ func (d *demo) startProcesses(ctx context.Context, fail context.CancelCauseFunc)
 		*p.child = c
 		d.cleanup = append(d.cleanup, func() error { return c.stop(stopWithin) })
 		go func() {
-			<-c.exited
+			<-c.Exited()
 			fail(fmt.Errorf("%s has ended by itself (%s)", c.name, c.status()))
 		}()
 	}

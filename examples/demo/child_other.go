@@ -1,8 +1,0 @@
-//go:build !linux
-
-package main
-
-import "syscall"
-
-// killOnParentDeath does nothing here: only Linux offers it.
-func killOnParentDeath(*syscall.SysProcAttr) {}
