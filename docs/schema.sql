@@ -1280,6 +1280,7 @@ DECLARE
     stopped bigint[];
     room   bigint;
     kept   bigint;
+    stale  text;
 BEGIN
     BEGIN
         PERFORM FROM tasker.gates l WHERE l.gate_id = ANY ($2) ORDER BY l.gate_id FOR NO KEY UPDATE;
@@ -1291,6 +1292,14 @@ BEGIN
             SELECT coalesce(string_agg(DISTINCT s.task_id::text, ','), '') FROM unnest($1, $2) AS a(step_id, gate_id) JOIN tasker.steps s USING (step_id)
             WHERE a.gate_id NOT IN (SELECT l.gate_id FROM tasker.gates l WHERE l.gate_id = ANY ($2) ORDER BY l.gate_id FOR NO KEY UPDATE SKIP LOCKED));
     END;
+    -- A write whose answer was lost comes again, and finds its own attempts in the
+    -- gates that they passed. They have begun; who denied them would have their loop
+    -- forget them.
+    SELECT string_agg(DISTINCT s.task_id::text, ',') INTO stale FROM tasker.steps s
+    WHERE s.step_id = ANY ($1) AND s.state NOT IN ('pending', 'waiting_for_retry');
+    IF stale IS NOT NULL THEN
+        RAISE EXCEPTION 'a step is not in the state that its loop saw' USING ERRCODE = 'TK005', DETAIL = stale;
+    END IF;
     FOR g IN SELECT * FROM tasker.gates l WHERE l.gate_id = ANY ($2) ORDER BY l.gate_id LOOP
         room := CASE WHEN g.paused_at IS NOT NULL THEN 0 ELSE least(
             g.max_attempts - (SELECT count(*) FROM tasker.gate_slots o WHERE o.gate_id = g.gate_id),

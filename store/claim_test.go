@@ -98,3 +98,54 @@ func TestUnitsOfOneTaskAreJudgedOneByOne(t *testing.T) {
 		t.Errorf("the one that has not: got %v, not ErrStale", err)
 	}
 }
+
+// The answer of a write was lost with its connection, and the write is sent
+// again. By then its own claims fill the gates that they passed: to be denied
+// there would leave them running with nobody who awaits them.
+func TestAClaimThatIsWrittenTwiceIsStaleAtWhateverGate(t *testing.T) {
+	t.Parallel()
+	ctx, pool := t.Context(), testenv.Pool(t, testenv.Database(t))
+	s := store.New(pool)
+	if _, err := pool.Exec(ctx, `SELECT tasker.register_template('n', 't', '1.0.0', '', '{}', 'c', 1, '[{"position": 0, "name": "s", "handler": "h", "attempt_limit": 1}]');
+		INSERT INTO tasker.tasks (namespace, name) SELECT 'n', 't' FROM generate_series(1, 4)`); err != nil {
+		t.Fatal(err)
+	}
+	worker, err := s.RegisterWorker(ctx, "w", "w", time.Hour, map[string]any{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	gate, claimer, writer := store.GateKey{Scope: "handler", Name: "h"}, s.NewClaimer(ctx, worker), s.NewWriter(ctx, worker)
+	for task, limit := range map[int64]store.Limit{
+		1: {MaxAttempts: new(1)},
+		2: {MaxAttempts: new(10)},
+		3: {PerSecond: new(0.001), Burst: new(1.0)},
+		4: {PerSecond: new(1e6)},
+	} {
+		if _, err := pool.Exec(ctx, `DELETE FROM tasker.gate_slots; DELETE FROM tasker.gates`); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.SetLimit(ctx, gate, limit, store.Operator{Name: "o"}); err != nil {
+			t.Fatal(err)
+		}
+		known, err := s.KnownGates(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		claimed, err := claimer.Claim(ctx, task)
+		if err != nil || claimed == nil {
+			t.Fatalf("claim: got %v, %v", claimed, err)
+		}
+		write := func() (*store.Unit, error) {
+			u := &store.Unit{Task: task, Epoch: claimed.Epoch, Gates: known.Version, Steps: []store.StepWrite{{
+				Step: claimed.Steps[0].StepID, Was: tasker.StepPending, State: tasker.StepInProgress, Attempt: 1, Gates: []int32{known.Gates[gate]},
+			}}}
+			return u, writer.Write(ctx, u)
+		}
+		if u, err := write(); err != nil || len(u.Denied) > 0 {
+			t.Fatalf("task %d: got %v, denied %v", task, err, u.Denied)
+		}
+		if u, err := write(); !errors.Is(err, store.ErrStale) {
+			t.Errorf("task %d, written again: got %v, denied %v, not ErrStale", task, err, u.Denied)
+		}
+	}
+}

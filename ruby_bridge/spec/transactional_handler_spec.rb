@@ -101,6 +101,19 @@ RSpec.describe "A transactional handler" do
     expect([step.state, step.failure["class"], bookings]).to eq(["in_progress", "ActiveRecord::RecordNotUnique", 1])
   end
 
+  # Sidekiq without Rails, and several attempts in one job: nobody else takes the
+  # connection from the thread.
+  it "finds its connection whole again after it broke between two attempts" do
+    perform(booking)
+    TestDatabase.value("SELECT pg_terminate_backend($1)", ActiveRecord::Base.connection.select_value("SELECT pg_backend_pid()"))
+    broken = booking
+    expect(performed(broken)).to be_a(ActiveRecord::ActiveRecordError)
+
+    whole = booking
+    perform(whole)
+    expect([broken.failure["class"], whole.state, bookings]).to match([/\AActiveRecord::/, "complete", 2])
+  end
+
   it "hands the trait on to its subclasses, and to nobody else" do
     booking
 

@@ -4,6 +4,18 @@ module TaskerCore
   # The app's own connection, and so its transaction: what happens here
   # commits, or doesn't, with the app's writes. Errors are ActiveRecord's.
   class ActiveRecordDatabase
+    # Gives back the connections of ActiveRecord that this thread has, but for
+    # those in a transaction. One that broke is found out when it is taken from
+    # its pool, before Rails 7.1 only then; and Rails gives them back after a job,
+    # where there is Rails, and the job isn't one of many attempts.
+    def self.release_connections
+      return unless defined?(ActiveRecord::Base)
+
+      ActiveRecord::Base.connection_handler.connection_pool_list(ActiveRecord::Base.current_role).each do |pool|
+        pool.release_connection if (pool.active_connection? || next).open_transactions.zero?
+      end
+    end
+
     # @param connection [ActiveRecord::ConnectionAdapters::AbstractAdapter, nil] nil: that of ActiveRecord::Base
     # @raise [ConfigurationError] without ActiveRecord
     def initialize(connection = nil)

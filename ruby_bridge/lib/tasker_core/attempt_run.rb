@@ -37,6 +37,7 @@ module TaskerCore
       end
     rescue *FAILURES => e
       reported = true
+      ActiveRecordDatabase.release_connections # it may be one of them that is broken
       raise_after_loss(e) if SidekiqErrors.shutdown?(e)
       report_failure(e)
     else
