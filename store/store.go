@@ -210,6 +210,7 @@ func (s Server) Open(ctx context.Context, name string, connections int32) (*pgxp
 	if !strings.Contains(s.URL, "pool_max_conns") {
 		config.MaxConns = connections
 	}
+	config.ConnConfig.DialFunc = dial
 	if config.ConnConfig.RuntimeParams["application_name"] == "" {
 		config.ConnConfig.RuntimeParams["application_name"] = name
 	}
