@@ -22,7 +22,7 @@ type proxy struct {
 
 	paused     gate
 	swallow    atomic.Bool  // notifications don't arrive
-	loseAnswer atomic.Int32 // so many transactions end, and nobody hears how
+	loseAnswer atomic.Int32 // so many statements end, and nobody hears how
 
 	mu    sync.Mutex
 	conns map[net.Conn]bool
@@ -150,15 +150,10 @@ func (p *proxy) down(client net.Conn, server net.Conn) error {
 			}
 		}
 		if losing || head[0] == 'A' && p.swallow.Load() {
-			state, err := from.Peek(1)
-			if err != nil {
-				return err
-			}
-			over := head[0] == 'Z' && state[0] == 'I' // the transaction has ended
 			if _, err := io.CopyN(io.Discard, from, body); err != nil {
 				return err
 			}
-			if losing && over {
+			if losing && head[0] == 'Z' { // the statement has ended, and mostly its transaction
 				return errLost
 			}
 			continue

@@ -14,6 +14,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/redis/go-redis/v9"
+	"go.uber.org/goleak"
 
 	"github.com/taskerhq/tasker/devstack"
 )
@@ -23,7 +24,7 @@ func TestMain(m *testing.M) {
 		ownServers(dir)
 		return
 	}
-	os.Exit(m.Run())
+	goleak.VerifyTestMain(m)
 }
 
 // workDir is a folder that Postgres can use whoever runs the tests:

@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"go.uber.org/goleak"
+
 	"github.com/taskerhq/tasker/devstack"
 )
 
@@ -47,7 +49,8 @@ var process struct {
 	crashing    lazily[string]
 }
 
-// Main runs a package's tests and ends what they started. It doesn't return.
+// Main runs a package's tests and ends what they started. Goroutines that are
+// left then fail the run. It doesn't return.
 func Main(m *testing.M) {
 	process.mu.Lock()
 	process.inMain = true
@@ -58,6 +61,12 @@ func Main(m *testing.M) {
 	process.mu.Unlock()
 	for i := len(cleanups) - 1; i >= 0; i-- {
 		cleanups[i]()
+	}
+	if code == 0 {
+		if err := goleak.Find(); err != nil {
+			fmt.Fprintln(os.Stderr, "the tests have ended, and something still runs:", err)
+			code = 1
+		}
 	}
 	os.Exit(code)
 }

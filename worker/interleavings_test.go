@@ -35,6 +35,7 @@ type scene struct {
 
 // session is who does something there.
 type session struct {
+	name  string
 	pool  *pgxpool.Pool
 	store *store.Store
 }
@@ -180,7 +181,7 @@ func (b *bundle) as(name string) *session {
 	pool, err := pgxpool.NewWithConfig(b.Context(), config)
 	b.must(err)
 	b.Cleanup(pool.Close)
-	return &session{pool, store.New(pool)}
+	return &session{name, pool, store.New(pool)}
 }
 
 // noDeadlocks ends the sessions, so that what they count is known, and looks. A
@@ -249,8 +250,7 @@ func TestTwoAtATimeInEveryOrder(t *testing.T) {
 						if first.loop && second.loop {
 							continue
 						}
-						what := fmt.Sprintf("%q, stopped after %s, and %q", first.name, place, second.name)
-						b.interleave(halting, passing, place, first, second, what)
+						b.interleave(halting, place, first, follower{passing, second})
 						runs++
 					}
 				}
@@ -270,24 +270,65 @@ func (b *bundle) seen() []string {
 	return places
 }
 
-func (b *bundle) interleave(halting, passing *session, place string, first, second verb, what string) {
+// Three sessions: one is stopped after one of its writes, and two others come one
+// after the other. Not all orders of three, which are 17,000: a few of each place, or
+// a hundred where TASKER_INTERLEAVINGS asks for many.
+func TestThreeAtATime(t *testing.T) {
+	b := setup(t)
+	b.exec(halts)
+	b.register(scenery)
+	b.limit("key", "bank", store.Limit{MaxAttempts: new(1)})
+	halting, passing, following := b.as("tasker halts"), b.as("passes"), b.as("follows")
+	each := min(interleavings(t, 3), 100)
+	random := rand.New(rand.NewPCG(7, 7))
+	runs := 0
+	for _, first := range interleaved {
+		b.exec(`TRUNCATE halts.seen`)
+		if err := first.do(t.Context(), halting, b.set()); !expected(err) {
+			t.Fatalf("%s: %v", first.name, err)
+		}
+		for _, place := range b.seen() {
+			for range each {
+				second, third := interleaved[random.IntN(len(interleaved))], interleaved[random.IntN(len(interleaved))]
+				if first.loop && (second.loop || third.loop) || second.loop && third.loop {
+					continue // a task has one loop
+				}
+				b.interleave(halting, place, first, follower{passing, second}, follower{following, third})
+				runs++
+			}
+		}
+	}
+	b.noDeadlocks(halting, passing, following)
+	t.Logf("%d orders", runs)
+}
+
+// follower is one who comes while another is stopped.
+type follower struct {
+	session *session
+	verb    verb
+}
+
+func (b *bundle) interleave(halting *session, place string, first verb, followers ...follower) {
 	b.Helper()
 	x := b.set()
 	release := b.arm(place)
-	one, two := make(chan error, 1), make(chan error, 1)
-	go func() { one <- first.do(b.Context(), halting, x) }()
+	names, ends := []string{first.name}, []chan error{make(chan error, 1)}
+	go func() { ends[0] <- first.do(b.Context(), halting, x) }()
 	b.waits(`SELECT count(*) FROM pg_stat_activity a JOIN pg_locks l USING (pid) WHERE a.application_name = 'tasker halts'
-		AND a.datname = current_database() AND l.locktype = 'advisory' AND l.objid = 77 AND NOT l.granted`, one)
-	go func() { two <- second.do(b.Context(), passing, x) }()
-	// It is through, or waits for the first.
-	b.waits(`SELECT count(*) FROM pg_stat_activity WHERE application_name = 'passes' AND datname = current_database() AND wait_event_type = 'Lock'`, two)
+		AND a.datname = current_database() AND l.locktype = 'advisory' AND l.objid = 77 AND NOT l.granted`, ends[0])
+	what := fmt.Sprintf("%q, stopped after %s", first.name, place)
+	for _, f := range followers {
+		end := make(chan error, 1)
+		names, ends = append(names, f.verb.name), append(ends, end)
+		what += fmt.Sprintf(", and %q", f.verb.name)
+		go func() { end <- f.verb.do(b.Context(), f.session, x) }()
+		// It is through, or waits for one before it.
+		b.waits(`SELECT count(*) FROM pg_stat_activity WHERE application_name = '`+f.session.name+`' AND datname = current_database() AND wait_event_type = 'Lock'`, end)
+	}
 	release()
-	for _, end := range []struct {
-		name string
-		err  error
-	}{{first.name, <-one}, {second.name, <-two}} {
-		if !expected(end.err) {
-			b.Errorf("%s: %s: %v", what, end.name, end.err)
+	for i, end := range ends {
+		if err := <-end; !expected(err) {
+			b.Errorf("%s: %s: %v", what, names[i], err)
 		}
 	}
 	b.after(x, what)

@@ -28,13 +28,13 @@ import (
 
 // Stage is what has been started so far.
 type Stage struct {
-	Pool  *pgxpool.Pool
-	Redis *redis.Client
-	Dir   string   // for files of the benchmark; removed by Close
-	Env   []string // of the processes that are started
+	Pool   *pgxpool.Pool
+	Redis  *redis.Client
+	Dir    string   // for files of the benchmark; removed by Close
+	Env    []string // of the processes that are started
+	Tasker string   // the program that Worker has built
 
 	postgres *devstack.Postgres
-	tasker   string
 	pids     map[string]int
 	closers  []func() error
 }
@@ -172,11 +172,11 @@ func (s *Stage) Start(ctx context.Context, name string, command ...string) (*exe
 
 // Worker builds tasker and starts a worker.
 func (s *Stage) Worker(ctx context.Context, flags ...string) error {
-	s.tasker = filepath.Join(s.Dir, "tasker")
-	if out, err := exec.CommandContext(ctx, "go", "build", "-o", s.tasker, "./cmd/tasker").CombinedOutput(); err != nil {
+	s.Tasker = filepath.Join(s.Dir, "tasker")
+	if out, err := exec.CommandContext(ctx, "go", "build", "-o", s.Tasker, "./cmd/tasker").CombinedOutput(); err != nil {
 		return fmt.Errorf("build tasker: %w\n%s", err, out)
 	}
-	_, err := s.Start(ctx, "worker", append([]string{s.tasker, "worker", "--log-level", "warn"}, flags...)...)
+	_, err := s.Start(ctx, "worker", append([]string{s.Tasker, "worker", "--log-level", "warn"}, flags...)...)
 	return err
 }
 
