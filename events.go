@@ -1,5 +1,10 @@
 package tasker
 
+import (
+	"encoding/json"
+	"time"
+)
+
 // EventName names a durable record in tasker.events. One is written with each
 // transition, in its transaction.
 type EventName string
@@ -39,3 +44,21 @@ const (
 	EventTaskReenqueued EventName = "workflow.task_reenqueue_delayed" // a River job was scheduled for later
 	EventReportRefused  EventName = "step.report_refused"             // a result came for an attempt that is not current
 )
+
+// Event is a row of tasker.events, with what is known of its task and step. An
+// event of the engine's has a task, but for those of gates; a published one need not.
+type Event struct {
+	ID            int64           `json:"id"`
+	OccurredAt    time.Time       `json:"occurred_at"` // when its transaction began
+	Name          EventName       `json:"name"`
+	TaskID        int64           `json:"task_id,omitempty"`
+	StepID        int64           `json:"step_id,omitempty"`
+	StepName      string          `json:"step_name,omitempty"`
+	Attempt       int             `json:"attempt,omitempty"`
+	Namespace     string          `json:"namespace,omitempty"`
+	TaskName      string          `json:"task_name,omitempty"`
+	TaskVersion   string          `json:"task_version,omitempty"`
+	CorrelationID string          `json:"correlation_id,omitempty"`
+	ParentTaskID  int64           `json:"parent_task_id,omitempty"`
+	Data          json.RawMessage `json:"data,omitempty"` // an object; empty: the event carries nothing
+}

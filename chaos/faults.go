@@ -13,6 +13,9 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/taskerhq/tasker/devstack"
+	"github.com/taskerhq/tasker/migrations"
 )
 
 // fault is one way in which things go wrong.
@@ -159,7 +162,7 @@ var faults = []fault{
 				return nil
 			})
 		}},
-	{name: "answers lost", what: "a transaction ends, and its answer never arrives; thirty times, at one process", weight: 3, healed: true,
+	{name: "answers lost", what: "a statement, mostly one that commits, ends and its answer never arrives; thirty times, at one process", weight: 3, healed: true,
 		do: func(ctx context.Context, r *run, struck func(string, ...any)) error {
 			p := pick(r.random, r.everyone())
 			struck(allOpen)
@@ -210,6 +213,14 @@ var faults = []fault{
 				}
 				return wait(ctx, 3*time.Second)
 			})
+		}},
+	{name: "migrated", what: "the last two migrations are taken back, and made again three seconds later", weight: 2, healed: true,
+		do: func(ctx context.Context, r *run, struck func(string, ...any)) error {
+			struck(allOpen)
+			if _, err := migrations.Down(ctx, r.pool, 2, false); err != nil {
+				return err
+			}
+			return r.after(ctx, 3*time.Second, 3*time.Second, func() error { return migrations.Up(ctx, r.pool) })
 		}},
 	{name: "disk full", what: "Postgres's disk is full for four seconds; what it doesn't survive it is started again from (with -small-disk)", weight: 1, healed: true,
 		do: func(ctx context.Context, r *run, struck func(string, ...any)) error {
@@ -317,20 +328,22 @@ var faults = []fault{
 			}
 			return r.after(ctx, 16*time.Second, 20*time.Second, func() error { return r.push(ctx, taken) })
 		}},
-	{name: "clock wrong", what: "one Sidekiq runs with a clock ten minutes fast or slow (libfaketime)", weight: 1,
+	{name: "clock wrong", what: "one Sidekiq runs with a clock ten minutes fast or slow", weight: 1,
 		do: func(ctx context.Context, r *run, struck func(string, ...any)) error {
 			p := pick(r.random, r.sidekiqs)
-			library := fakeTime()
-			if library == "" {
+			clock, err := devstack.WrongClock(ctx, r.dir, pick(r.random, []time.Duration{wrongBy, -wrongBy}))
+			if errors.Is(err, devstack.ErrNoWrongClock) {
 				return errSkipped
+			} else if err != nil {
+				return err
 			}
 			struck(ofProcess, p.identity())
 			if err := p.end(syscall.SIGTERM); err != nil {
 				return err
 			}
 			env := p.env
-			p.env = append(env[:len(env):len(env)], "LD_PRELOAD="+library, "DONT_FAKE_MONOTONIC=1", "FAKETIME="+pick(r.random, []string{"+10m", "-10m"}))
-			err := p.start()
+			p.env = append(env[:len(env):len(env)], clock...)
+			err = p.start()
 			p.env = env
 			if err != nil {
 				return err
@@ -364,15 +377,8 @@ func fillDisk(path string) error {
 	return nil
 }
 
-// fakeTime is the library that changes a process's clock, where it is installed.
-func fakeTime() string {
-	for _, path := range []string{"/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1", "/usr/lib/aarch64-linux-gnu/faketime/libfaketimeMT.so.1"} {
-		if _, err := os.Stat(path); err == nil {
-			return path
-		}
-	}
-	return ""
-}
+// wrongBy is how wrong a clock is.
+const wrongBy = 10 * time.Minute
 
 func pick[T any](random *rand.Rand, of []T) T { return of[random.IntN(len(of))] }
 
@@ -453,7 +459,7 @@ func (r *run) strike(ctx context.Context, f *fault) (*happened, error) {
 
 // now is Postgres's time, by which its events are.
 func (r *run) now(ctx context.Context) time.Time {
-	now := time.Now() // when it is away: one machine, one clock
+	now := time.Now().Add(r.ahead) // when it is away: one machine
 	_ = r.pool.QueryRow(ctx, `SELECT clock_timestamp()`).Scan(&now)
 	return now
 }

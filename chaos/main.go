@@ -51,6 +51,7 @@ type run struct {
 	disk              string // what Postgres has its data on
 	smallDisk         bool   // which is a file system of its own, in memory
 	postgres          *devstack.Postgres
+	ahead             time.Duration // by how much its clock is before ours
 	redis             *devstack.Redis
 	redisClient       *redis.Client
 	pool              *pgxpool.Pool
@@ -206,7 +207,18 @@ func (r *run) open(ctx context.Context, dir string) (err error) {
 			return fmt.Errorf("mount a small disk: %w", err)
 		}
 	}
-	if r.postgres, err = devstack.StartPostgres(ctx, devstack.PostgresOptions{Dir: r.disk, Fsync: true}); err != nil {
+	// Go asks the kernel what time it is, past any library; so all others are wrong.
+	var clock []string
+	if ahead := pick(r.random, []time.Duration{0, wrongBy, -wrongBy}); ahead != 0 {
+		clock, err = devstack.WrongClock(ctx, dir, ahead)
+		if err == nil {
+			r.ahead = ahead
+			say("seed %d: all clocks but Postgres's are wrong by %s", r.seed, -ahead)
+		} else if !errors.Is(err, devstack.ErrNoWrongClock) {
+			return err
+		}
+	}
+	if r.postgres, err = devstack.StartPostgres(ctx, devstack.PostgresOptions{Dir: r.disk, Fsync: true, Env: clock}); err != nil {
 		return err
 	}
 	if r.redis, err = devstack.StartRedis(ctx, devstack.RedisOptions{Dir: filepath.Join(dir, "redis")}); err != nil {

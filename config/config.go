@@ -30,6 +30,7 @@ type Config struct {
 	Orchestrator Orchestrator
 	Writer       Writer
 	River        River
+	Server       Server
 	HTTP         HTTP
 	Templates    Templates
 	Log          Log
@@ -128,6 +129,12 @@ type River struct {
 	JobRetention  time.Duration
 	RetryAfter    time.Duration
 	UnservedAfter time.Duration
+}
+
+// Server is what a worker answers over HTTP.
+type Server struct {
+	Listen  string
+	MostLag time.Duration
 }
 
 // HTTP is what the handler tasker.http may do.

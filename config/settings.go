@@ -49,6 +49,7 @@ var Groups = []struct{ Name, About string }{
 	{"orchestrator", "How a loop treats its task"},
 	{"writer", "How the writes of many loops become few transactions"},
 	{"river", "The job queue that wakes tasks"},
+	{"server", "What a worker answers over HTTP"},
 	{"http", "What the handler tasker.http may do"},
 	{"templates", "Which template files a worker registers, and how they are read"},
 	{"log", "What is logged, and how"},
@@ -364,6 +365,17 @@ var Settings = []Setting{
 		Key: "river.unserved_after", Kind: Duration, Default: "1s", Least: "1s", Most: "1h", field: func(c *Config) any { return &c.River.UnservedAfter },
 		About: "When a job comes back whose task was held by another transaction, or whose worker had to drop everything",
 		Why:   "River's unit is the second; it is another worker's turn, so there is no reason to wait longer.",
+	},
+
+	{
+		Key: "server.listen", Kind: Text, Flag: "listen", field: func(c *Config) any { return &c.Server.Listen },
+		About: "HOST:PORT at which a worker answers HTTP: `/health/live` and `/health/ready`, such as `0.0.0.0:8080`; empty: not at all",
+		Why:   "Nothing listens that nobody has asked for.",
+	},
+	{
+		Key: "server.most_lag", Kind: Duration, Default: "0s", Least: "0s", Most: "24h", field: func(c *Config) any { return &c.Server.MostLag },
+		About: "How long the first task that is due may wait for a worker before `/health/ready` and `tasker health` say so with an error; 0s: for ever",
+		Why:   "A backlog is no fault of the worker that is asked, and mostly no reason to hold up a deployment.",
 	},
 
 	{

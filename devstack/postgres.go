@@ -28,6 +28,7 @@ type PostgresOptions struct {
 	BinDir         string    // folder of initdb and postgres; "": FindPostgres
 	Fsync          bool      // false: a crash of the machine (not of the server) loses data; for tests
 	MaxConnections int       // 0: 200
+	Env            []string  // more environment of the server
 	Log            io.Writer // what is being done, a line each; nil: nothing. The server's own log is postgres.log
 }
 
@@ -277,7 +278,7 @@ func (p *Postgres) startOnce(ctx context.Context) error {
 	}
 	server := command{
 		name: "Postgres", path: filepath.Join(p.bin, "postgres"), args: args,
-		dir: p.data(), output: log, runAs: p.runAs, onDeath: syscall.SIGINT,
+		dir: p.data(), env: p.options.Env, output: log, runAs: p.runAs, onDeath: syscall.SIGINT,
 	}
 	process, err := server.start()
 	if err != nil {

@@ -24,6 +24,7 @@ type command struct {
 	path    string
 	args    []string
 	dir     string
+	env     []string // besides ours
 	output  io.Writer
 	runAs   *account       // nil: as we are
 	onDeath syscall.Signal // what the child gets when we die
@@ -32,7 +33,7 @@ type command struct {
 func (c command) start() (*process, error) {
 	cmd := exec.Command(c.path, c.args...)
 	cmd.Dir = c.dir
-	cmd.Env = childEnvironment()
+	cmd.Env = append(childEnvironment(), c.env...)
 	cmd.Stdout, cmd.Stderr = c.output, c.output
 	if c.runAs != nil {
 		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: c.runAs.credential()}

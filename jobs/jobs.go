@@ -78,6 +78,7 @@ type taskWorker struct {
 	runner Runner
 	tuning Tuning
 	known  *Known
+	now    func() time.Time
 }
 
 func (w *taskWorker) Work(ctx context.Context, job *river.Job[TaskExecutionArgs]) error {
@@ -99,7 +100,7 @@ func (w *taskWorker) Timeout(*river.Job[TaskExecutionArgs]) time.Duration { retu
 // NextRetry is soon: what failed is the orchestration, mostly for want of a
 // database.
 func (w *taskWorker) NextRetry(*river.Job[TaskExecutionArgs]) time.Time {
-	return time.Now().Add(w.tuning.RetryAfter)
+	return w.now().Add(w.tuning.RetryAfter)
 }
 
 // Client is a River client that works tasks.
@@ -114,6 +115,11 @@ type Config struct {
 	Known    *Known // kept current
 	Logger   *slog.Logger
 	PollOnly bool // don't listen: look for jobs every Poll
+
+	// Now is the database's time, by which jobs become due. A job that is put off is
+	// given a date, and by the clock of a machine that is wrong it would come that much
+	// too late.
+	Now func() time.Time
 	Tuning
 }
 
@@ -148,7 +154,7 @@ func (t Tuning) WithDefaults() Tuning {
 func NewClient(pool *pgxpool.Pool, c Config) (*Client, error) {
 	tuning := c.Tuning.WithDefaults()
 	workers := river.NewWorkers()
-	if err := river.AddWorkerSafely(workers, &taskWorker{runner: c.Runner, tuning: tuning, known: c.Known}); err != nil {
+	if err := river.AddWorkerSafely(workers, &taskWorker{runner: c.Runner, tuning: tuning, known: c.Known, now: c.Now}); err != nil {
 		return nil, fmt.Errorf("set up River: %w", err)
 	}
 	client, err := river.NewClient(riverpgxv5.New(pool), &river.Config{
@@ -166,12 +172,22 @@ func NewClient(pool *pgxpool.Pool, c Config) (*Client, error) {
 		CancelledJobRetentionPeriod: tuning.Retention,
 		ReindexerSchedule:           river.NeverSchedule(),
 		ErrorHandler:                &errorHandler{c.Logger},
+		// There is no other place to say what time it is.
+		Test: river.TestConfig{Time: clock{c.Now}},
 	})
 	if err != nil {
 		return nil, fmt.Errorf("set up River: %w", err)
 	}
 	return client, nil
 }
+
+// clock is the database's, for River.
+type clock struct{ now func() time.Time }
+
+func (c clock) Now() time.Time { return c.now() }
+
+// NowOrNil is for statements, which ask the database itself.
+func (clock) NowOrNil() *time.Time { return nil }
 
 type errorHandler struct{ log *slog.Logger }
 

@@ -243,6 +243,9 @@ func (o *Orchestrator) Close() {
 // counts where a date comes from elsewhere.
 func (o *Orchestrator) SetClock(now time.Time) { o.ahead.Store(int64(time.Until(now))) }
 
+// Now is the time by the database's clock, as far as is known.
+func (o *Orchestrator) Now() time.Time { return o.databaseTime(time.Now()) }
+
 // databaseTime is the given time of this process by the database's clock.
 func (o *Orchestrator) databaseTime(at time.Time) time.Time {
 	return at.Add(time.Duration(o.ahead.Load()))

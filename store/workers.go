@@ -6,11 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/taskerhq/tasker"
 )
 
@@ -249,25 +249,35 @@ type Listener interface {
 // breaks. ready is called once it listens: what was committed before has to be
 // looked up.
 func (s *Store) Listen(ctx context.Context, worker int64, ready func(), l Listener) error {
-	conn, err := pgx.ConnectConfig(ctx, s.pool.Config().ConnConfig.Copy())
-	if err != nil {
-		return fmt.Errorf("listen for reports: %w", err)
-	}
-	defer conn.Close(context.WithoutCancel(ctx))
-	if _, err := conn.Exec(ctx, `LISTEN "tasker.worker_`+strconv.FormatInt(worker, 10)+`"; LISTEN "`+inserts+`"`); err != nil {
-		return fmt.Errorf("listen for reports: %w", err)
-	}
-	ready()
-	for {
-		n, err := conn.WaitForNotification(ctx)
-		if err != nil {
-			return fmt.Errorf("listen for reports: %w", err)
-		}
+	err := s.listen(ctx, []string{fmt.Sprint("tasker.worker_", worker), inserts}, ready, func(n *pgconn.Notification) {
 		if n.Channel == inserts {
 			tellOfJob(l, n.Payload)
 		} else {
 			tell(l, n.Payload)
 		}
+	})
+	return fmt.Errorf("listen for reports: %w", err)
+}
+
+// listen hears channels on a connection of its own, until that breaks or ctx ends.
+func (s *Store) listen(ctx context.Context, channels []string, ready func(), heard func(*pgconn.Notification)) error {
+	conn, err := pgx.ConnectConfig(ctx, s.pool.Config().ConnConfig.Copy())
+	if err != nil {
+		return err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	for _, channel := range channels {
+		if _, err := conn.Exec(ctx, `LISTEN `+pgx.Identifier{channel}.Sanitize()); err != nil {
+			return err
+		}
+	}
+	ready()
+	for {
+		n, err := conn.WaitForNotification(ctx)
+		if err != nil {
+			return err
+		}
+		heard(n)
 	}
 }
 

@@ -1,11 +1,8 @@
 package worker_test
 
 import (
-	"fmt"
-	"os"
-	"os/exec"
+	"errors"
 	"path/filepath"
-	"strings"
 	"testing"
 	"time"
 
@@ -17,41 +14,29 @@ import (
 	"github.com/taskerhq/tasker/testenv"
 )
 
-// shifted is the environment of a process whose clock is off.
-func shifted(t *testing.T, by time.Duration) []string {
-	t.Helper()
-	// faketime itself would be a process more; what it sets is enough.
-	preload, err := exec.CommandContext(t.Context(), "faketime", "-f", "+0", "sh", "-c", `printf %s "$LD_PRELOAD"`).Output()
-	if err != nil {
-		t.Skipf("a clock can't be set wrong here (%v); apt-get install faketime", err)
-	}
-	// Clocks that count from the start of the machine are right everywhere.
-	return []string{"LD_PRELOAD=" + string(preload), fmt.Sprintf("FAKETIME=%+d", int(by.Seconds())), "DONT_FAKE_MONOTONIC=1", "FAKETIME_DONT_FAKE_MONOTONIC=1"}
-}
-
 // setupWithClocks is setup with a Postgres of its own and with clocks that are
 // off by so much, compared with that of this process, the worker's. (A Go
 // program can't be given a wrong clock. Everything else can.)
 func setupWithClocks(t *testing.T, postgres, sidekiq time.Duration) *bundle {
 	t.Helper()
 	t.Parallel()
-	sidekiqEnv, postgresEnv := shifted(t, sidekiq), shifted(t, postgres)
-	programs, err := devstack.FindPostgres()
-	if err != nil {
-		t.Fatal(err)
-	}
 	dir, cleanup, err := devstack.WorkDir("")
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(cleanup)
-	bin := filepath.Join(dir, "bin")
+	wrong := func(ahead time.Duration) []string {
+		env, err := devstack.WrongClock(t.Context(), dir, ahead)
+		if errors.Is(err, devstack.ErrNoWrongClock) {
+			t.Skip(err)
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		return env
+	}
+	sidekiqEnv, postgresEnv := wrong(sidekiq), wrong(postgres)
 	b := &bundle{T: t, redisURL: testenv.Redis(t), handlers: handler.NewRegistry(), sidekiqEnv: sidekiqEnv}
-	b.must(os.Mkdir(bin, 0o755))
-	b.must(os.Symlink(filepath.Join(programs, "initdb"), filepath.Join(bin, "initdb")))
-	script := fmt.Sprintf("#!/bin/sh\nexec env '%s' %s/postgres \"$@\"\n", strings.Join(postgresEnv, "' '"), programs)
-	b.must(os.WriteFile(filepath.Join(bin, "postgres"), []byte(script), 0o755))
-	server, err := devstack.StartPostgres(t.Context(), devstack.PostgresOptions{Dir: filepath.Join(dir, "postgres"), BinDir: bin})
+	server, err := devstack.StartPostgres(t.Context(), devstack.PostgresOptions{Dir: filepath.Join(dir, "postgres"), Env: postgresEnv})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -103,13 +88,23 @@ step_templates: [{name: only, handler: tasker.sleep, handler_config: {seconds: 2
 			long := b.enqueue("long", `{}`)
 			b.until("the long step runs", func() bool { return b.step(long, "only").State == tasker.StepInProgress })
 			first.kill(b)
+			// One that somebody holds when it is claimed: its River job comes again.
+			held := b.enqueue("one", `{}`)
+			holder, err := b.pool.Begin(t.Context())
+			b.must(err)
+			_, err = holder.Exec(t.Context(), `SELECT FROM tasker.tasks WHERE task_id = $1 FOR UPDATE`, held)
+			b.must(err)
 			b.worker("--lease", "1s")
+			b.until("the held one has been put off again and again", func() bool {
+				return b.number(`SELECT coalesce(max((metadata ->> 'snoozes')::int), 0) FROM tasker.river_job WHERE (args ->> 'task_id')::bigint = $1`, held) >= 5
+			})
+			b.must(holder.Rollback(t.Context()))
 			b.sidekiq()
 			b.enqueueMany("clocks", `{}`, 4)
 			b.exec(`INSERT INTO tasker.tasks (namespace, name, run_at) VALUES ('test', 'one', now() + interval '2 s')`)
 			b.finish()
 
-			b.want("complete 6", `SELECT string_agg(concat_ws(' ', state, n), ', ') FROM (SELECT state, count(*) AS n FROM tasker.tasks GROUP BY state) x`)
+			b.want("complete 7", `SELECT string_agg(concat_ws(' ', state, n), ', ') FROM (SELECT state, count(*) AS n FROM tasker.tasks GROUP BY state) x`)
 			// One worker died, and one only; no process did.
 			b.want("dead, alive", `SELECT string_agg(state, ', ' ORDER BY worker_id) FROM tasker.workers`)
 			b.want("2 1", `SELECT concat_ws(' ', attempts, losses) FROM tasker.steps WHERE task_id = $1`, long)

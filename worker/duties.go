@@ -63,10 +63,12 @@ func (w *worker) beat(ctx context.Context, id int64, o *orchestrator.Orchestrato
 func (w *worker) listen(ctx context.Context, id int64, o *orchestrator.Orchestrator, log *slog.Logger) {
 	for ctx.Err() == nil {
 		err := w.store.Listen(ctx, id, func() {
+			w.status.listening.Store(true)
 			if err := o.CatchUp(ctx); err != nil && ctx.Err() == nil {
 				log.Warn("missed reports could not be looked up; the next round does it", "error", err)
 			}
 		}, o)
+		w.status.listening.Store(false)
 		if ctx.Err() != nil {
 			return
 		}

@@ -53,7 +53,9 @@ type Config struct {
 	Writer         store.Groups
 	River          jobs.Tuning
 	Redis          sidekiq.Tuning
-	Live           // at the start; Updates changes it
+	Listen         string        // HOST:PORT of HTTP for probes; empty: none
+	MostLag        time.Duration // how long the first task that is due may wait before the worker is not ready; 0: for ever
+	Live                         // at the start; Updates changes it
 	Updates        <-chan Live
 	Logger         *slog.Logger
 	Started        func(worker int64) // called when the worker takes tasks
@@ -155,6 +157,11 @@ func Run(ctx context.Context, c Config) error {
 				"address", w.redis.Options().Addr, "error", err)
 		}
 	}
+	stop, err := w.serve()
+	if err != nil {
+		return err
+	}
+	defer stop()
 	for dead := false; ; {
 		err := w.session(ctx)
 		switch {
@@ -184,6 +191,8 @@ type worker struct {
 	pulse *store.Store
 	redis *redis.Client
 	live  *live
+
+	status status
 }
 
 func (w *worker) registerTemplates(ctx context.Context, l Live) error {
@@ -236,7 +245,7 @@ func (w *worker) session(ctx context.Context) (err error) {
 		Store: w.store, Worker: id, Handlers: w.Handlers, Dispatcher: push, MaxTasks: w.MaxTasks, Logger: log, Tuning: w.live.now().Tuning,
 	})
 	known := &jobs.Known{}
-	river, err := jobs.NewClient(w.pool, jobs.Config{Schema: migrations.Schema, ID: client, MaxTasks: w.MaxTasks, Runner: o, Known: known, Logger: quiet(log), PollOnly: w.PollOnly, Tuning: w.River})
+	river, err := jobs.NewClient(w.pool, jobs.Config{Schema: migrations.Schema, ID: client, MaxTasks: w.MaxTasks, Runner: o, Known: known, Logger: quiet(log), PollOnly: w.PollOnly, Now: o.Now, Tuning: w.River})
 	if err != nil {
 		return err
 	}
@@ -288,6 +297,7 @@ func (w *worker) session(ctx context.Context) (err error) {
 		return fmt.Errorf("start River: %w", err)
 	}
 	log.Info("worker takes tasks", "max_tasks", w.MaxTasks, "handlers", strings.Join(w.Handlers.Names(), " "))
+	w.status.takes.Store(true)
 	w.Started(id)
 
 	select {
@@ -295,6 +305,7 @@ func (w *worker) session(ctx context.Context) (err error) {
 		log.Info("worker stops: it takes no new tasks and hands back what it holds", "tasks", o.Held())
 	case <-o.Abandoned():
 	}
+	w.status.takes.Store(false)
 	return w.finish(o, river, id, log)
 }
 

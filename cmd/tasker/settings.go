@@ -22,7 +22,7 @@ import (
 var (
 	globalSettings  = []string{"database.url", "redis.url", "log.format", "log.level"}
 	readingSettings = []string{"templates.environment", "templates.allow_env"}
-	workerSettings  = append([]string{"templates.folder", "http.allow", "worker.max_tasks", "worker.lease", "worker.park_after", "worker.shutdown_timeout"}, readingSettings...)
+	workerSettings  = append([]string{"templates.folder", "http.allow", "worker.max_tasks", "worker.lease", "worker.park_after", "worker.shutdown_timeout", "server.listen"}, readingSettings...)
 	devSettings     = append([]string{"templates.folder"}, readingSettings...)
 )
 
@@ -113,7 +113,9 @@ func workerConfig(l *config.Loaded) (worker.Config, error) {
 			BundleTime:  l.Redis.BundleTime,
 			BundleWait:  l.Redis.BundleWait,
 		},
-		Live: live,
+		Listen:  l.Server.Listen,
+		MostLag: l.Server.MostLag,
+		Live:    live,
 	}, nil
 }
 
