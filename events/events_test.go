@@ -246,9 +246,9 @@ func TestFollowStartsWhereItIsToldTo(t *testing.T) {
 		}
 		return got, at
 	}
-	var more []int64
-	got, at := follow(now, 3, func() { more = l.publish(3) })
-	if !slices.Equal(got, more) {
+	published := make(chan []int64, 1)
+	got, at := follow(now, 3, func() { published <- l.publish(3) })
+	if more := <-published; !slices.Equal(got, more) {
 		t.Errorf("from now on: got %v, want %v", got, more)
 	}
 	for name, after := range map[string]store.EventCursor{"since an hour ago": since, "from the beginning": ""} {
