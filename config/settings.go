@@ -174,7 +174,7 @@ var Settings = []Setting{
 	{
 		Key: "worker.age_after", Kind: Duration, Default: "1m", Least: "1s", Most: "24h", Live: true, field: func(c *Config) any { return &c.Worker.AgeAfter },
 		About: "Waiting that is worth a level of priority",
-		Why:   "Urgent tasks overtake what came in the last minutes, and after three of them nothing waits behind them any more.",
+		Why:   "Urgent tasks overtake what came in the last minutes; what has waited longer takes its turn between them, in portions.",
 	},
 	{
 		Key: "worker.repair_every", Kind: Duration, Default: "5s", Least: "100ms", Most: "1h", Live: true, field: func(c *Config) any { return &c.Worker.RepairEvery },

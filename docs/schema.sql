@@ -149,19 +149,24 @@ END $$;
 -- Name: age_jobs(interval, integer); Type: FUNCTION; Schema: tasker; Owner: -
 --
 
-CREATE FUNCTION tasker.age_jobs(ageing interval, most integer DEFAULT 10000) RETURNS integer
+CREATE FUNCTION tasker.age_jobs(ageing interval, most integer DEFAULT 200) RETURNS integer
     LANGUAGE plpgsql
     AS $$
 DECLARE
     n     int := 0;
     moved int;
+    room  int;
 BEGIN
     FOR p IN 2..4 LOOP -- from the top, so that none is moved twice
+        SELECT greatest(most - count(*), most / 10, 1) INTO room FROM (
+            SELECT FROM tasker.river_job o
+            WHERE o.state = 'available' AND o.queue = 'default' AND o.priority = p - 1 AND o.scheduled_at < clock_timestamp() - ageing * (5 - p)
+            LIMIT most) there;
         UPDATE tasker.river_job j SET priority = p - 1
         FROM (SELECT o.id FROM tasker.river_job o
               WHERE o.state = 'available' AND o.queue = 'default' AND o.priority = p AND o.scheduled_at < clock_timestamp() - ageing * (5 - p)
                 AND o.kind = 'task_execution'
-              ORDER BY o.scheduled_at LIMIT most FOR UPDATE SKIP LOCKED) due
+              ORDER BY o.scheduled_at LIMIT room FOR UPDATE SKIP LOCKED) due
         WHERE j.id = due.id;
         GET DIAGNOSTICS moved = ROW_COUNT;
         n := n + moved;

@@ -244,6 +244,20 @@ func TestJobsThatWaitMoveUp(t *testing.T) {
 		b.must(err)
 		b.want(c.want, priorities)
 	}
+
+	// Of a flood only so many come before what is urgent.
+	b.exec(`DELETE FROM tasker.river_job`)
+	b.enqueueMany("one", `{}`, 500)
+	b.exec(`UPDATE tasker.river_job SET priority = 2, scheduled_at = clock_timestamp() - interval '1 hour'`)
+	for _, want := range []string{"200", "220", "240"} {
+		_, _, err := b.store.ReadClocks(t.Context(), time.Minute, time.Minute)
+		b.must(err)
+		b.want(want, `SELECT count(*)::text FROM tasker.river_job WHERE priority = 1`)
+	}
+	b.exec(`DELETE FROM tasker.river_job WHERE priority = 1`)
+	_, _, err := b.store.ReadClocks(t.Context(), time.Minute, time.Minute)
+	b.must(err)
+	b.want("200", `SELECT count(*)::text FROM tasker.river_job WHERE priority = 1`)
 }
 
 func TestLimitsThatMakeNoSenseAreRefused(t *testing.T) {
