@@ -24,6 +24,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"log/slog"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -348,6 +349,7 @@ func subscriber(ctx context.Context) error {
 	}
 	return events.Subscribe(ctx, store.New(pool), events.Subscription{
 		Name: os.Getenv("NAME"), Patterns: []string{"step.*"}, FromBeginning: true,
+		Logger: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
 		Handle: func(_ context.Context, e *tasker.Event) error {
 			handled = binary.NativeEndian.AppendUint64(handled, uint64(e.ID))
 			if len(handled) < 8*most {
