@@ -20,12 +20,8 @@ const defaultBatch = 1000
 // Unlike a subscriber, it holds back no retention: events that are pruned before
 // they are read are not seen.
 func Follow(ctx context.Context, s *store.Store, after store.EventCursor, patterns []string, log *slog.Logger, take func(*store.EventBatch) error) error {
-	b := newBell()
-	listening, stop := context.WithCancel(ctx)
-	var listener sync.WaitGroup
-	listener.Go(func() { b.listen(listening, s, log) })
-	defer listener.Wait()
-	defer stop()
+	b, silence := hang(ctx, s, log)
+	defer silence()
 	for idle := 0; ctx.Err() == nil; {
 		channel := ""
 		if idle > 0 {
@@ -68,8 +64,14 @@ type bell struct {
 	rung    chan struct{}
 }
 
-func newBell() *bell {
-	return &bell{channel: "tasker_events_" + strings.ToLower(rand.Text()), rung: make(chan struct{}, 1)}
+// hang has a new bell ring until it is silenced, which waits until nothing is left
+// of it.
+func hang(ctx context.Context, s *store.Store, log *slog.Logger) (b *bell, silence func()) {
+	b = &bell{channel: "tasker_events_" + strings.ToLower(rand.Text()), rung: make(chan struct{}, 1)}
+	listening, stop := context.WithCancel(ctx)
+	var listener sync.WaitGroup
+	listener.Go(func() { b.listen(listening, s, log) })
+	return b, func() { stop(); listener.Wait() }
 }
 
 func (b *bell) ring() {

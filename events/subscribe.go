@@ -80,12 +80,9 @@ func Subscribe(ctx context.Context, s *store.Store, sub Subscription) error {
 		}
 		return err
 	}
-	r.bell = newBell()
-	listening, stop := context.WithCancel(ctx)
-	var listener sync.WaitGroup
-	listener.Go(func() { r.bell.listen(listening, s, r.log) })
-	defer listener.Wait()
-	defer stop()
+	bell, silence := hang(ctx, s, r.log)
+	defer silence()
+	r.bell = bell
 	return r.run(ctx)
 }
 

@@ -18,7 +18,7 @@ import (
 type Probe struct {
 	Store     *store.Store
 	Redis     func(ctx context.Context) error // reaches Sidekiq's Redis
-	Working   func() error                    // whether this worker takes tasks
+	Working   func(ctx context.Context) error // whether this worker takes tasks
 	Listening func() error                    // whether notifications are heard
 	MostLag   time.Duration                   // how long the first task that is due may wait for a worker; 0: for ever
 	Timeout   time.Duration                   // for all checks together; default 5 s
@@ -44,7 +44,8 @@ type Readiness struct {
 // Ready asks all parts at once.
 func (p Probe) Ready(ctx context.Context) *Readiness {
 	began := time.Now()
-	ctx, cancel := context.WithTimeout(ctx, cmp.Or(p.Timeout, 5*time.Second))
+	timeout := cmp.Or(p.Timeout, 5*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	r := &Readiness{Checks: map[string]Check{}, Failed: []string{}, At: began.UTC()}
 	var mu sync.Mutex
@@ -57,7 +58,7 @@ func (p Probe) Ready(ctx context.Context) *Readiness {
 			if err != nil {
 				c.Status, c.Message = "failed", err.Error()
 				if errors.Is(err, context.DeadlineExceeded) {
-					c.Message = fmt.Sprintf("no answer within %s", cmp.Or(p.Timeout, 5*time.Second))
+					c.Message = fmt.Sprintf("no answer within %s", timeout)
 				}
 			}
 			mu.Lock()
@@ -72,7 +73,7 @@ func (p Probe) Ready(ctx context.Context) *Readiness {
 		ask("redis", func() (string, error) { return "answers", p.Redis(ctx) })
 	}
 	if p.Working != nil {
-		ask("worker", func() (string, error) { return "takes tasks", p.Working() })
+		ask("worker", func() (string, error) { return "takes tasks", p.Working(ctx) })
 	}
 	if p.Listening != nil {
 		ask("listener", func() (string, error) { return "hears notifications", p.Listening() })

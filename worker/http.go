@@ -28,7 +28,7 @@ func (w *worker) serve() (stop func(), err error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: server.listen %q: %w", ErrConfig, w.Listen, err)
 	}
-	probe := server.Probe{Store: w.store, MostLag: w.MostLag, Working: func() error {
+	probe := server.Probe{Store: w.store, MostLag: w.MostLag, Working: func(context.Context) error {
 		if !w.status.takes.Load() {
 			return errors.New("it has not started yet, stops, or was declared dead and starts anew")
 		}

@@ -312,10 +312,11 @@ func (b *bundle) interleave(halting *session, place string, first verb, follower
 	b.Helper()
 	x := b.set()
 	release := b.arm(place)
-	names, ends := []string{first.name}, []chan error{make(chan error, 1)}
-	go func() { ends[0] <- first.do(b.Context(), halting, x) }()
+	halted := make(chan error, 1)
+	names, ends := []string{first.name}, []chan error{halted}
+	go func() { halted <- first.do(b.Context(), halting, x) }()
 	b.waits(`SELECT count(*) FROM pg_stat_activity a JOIN pg_locks l USING (pid) WHERE a.application_name = 'tasker halts'
-		AND a.datname = current_database() AND l.locktype = 'advisory' AND l.objid = 77 AND NOT l.granted`, ends[0])
+		AND a.datname = current_database() AND l.locktype = 'advisory' AND l.objid = 77 AND NOT l.granted`, halted)
 	what := fmt.Sprintf("%q, stopped after %s", first.name, place)
 	for _, f := range followers {
 		end := make(chan error, 1)

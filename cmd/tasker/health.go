@@ -40,8 +40,8 @@ Exit code 0: all answer. 1: something is missing; what, is said.`,
 			}
 			defer pool.Close()
 			p := server.Probe{Store: store.New(pool), MostLag: settings.MostLag, Timeout: timeout}
-			p.Working = func() error {
-				b, err := p.Store.Backlog(c.Context())
+			p.Working = func(ctx context.Context) error {
+				b, err := p.Store.Backlog(ctx)
 				if err == nil && b.Workers == 0 {
 					err = errors.New("no worker is alive: tasker worker starts one")
 				}
