@@ -327,8 +327,8 @@ var Settings = []Setting{
 
 	{
 		Key: "writer.connections", Kind: Whole, Default: "2", Least: "1", Most: "32", field: func(c *Config) any { return &c.Writer.Connections },
-		About: "Transactions that a worker's writer has under way, and as many its claimer",
-		Why:   "One is built and received while the other commits; more make smaller groups and more commits on the same disk.",
+		About: "Transactions that all workers' writers have under way, at least one each, and as many their claimers",
+		Why:   "One is built and received while the other commits; more make smaller groups and more commits on the same disk, so workers share them: with two alive each has one.",
 	},
 	{
 		Key: "writer.batch", Kind: Whole, Default: "100", Least: "1", Most: "10000", field: func(c *Config) any { return &c.Writer.Batch },

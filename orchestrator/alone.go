@@ -23,8 +23,13 @@ const littleToDo = 8
 type place struct{ at, of int64 }
 
 // SetPlace says how many workers are alive, and how many of them have a lower
-// number: each starts its share of what comes alone.
-func (o *Orchestrator) SetPlace(at, of int) { o.place.Store(&place{int64(at), int64(of)}) }
+// number: each starts its share of what comes alone, and has its share of the
+// transactions.
+func (o *Orchestrator) SetPlace(at, of int) {
+	o.place.Store(&place{int64(at), int64(of)})
+	o.writer.Among(of)
+	o.claimer.Among(of)
+}
 
 // Enqueued takes note of a task that was inserted alone, and of its River job.
 // It does not block.

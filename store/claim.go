@@ -53,9 +53,12 @@ type Claimer struct {
 // NewClaimer returns a claimer for the worker.
 func (s *Store) NewClaimer(ctx context.Context, worker int64) *Claimer {
 	c := &Claimer{store: s, worker: worker, ctx: ctx}
-	c.group = newGroup(s.Groups.WithDefaults().Connections, s.Groups.WithDefaults().ClaimBatch, c.flush)
+	c.group = newGroup(s.Groups.share(1), s.Groups.WithDefaults().ClaimBatch, c.flush)
 	return c
 }
+
+// Among says how many workers are alive, this one included.
+func (c *Claimer) Among(workers int) { c.group.setLimit(c.store.Groups.share(workers)) }
 
 // Claim makes the worker the owner of the task and reads its steps. It returns
 // nil when there is nothing to do: the task is finished, owned by another

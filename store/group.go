@@ -9,12 +9,18 @@ import (
 
 // Groups says how the calls of a worker's many loops are grouped.
 type Groups struct {
-	// Connections is how many transactions a writer has under way, and as many
-	// again a claimer. More make batches smaller and commits more, on the same
-	// disk; with one, nothing is built and received while the other commits.
+	// Connections is how many transactions the writers of all workers have under
+	// way, at least one each, and as many again their claimers. More make batches
+	// smaller and commits more, on the same disk; with one, nothing is built and
+	// received while the other commits.
 	Connections int
 	Batch       int // most tasks in one write
 	ClaimBatch  int // most tasks in one claim
+}
+
+// share is how many of the transactions each of so many workers has.
+func (g Groups) share(workers int) int {
+	return max(1, g.WithDefaults().Connections/max(1, workers))
 }
 
 // WithDefaults has the default in place of each zero.
@@ -41,7 +47,8 @@ type group[I any, O any] struct {
 
 	mu       sync.Mutex
 	waiting  []request[I, O]
-	idle     int  // flushers that may still be started
+	flushers int  // that work
+	limit    int  // how many may
 	expected int  // items that were announced and have not come
 	timed    bool // a timer runs that gives up on them
 }
@@ -59,7 +66,16 @@ type request[I any, O any] struct {
 // newGroup makes a group whose flush gets 1 to most items and returns an
 // outcome for each, in order; up to flushers calls run at once.
 func newGroup[I any, O any](flushers, most int, flush func([]I) []outcome[O]) *group[I, O] {
-	return &group[I, O]{flush: flush, most: most, idle: flushers}
+	return &group[I, O]{flush: flush, most: most, limit: flushers}
+}
+
+// setLimit says how many calls of flush may run at once from now on; those above
+// it end with what they have.
+func (g *group[I, O]) setLimit(flushers int) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.limit = flushers
+	g.wake()
 }
 
 // do hands the item in and waits for its outcome, or for ctx. An item that was
@@ -108,10 +124,10 @@ func (g *group[I, O]) expect(n int) {
 	})
 }
 
-// wake starts a flusher if there is work and one that is idle. g.mu is held.
+// wake starts flushers while there is work and more may run. g.mu is held.
 func (g *group[I, O]) wake() {
-	if g.idle > 0 && g.ready() {
-		g.idle--
+	for g.flushers < g.limit && g.ready() {
+		g.flushers++
 		go g.work(g.take())
 	}
 }
@@ -132,7 +148,7 @@ func (g *group[I, O]) take() []request[I, O] {
 	return batch
 }
 
-// work flushes the batch, and then until nothing is ready.
+// work flushes the batch, and then until nothing is ready or others are enough.
 func (g *group[I, O]) work(batch []request[I, O]) {
 	for {
 		items := make([]I, len(batch))
@@ -144,8 +160,8 @@ func (g *group[I, O]) work(batch []request[I, O]) {
 		}
 
 		g.mu.Lock()
-		if !g.ready() {
-			g.idle++
+		if g.flushers > g.limit || !g.ready() {
+			g.flushers--
 			g.mu.Unlock()
 			return
 		}

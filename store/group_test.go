@@ -70,3 +70,61 @@ func TestAGroupWaitsOnlyForCompanyThatWasAnnounced(t *testing.T) {
 		}
 	})
 }
+
+// Flushers that are too many end when they have flushed what they took, and come
+// back when there may be more.
+func TestAGroupsLimitCanChange(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var (
+			mu          sync.Mutex
+			now, atMost int
+		)
+		g := newGroup(2, 1, func(items []int) []outcome[int] {
+			mu.Lock()
+			now++
+			atMost = max(atMost, now)
+			mu.Unlock()
+			time.Sleep(time.Second)
+			mu.Lock()
+			now--
+			mu.Unlock()
+			return []outcome[int]{{value: items[0]}}
+		})
+		run := func(n int) *sync.WaitGroup {
+			var all sync.WaitGroup
+			for i := range n {
+				all.Go(func() {
+					if got, err := g.do(t.Context(), i); got != i || err != nil {
+						t.Errorf("item %d: got %d, %v", i, got, err)
+					}
+				})
+			}
+			return &all
+		}
+		check := func(what string, begun time.Time, took time.Duration, most int) {
+			t.Helper()
+			if time.Since(begun) != took || atMost != most {
+				t.Errorf("%s: took %s with %d at once, not %s with %d", what, time.Since(begun), atMost, took, most)
+			}
+			atMost = 0
+		}
+
+		begun := time.Now()
+		run(4).Wait()
+		check("two at once", begun, 2*time.Second, 2)
+
+		begun = time.Now()
+		all := run(6)
+		time.Sleep(time.Second / 2)
+		g.setLimit(1)
+		all.Wait()
+		check("the first two together, four in a row", begun, 5*time.Second, 2)
+
+		begun = time.Now()
+		all = run(6)
+		time.Sleep(3 * time.Second / 2)
+		g.setLimit(3) // and at once: not only when the one has flushed
+		all.Wait()
+		check("two in a row, four by three", begun, 3500*time.Millisecond, 3)
+	})
+}

@@ -54,8 +54,9 @@ type StepWrite struct {
 // together while the last call was under way. When the function refuses, it
 // rolls back everything. Mostly it says which tasks it is about: their loops
 // are told, and the rest is sent again. Where it can't say, each unit is sent
-// alone. Two calls run side by side: one is being built and received while the
-// other commits. Units of one task seldom meet, as its loop waits for each; where
+// alone. A worker that is alone has two calls side by side: one is being built
+// and received while the other commits. Where there are more, one each does that,
+// and groups stay large. Units of one task seldom meet, as its loop waits for each; where
 // they do (two loops, one after the other), they are sent one by one.
 type Writer struct {
 	store  *Store
@@ -68,7 +69,7 @@ type Writer struct {
 // away when ctx ends.
 func (s *Store) NewWriter(ctx context.Context, worker int64) *Writer {
 	w := &Writer{store: s, worker: worker, ctx: ctx}
-	w.group = newGroup(s.Groups.WithDefaults().Connections, s.Groups.WithDefaults().Batch, w.flush)
+	w.group = newGroup(s.Groups.share(1), s.Groups.WithDefaults().Batch, w.flush)
 	return w
 }
 
@@ -82,6 +83,9 @@ func (w *Writer) Write(ctx context.Context, u *Unit) error {
 // Expect says that about n loops have been woken together and will write soon,
 // so that they write together.
 func (w *Writer) Expect(n int) { w.group.expect(n) }
+
+// Among says how many workers are alive, this one included.
+func (w *Writer) Among(workers int) { w.group.setLimit(w.store.Groups.share(workers)) }
 
 func (w *Writer) flush(units []*Unit) []outcome[struct{}] {
 	outcomes := make([]outcome[struct{}], len(units))
