@@ -27,6 +27,7 @@ type Config struct {
 	Worker       Worker
 	DeadLetters  DeadLetters
 	Retention    Retention
+	Analytics    Analytics
 	Orchestrator Orchestrator
 	Writer       Writer
 	River        River
@@ -71,6 +72,7 @@ type Worker struct {
 	SignOff         time.Duration
 	CatchUpEvery    time.Duration
 	ClockEvery      time.Duration
+	AgeEvery        time.Duration
 	AgeAfter        time.Duration
 	RepairEvery     time.Duration
 	RepairTimeout   time.Duration
@@ -98,6 +100,12 @@ type Retention struct {
 	Every  time.Duration
 	Tasks  time.Duration
 	Events time.Duration
+}
+
+// Analytics is how figures of what has ended are kept up.
+type Analytics struct {
+	Every time.Duration
+	Keep  time.Duration
 }
 
 // Orchestrator is how a loop treats its task.

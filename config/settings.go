@@ -46,6 +46,7 @@ var Groups = []struct{ Name, About string }{
 	{"worker", "What one worker takes on, how it stops, and how it watches over the others"},
 	{"dead_letters", "When a task counts as one that stands still"},
 	{"retention", "How long what is finished is kept"},
+	{"analytics", "How figures of what has ended are kept up"},
 	{"orchestrator", "How a loop treats its task"},
 	{"writer", "How the writes of many loops become few transactions"},
 	{"river", "The job queue that wakes tasks"},
@@ -172,6 +173,11 @@ var Settings = []Setting{
 		Why:   "Adds to each of them: what hangs is taken back within seconds, for two short queries per worker.",
 	},
 	{
+		Key: "worker.age_every", Kind: Duration, Default: "10s", Least: "100ms", Most: "1h", Live: true, field: func(c *Config) any { return &c.Worker.AgeEvery },
+		About: "How often jobs are looked for that have waited for so long that they move up",
+		Why:   "A sixth of what a level takes. Where the look takes long it comes more rarely, up to ten times.",
+	},
+	{
 		Key: "worker.age_after", Kind: Duration, Default: "1m", Least: "1s", Most: "24h", Live: true, field: func(c *Config) any { return &c.Worker.AgeAfter },
 		About: "Waiting that is worth a level of priority",
 		Why:   "Urgent tasks overtake what came in the last minutes; what has waited longer takes its turn between them, in portions.",
@@ -267,6 +273,17 @@ var Settings = []Setting{
 		Key: "retention.events", Kind: Duration, Default: "0s", Least: "0s", Most: "87600h", Live: true, field: func(c *Config) any { return &c.Retention.Events },
 		About: "How old a day's events must be for their partition to be dropped; 0s: never. What a durable subscriber has not read stays",
 		Why:   "As above; dropping a partition costs nothing per row.",
+	},
+
+	{
+		Key: "analytics.every", Kind: Duration, Default: "5s", Least: "100ms", Most: "24h", Live: true, field: func(c *Config) any { return &c.Analytics.Every },
+		About: "How often what has happened is added to the counts of `tasker analytics`",
+		Why:   "One worker reads the events since the last time: 5 µs each. With more than 5,000 of them it rests 19 times as long as it took, so figures of a database that is busy all the time come later.",
+	},
+	{
+		Key: "analytics.keep", Kind: Duration, Default: "2160h", Least: "25h", Most: "87600h", Live: true, field: func(c *Config) any { return &c.Analytics.Keep },
+		About: "How long the counts are kept",
+		Why:   "An hour of a step is some fifty small rows; those of five minutes go after a day.",
 	},
 
 	{

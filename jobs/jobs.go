@@ -24,7 +24,6 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/riverqueue/river"
-	"github.com/riverqueue/river/riverdriver/riverpgxv5"
 	"github.com/riverqueue/river/rivertype"
 
 	"github.com/taskerhq/tasker/crash"
@@ -157,7 +156,7 @@ func NewClient(pool *pgxpool.Pool, c Config) (*Client, error) {
 	if err := river.AddWorkerSafely(workers, &taskWorker{runner: c.Runner, tuning: tuning, known: c.Known, now: c.Now}); err != nil {
 		return nil, fmt.Errorf("set up River: %w", err)
 	}
-	client, err := river.NewClient(riverpgxv5.New(pool), &river.Config{
+	client, err := river.NewClient(newDriver(pool, c.Schema), &river.Config{
 		ID:      c.ID,
 		Schema:  c.Schema,
 		Workers: workers,

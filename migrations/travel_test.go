@@ -41,8 +41,10 @@ var pointsInTime = map[string]string{
 	"event_days.since": stays, "event_days.until": stays, // bounds of partitions
 	"task_templates.used_at": stays, "task_templates.registered_at": stays,
 	"schema_migrations.applied_at": stays,
-	"river_job.attempted_at":       stays,                                  // since when a client has it, by which sweep finds those that got lost
-	"river_job.created_at":         stays, "river_job.finalized_at": stays, // River keeps rows of finished jobs for a while
+	"stats.since":                  stays, "stats_slowest.since": stays, "stats_errors.since": stays, // bounds of spans: counted is counted
+	"stats_slowest.ended_at": stays, "stats_errors.last_at": stays, "stats_progress.as_of": stays, "stats_progress.rest_until": stays,
+	"river_job.attempted_at": stays,                                  // since when a client has it, by which sweep finds those that got lost
+	"river_job.created_at":   stays, "river_job.finalized_at": stays, // River keeps rows of finished jobs for a while
 	"river_leader.elected_at": stays, "river_leader.expires_at": stays,
 	"river_queue.created_at": stays, "river_queue.paused_at": stays, "river_queue.updated_at": stays,
 	"river_migration.created_at": stays, "river_notification.created_at": stays,
@@ -95,6 +97,9 @@ func TestTravelMovesWhatBelongsToTasksAndNothingElse(t *testing.T) {
 		INSERT INTO tasker.dead_letters (task_id, reason, since, detail, resolved_at, resolution) VALUES (1, 'failed', now(), '', now(), 'moved_on');
 		INSERT INTO tasker.workers (name, client_id) VALUES ('w', 'w');
 		INSERT INTO tasker.processes (identity) VALUES ('p');
+		INSERT INTO tasker.stats VALUES (5, now(), 1, 0, 'run', 0, 1, 1);
+		INSERT INTO tasker.stats_slowest VALUES (now(), 1, 0, 1, 1, now());
+		INSERT INTO tasker.stats_errors VALUES (5, now(), 1, 0, 'f', 'c', 'm', 1, 1, now());
 		SELECT tasker.subscribe('s'); SELECT tasker.await_task(1, 'c');
 		INSERT INTO tasker.event_sleepers (name, channel, likes, until) VALUES ('s', 'c', '{%}', now())`)
 	tables := map[string]bool{}

@@ -140,15 +140,21 @@ func (s *Store) HandledElsewhere(ctx context.Context, worker int64, handlers []s
 
 // ReadClocks ends what has taken too long: tasks whose deadline has passed, and
 // attempts at Sidekiq whose time is up or whose process has been silent for so
-// long. It returns how many. Tasks come first: that is the lock order. Besides it
-// moves up the jobs of tasks that have waited for long: one level of priority per
-// ageing.
-func (s *Store) ReadClocks(ctx context.Context, silence, ageing time.Duration) (tasks, attempts int, err error) {
-	var aged int
-	if err := s.pool.QueryRow(ctx, `SELECT tasker.expire_tasks(), tasker.reap_attempts($1), tasker.age_jobs($2)`, silence, ageing).Scan(&tasks, &attempts, &aged); err != nil {
+// long. It returns how many. Tasks come first: that is the lock order.
+func (s *Store) ReadClocks(ctx context.Context, silence time.Duration) (tasks, attempts int, err error) {
+	if err := s.pool.QueryRow(ctx, `SELECT tasker.expire_tasks(), tasker.reap_attempts($1)`, silence).Scan(&tasks, &attempts); err != nil {
 		return 0, 0, fmt.Errorf("find what has taken too long: %w", err)
 	}
 	return tasks, attempts, nil
+}
+
+// AgeJobs moves up the jobs of tasks that have waited for long: one level of priority
+// per ageing.
+func (s *Store) AgeJobs(ctx context.Context, ageing time.Duration) error {
+	if _, err := s.pool.Exec(ctx, `SELECT tasker.age_jobs($1)`, ageing); err != nil {
+		return fmt.Errorf("move up what has waited for long: %w", err)
+	}
+	return nil
 }
 
 // TakeUnstarted returns attempts that no process has started and that nobody

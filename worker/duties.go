@@ -86,7 +86,7 @@ func (w *worker) readClocks(ctx context.Context, log *slog.Logger) error {
 	l := w.live.now()
 	ctx, cancel := context.WithTimeout(ctx, l.RepairTimeout)
 	defer cancel()
-	tasks, attempts, err := w.store.ReadClocks(ctx, l.SilentProcess, l.AgeAfter)
+	tasks, attempts, err := w.store.ReadClocks(ctx, l.SilentProcess)
 	if err != nil {
 		return err
 	}
@@ -97,6 +97,39 @@ func (w *worker) readClocks(ctx context.Context, log *slog.Logger) error {
 		log.Warn("attempts of Ruby steps were lost with their process, or took too long", "attempts", attempts)
 	}
 	return nil
+}
+
+// ageJobs moves up what has waited for long.
+func (w *worker) ageJobs(ctx context.Context) error {
+	l := w.live.now()
+	ctx, cancel := context.WithTimeout(ctx, l.RepairTimeout)
+	defer cancel()
+	return w.store.AgeJobs(ctx, l.AgeAfter)
+}
+
+// rollUp adds what has happened to the counts of analytics. A share of the time is
+// all that it takes, of all workers together: where there is more to do than fits,
+// the counts come later.
+func (w *worker) rollUp(ctx context.Context, log *slog.Logger) {
+	const batch, share = 5000, 20
+	var again time.Duration // when there is more
+	paced(ctx, func() (time.Duration, <-chan struct{}) {
+		l, changed := w.live.get()
+		if again > 0 {
+			return again, changed
+		}
+		return l.RollUpEvery, changed
+	}, log, func(ctx context.Context) error {
+		ctx, cancel := context.WithTimeout(ctx, w.live.now().RepairTimeout)
+		defer cancel()
+		began := time.Now()
+		read, err := w.store.RollUp(ctx, batch)
+		again = 0
+		if read == batch {
+			again = share * time.Since(began)
+		}
+		return err
+	})
 }
 
 // wakeHandled has tasks looked at that were given up for want of a handler which
@@ -216,7 +249,11 @@ func (w *worker) retain(ctx context.Context, log *slog.Logger) error {
 	if err := w.store.KeepEventDays(ctx); err != nil {
 		return err
 	}
-	keep := w.live.now().Retention
+	l := w.live.now()
+	if err := w.store.PruneStats(ctx, l.KeepStats); err != nil {
+		return err
+	}
+	keep := l.Retention
 	var tasks int64
 	var days int
 	err := w.store.Prune(ctx, keep, store.PruneOptions{}, func(p store.Pruned) {

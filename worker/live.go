@@ -34,7 +34,8 @@ type Live struct {
 	// Silences and intervals. Each is a trade between how soon a loss is noticed
 	// and what an idle system costs.
 	CatchUpEvery   time.Duration // missed notifications; default 2 s
-	ClockEvery     time.Duration // deadlines, timeouts, heartbeats, silent processes, priorities that age; default 2 s
+	ClockEvery     time.Duration // deadlines, timeouts, heartbeats, silent processes; default 2 s
+	AgeEvery       time.Duration // priorities that age; default 10 s
 	AgeAfter       time.Duration // waiting that is worth a level of priority; default 1 min
 	RepairEvery    time.Duration // lost Sidekiq jobs; default 5 s
 	RepairTimeout  time.Duration // for one round of that; default 30 s
@@ -44,12 +45,14 @@ type Live struct {
 	TakenFor       time.Duration // how long a Sidekiq thread may have a job and not have started its attempts; default 1 s
 	SweepEvery     time.Duration // what should never be; default 30 s
 	StaleEvery     time.Duration // tasks that stand still or have failed; default 1 min
+	RollUpEvery    time.Duration // the counts of analytics; default 5 s
 	RetainEvery    time.Duration // partitions of the next days, and what is old; default 10 min
 	RestartEvery   time.Duration // tries of a worker that was declared dead to start anew; default 1 s
 	ReconnectAfter time.Duration // when the connection that listens broke; default 500 ms
 
 	Stale     store.Staleness // defaults 1 h, 30 min, 30 min, 24 h, 0
 	Retention store.Retention // default: for ever
+	KeepStats time.Duration   // counts of analytics; default 90 days
 }
 
 // WithDefaults has the default in place of each zero.
@@ -60,6 +63,9 @@ func (l Live) WithDefaults() Live {
 	l.SignOff = cmp.Or(l.SignOff, 5*time.Second)
 	l.CatchUpEvery = cmp.Or(l.CatchUpEvery, 2*time.Second)
 	l.ClockEvery = cmp.Or(l.ClockEvery, 2*time.Second)
+	l.AgeEvery = cmp.Or(l.AgeEvery, 10*time.Second)
+	l.RollUpEvery = cmp.Or(l.RollUpEvery, 5*time.Second)
+	l.KeepStats = cmp.Or(l.KeepStats, 90*24*time.Hour)
 	l.AgeAfter = cmp.Or(l.AgeAfter, time.Minute)
 	l.RepairEvery = cmp.Or(l.RepairEvery, 5*time.Second)
 	l.RepairTimeout = cmp.Or(l.RepairTimeout, 30*time.Second)

@@ -20,14 +20,15 @@ func everyLive(ctx context.Context, l *live, interval func(*Live) time.Duration,
 	}, log, f)
 }
 
-// sparely is everyLive for what looks at all open tasks: where that takes long, it
-// happens up to ten times more rarely, so that it takes about a thousandth of the time.
-func sparely(ctx context.Context, l *live, interval func(*Live) time.Duration, log *slog.Logger, f func(context.Context) error) {
-	const share, rarest = 1000, 10
+// sparely is everyLive for what may take long, as with many open tasks, or with many
+// that ended since somebody took a snapshot that is still held: then it happens up
+// to ten times more rarely, so that it takes one in share of the time.
+func sparely(ctx context.Context, l *live, interval func(*Live) time.Duration, share int, log *slog.Logger, f func(context.Context) error) {
+	const rarest = 10
 	var took time.Duration
 	everyLive(ctx, l, func(l *Live) time.Duration {
 		least := interval(l)
-		return min(max(least, share*took), rarest*least)
+		return min(max(least, time.Duration(share)*took), rarest*least)
 	}, log, func(ctx context.Context) error {
 		began := time.Now()
 		defer func() { took = time.Since(began) }()

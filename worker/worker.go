@@ -259,7 +259,7 @@ func (w *worker) session(ctx context.Context) (err error) {
 		services.Go(func() { w.listen(background, id, o, log) })
 	}
 	services.Go(func() {
-		everyLive(background, w.live, func(l *Live) time.Duration { return l.CatchUpEvery }, log, o.CatchUp)
+		sparely(background, w.live, func(l *Live) time.Duration { return l.CatchUpEvery }, 50, log, o.CatchUp)
 	})
 	if pusher != nil {
 		services.Go(func() { pusher.Run(background) })
@@ -271,20 +271,24 @@ func (w *worker) session(ctx context.Context) (err error) {
 		everyLive(background, w.live, func(l *Live) time.Duration { return l.ClockEvery }, log, func(ctx context.Context) error { return w.readClocks(ctx, log) })
 	})
 	services.Go(func() {
+		sparely(background, w.live, func(l *Live) time.Duration { return l.AgeEvery }, 100, log, w.ageJobs)
+	})
+	services.Go(func() {
 		everyLive(background, w.live, func(l *Live) time.Duration { return l.RepairEvery }, log, func(ctx context.Context) error { return w.repair(ctx, pusher, log) })
 	})
 	services.Go(func() {
 		everyLive(background, w.live, func(l *Live) time.Duration { return l.RepairEvery }, log, func(ctx context.Context) error { return w.rescueUnheard(ctx, client, known, log) })
 	})
 	services.Go(func() {
-		sparely(background, w.live, func(l *Live) time.Duration { return l.SweepEvery }, log, func(ctx context.Context) error { return w.sweep(ctx, log) })
+		sparely(background, w.live, func(l *Live) time.Duration { return l.SweepEvery }, 1000, log, func(ctx context.Context) error { return w.sweep(ctx, log) })
 	})
 	services.Go(func() {
-		sparely(background, w.live, func(l *Live) time.Duration { return l.StaleEvery }, log, func(ctx context.Context) error { return w.findStale(ctx, log) })
+		sparely(background, w.live, func(l *Live) time.Duration { return l.StaleEvery }, 1000, log, func(ctx context.Context) error { return w.findStale(ctx, log) })
 	})
 	services.Go(func() {
 		everyLive(background, w.live, func(l *Live) time.Duration { return l.RetainEvery }, log, func(ctx context.Context) error { return w.retain(ctx, log) })
 	})
+	services.Go(func() { w.rollUp(background, log) })
 	services.Go(func() { w.follow(background, o, log) })
 	services.Go(func() { w.wakeHandled(background, id, log) })
 	defer func() {

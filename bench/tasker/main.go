@@ -8,6 +8,7 @@ import (
 	"flag"
 	"log/slog"
 	"os"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -33,6 +34,7 @@ func main() {
 type engine struct {
 	pool  *pgxpool.Pool
 	store *store.Store
+	ended atomic.Int64 // tasks up to this one have ended
 }
 
 func start(ctx context.Context, databaseURL string, parkAfter time.Duration) (contest.Engine, func() error, error) {
@@ -65,7 +67,7 @@ func start(ctx context.Context, databaseURL string, parkAfter time.Duration) (co
 		end()
 		return nil, nil, errors.Join(err, errors.New("the worker ended before it started"))
 	}
-	return &engine{pool, store.New(pool)}, func() error {
+	return &engine{pool: pool, store: store.New(pool)}, func() error {
 		end()
 		err := <-ended
 		pool.Close()
@@ -97,6 +99,14 @@ func (e *engine) Enqueue(ctx context.Context, o contest.Order, n int) error {
 }
 
 func (e *engine) Open(ctx context.Context, _ contest.Order) (open int, err error) {
-	err = e.pool.QueryRow(ctx, `SELECT /* bench */ count(*) FROM (SELECT FROM tasker.tasks WHERE state IN ('pending', 'in_progress') LIMIT 1) first`).Scan(&open)
-	return open, err
+	// From the first that may be open: under a snapshot that is held, the index of open
+	// tasks has all that ended since.
+	if err = e.pool.QueryRow(ctx, `SELECT /* bench */ count(*) FROM (SELECT FROM tasker.tasks WHERE state IN ('pending', 'in_progress') AND task_id > $1 LIMIT 1) first`, e.ended.Load()).Scan(&open); err != nil || open > 0 {
+		return open, err
+	}
+	var last int64
+	if err = e.pool.QueryRow(ctx, `SELECT /* bench */ coalesce(max(task_id), 0) FROM tasker.tasks`).Scan(&last); err == nil {
+		e.ended.Store(last)
+	}
+	return 0, err
 }

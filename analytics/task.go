@@ -1,0 +1,368 @@
+package analytics
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/taskerhq/tasker"
+	"github.com/taskerhq/tasker/store"
+)
+
+// Task is where the time of one task went, and how long it may take yet.
+type Task struct {
+	store.TaskSummary
+	Elapsed float64 `json:"elapsed_seconds"` // from its start, or else its insert, to its end or to now
+
+	// Path is the chain of steps that the task's time is made of: each waited for the
+	// one before it. The shares add up to 1 but for what passed before the first and after
+	// the last. In a task that is open it is the one that ends last so far.
+	Path []Link `json:"critical_path"`
+
+	// Work is how long its attempts ran, all together. On one processor it would take
+	// that long; side by side as far as dependencies allow, Shortest.
+	Work     float64 `json:"work_seconds"`
+	Shortest float64 `json:"shortest_seconds"`
+	Possible float64 `json:"parallelism_possible"` // Work by Shortest; 0: nothing has run
+	Reached  float64 `json:"parallelism_reached"`  // Work by Elapsed
+
+	Steps  []Course `json:"steps"`
+	Errors []Chain  `json:"error_chains"`
+
+	// Remaining is an estimate from how long the steps took in the last day: the
+	// heaviest path of what is left. Nil: it has ended, is paused, or nothing is known.
+	Remaining *float64 `json:"remaining_seconds"`
+	Unknown   []string `json:"unknown_steps,omitempty"` // that no history tells of, and count as 0
+}
+
+// Link is a step of the critical path.
+type Link struct {
+	Step    string  `json:"step"`
+	Seconds float64 `json:"seconds"` // from when it was ready until it ended
+	Share   float64 `json:"share"`   // of Elapsed
+	Wait    float64 `json:"wait_seconds"`
+	Run     float64 `json:"run_seconds"`
+	Backoff float64 `json:"backoff_seconds"`
+}
+
+// Course is what became of a step.
+type Course struct {
+	Step     string           `json:"step"`
+	State    tasker.StepState `json:"state"`
+	Attempts int              `json:"attempts"`
+	ReadyAt  *time.Time       `json:"ready_at"` // when its dependencies had ended; nil: they have not
+	EndedAt  *time.Time       `json:"ended_at"`
+	Wait     float64          `json:"wait_seconds"`    // until its attempts began, but for backoff
+	Run      float64          `json:"run_seconds"`     // of all its attempts
+	Backoff  float64          `json:"backoff_seconds"` // after attempts that failed, until the next was due or began
+}
+
+// Chain is a step that failed, how, and what that holds up.
+type Chain struct {
+	Step    string    `json:"step"`
+	Failed  []Failed  `json:"attempts"`
+	Ended   bool      `json:"for_good"`
+	Blocked []string  `json:"blocks"` // all that depends on it, directly or not, and has not ended
+	Last    time.Time `json:"last_at"`
+}
+
+// Failed is an attempt that failed.
+type Failed struct {
+	Attempt int    `json:"attempt"`
+	Class   string `json:"class"`
+	Message string `json:"message"`
+}
+
+// TaskOf reads the course of a task. store.ErrNotFound: there is none with this id.
+func TaskOf(ctx context.Context, s *store.Store, id int64) (*Task, error) {
+	h, err := s.History(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	var figures []store.Figure
+	if h.Task.FinishedAt == nil {
+		if figures, err = s.Figures(ctx, store.Scope{Namespace: h.Task.Namespace, Name: h.Task.Name, Period: 24 * time.Hour}); err != nil {
+			return nil, err
+		}
+	}
+	return analyse(h, figures), nil
+}
+
+// course is a step while it is looked at.
+type course struct {
+	*store.StepHistory
+	Course
+	over bool // it has ended, well or not
+}
+
+func analyse(h *store.TaskHistory, figures []store.Figure) *Task {
+	t := &Task{TaskSummary: h.Task, Steps: []Course{}, Errors: []Chain{}, Path: []Link{}}
+	begun := h.Task.CreatedAt
+	if h.Task.StartedAt != nil {
+		begun = *h.Task.StartedAt
+	}
+	end := h.Now
+	if h.Task.FinishedAt != nil {
+		end = *h.Task.FinishedAt
+	}
+	t.Elapsed = max(0, end.Sub(begun).Seconds())
+
+	steps := make([]course, len(h.Steps)) // by position, each after those it depends on
+	order := topological(h.Steps)
+	for _, i := range order {
+		steps[i] = follow(&h.Steps[i], steps, begun, h.Now)
+		t.Work += steps[i].Run
+	}
+	shortest := make([]float64, len(steps)) // until the end of each, if all ran as soon as they could
+	for _, i := range order {
+		for _, d := range steps[i].DependsOn {
+			shortest[i] = max(shortest[i], shortest[d])
+		}
+		shortest[i] += steps[i].Run
+		t.Shortest = max(t.Shortest, shortest[i])
+	}
+	if t.Shortest > 0 {
+		t.Possible = t.Work / t.Shortest
+	}
+	if t.Elapsed > 0 {
+		t.Reached = t.Work / t.Elapsed
+	}
+	t.Path = path(steps, t.Elapsed)
+	dependents := make([][]int, len(steps))
+	for i := range steps {
+		for _, d := range steps[i].DependsOn {
+			dependents[d] = append(dependents[d], i)
+		}
+	}
+	for i := range steps {
+		t.Steps = append(t.Steps, steps[i].Course)
+		if c := chain(steps, dependents, i); c != nil {
+			t.Errors = append(t.Errors, *c)
+		}
+	}
+	if h.Task.FinishedAt == nil {
+		t.estimate(steps, order, figures, h.Now)
+	}
+	return t
+}
+
+// topological lists positions, each after those that it depends on.
+func topological(steps []store.StepHistory) []int {
+	order := make([]int, 0, len(steps))
+	done := make([]bool, len(steps))
+	var visit func(i int)
+	visit = func(i int) {
+		if done[i] {
+			return
+		}
+		done[i] = true
+		for _, d := range steps[i].DependsOn {
+			visit(d)
+		}
+		order = append(order, i)
+	}
+	for i := range steps {
+		visit(i)
+	}
+	return order
+}
+
+// follow adds up where the time of a step went. What it depends on is in steps already.
+func follow(h *store.StepHistory, steps []course, begun, now time.Time) course {
+	c := course{StepHistory: h, Course: Course{Step: h.Name, State: h.State, Attempts: h.Attempts}}
+	ready := begun
+	for _, d := range h.DependsOn {
+		if !steps[d].over {
+			return c // it can't have begun
+		}
+		if at := steps[d].Course.EndedAt; at != nil && at.After(ready) {
+			ready = *at
+		}
+	}
+	c.ReadyAt = &ready
+	// since is from when the time is to be accounted for; as what, says waits.
+	since, backoff, running := ready, false, false
+	until := func(at time.Time) float64 {
+		d := max(0, at.Sub(since).Seconds())
+		if at.After(since) {
+			since = at
+		}
+		return d
+	}
+	spend := func(at time.Time) {
+		d := until(at)
+		switch {
+		case running:
+			c.Run += d
+		case backoff:
+			c.Backoff += d
+		default:
+			c.Wait += d
+		}
+	}
+	for k, e := range h.Events {
+		switch e.Name {
+		case tasker.EventStepStarted:
+			at := e.At
+			if e.Attempt == h.Attempts && h.StartedAt != nil {
+				at = *h.StartedAt // to the microsecond, and not when the transaction began
+			}
+			spend(at)
+			running, backoff = true, false
+		case tasker.EventStepEnqueued:
+			spend(e.At)
+			running, backoff = false, false // in a queue: no longer waiting for its date
+		case tasker.EventStepRetry:
+			spend(e.At)
+			running, backoff = false, true
+		case tasker.EventStepCompleted, tasker.EventStepFailed, tasker.EventStepCancelled, tasker.EventStepSkipped, tasker.EventStepResolved:
+			at := e.At
+			if k == len(h.Events)-1 && h.FinishedAt != nil {
+				at = *h.FinishedAt
+			}
+			spend(at)
+			running, backoff = false, false
+		case tasker.EventStepReset:
+			spend(e.At)
+			running, backoff = false, false
+		default: // of no attempt
+		}
+	}
+	switch h.State {
+	case tasker.StepComplete, tasker.StepResolvedManually, tasker.StepSkipped, tasker.StepCancelled, tasker.StepError:
+		c.over = true
+		c.EndedAt = h.FinishedAt
+	default:
+		spend(now)
+	}
+	return c
+}
+
+// path is the chain that leads to the step that ended last: from each to the one
+// it depends on that ended last.
+func path(steps []course, elapsed float64) []Link {
+	last := -1
+	for i := range steps {
+		if steps[i].EndedAt != nil && (last < 0 || steps[i].EndedAt.After(*steps[last].EndedAt)) {
+			last = i
+		}
+	}
+	links := []Link{}
+	for last >= 0 {
+		c := &steps[last]
+		if c.ReadyAt == nil {
+			break
+		}
+		l := Link{Step: c.Step, Seconds: max(0, c.Course.EndedAt.Sub(*c.ReadyAt).Seconds()), Wait: c.Wait, Run: c.Run, Backoff: c.Backoff}
+		if elapsed > 0 {
+			l.Share = l.Seconds / elapsed
+		}
+		links = append(links, l)
+		next := -1
+		for _, d := range c.DependsOn {
+			if at := steps[d].Course.EndedAt; at != nil && (next < 0 || at.After(*steps[next].EndedAt)) {
+				next = d
+			}
+		}
+		last = next
+	}
+	slices.Reverse(links)
+	return links
+}
+
+func chain(steps []course, dependents [][]int, i int) *Chain {
+	c := Chain{Step: steps[i].Step, Failed: []Failed{}, Blocked: []string{}, Ended: steps[i].StepHistory.State == tasker.StepError}
+	for _, e := range steps[i].Events {
+		if e.Name == tasker.EventStepRetry || e.Name == tasker.EventStepFailed {
+			c.Failed = append(c.Failed, Failed{e.Attempt, e.Class, e.Message})
+			c.Last = e.At
+		}
+	}
+	if len(c.Failed) == 0 {
+		return nil
+	}
+	seen := map[int]bool{}
+	var spread func(i int)
+	spread = func(i int) {
+		for _, d := range dependents[i] {
+			if !seen[d] {
+				seen[d] = true
+				if !steps[d].over {
+					c.Blocked = append(c.Blocked, steps[d].Step)
+				}
+				spread(d)
+			}
+		}
+	}
+	if !steps[i].over || c.Ended {
+		spread(i)
+	}
+	slices.Sort(c.Blocked)
+	return &c
+}
+
+// estimate adds up what is left, by what it took others.
+func (t *Task) estimate(steps []course, order []int, figures []store.Figure, now time.Time) {
+	if t.ExecutionStatus == "paused" {
+		return
+	}
+	type took struct{ wait, run float64 }
+	history := map[string]took{}
+	for _, f := range figures {
+		h := history[f.Step]
+		switch f.Measure {
+		case store.MeasureWait:
+			h.wait = f.P50
+		case store.MeasureRun:
+			h.run = f.P50
+		case store.MeasureTotal, store.MeasureBackoff:
+			continue
+		}
+		history[f.Step] = h
+	}
+	left := make([]float64, len(steps)) // until the end of each
+	var longest float64
+	known := false
+	for _, i := range order {
+		c := &steps[i]
+		if c.over {
+			continue
+		}
+		h, there := history[c.Step]
+		if there {
+			known = true
+		} else {
+			t.Unknown = append(t.Unknown, c.Step)
+		}
+		for _, d := range c.DependsOn {
+			left[i] = max(left[i], left[d])
+		}
+		switch c.StepHistory.State {
+		case tasker.StepInProgress:
+			if c.StartedAt != nil {
+				left[i] += max(0, h.run-now.Sub(*c.StartedAt).Seconds())
+			}
+		case tasker.StepWaitingForRetry:
+			if c.RetryAt != nil {
+				left[i] += max(0, c.RetryAt.Sub(now).Seconds())
+			}
+			left[i] += h.run
+		case tasker.StepEnqueued:
+			left[i] += max(0, h.wait-c.Wait) + h.run
+		default:
+			left[i] += h.wait + h.run
+		}
+		longest = max(longest, left[i])
+	}
+	if known {
+		t.Remaining = &longest
+	}
+	slices.SortFunc(t.Unknown, cmp.Compare[string])
+}
+
+// String is a line about the path, for people.
+func (l Link) String() string {
+	return fmt.Sprintf("%s %s (%s)", l.Step, seconds(l.Seconds), share(l.Share))
+}

@@ -1,0 +1,17 @@
+DROP FUNCTION tasker.trend(interval, text, text);
+DROP FUNCTION tasker.waiting_now(int);
+DROP FUNCTION tasker.failures(interval, text, text, int);
+DROP FUNCTION tasker.slowest(interval, text, text, boolean, int);
+DROP FUNCTION tasker.histogram(interval, text, text, text, text);
+DROP FUNCTION tasker.outcomes(interval, text, text);
+DROP FUNCTION tasker.figures(interval, text, text);
+DROP FUNCTION tasker.stats_since(timestamptz);
+DROP FUNCTION tasker.stats_from(interval);
+DROP FUNCTION tasker.prune_stats(interval);
+DROP FUNCTION tasker.roll_up(int, double precision);
+DROP FUNCTION tasker.failure_kind(text, text);
+DROP FUNCTION tasker.stats_bucket(double precision);
+DROP TABLE tasker.stats_progress;
+DROP TABLE tasker.stats_errors;
+DROP TABLE tasker.stats_slowest;
+DROP TABLE tasker.stats;
