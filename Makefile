@@ -27,9 +27,12 @@ setup: ## install what is missing: Postgres, Redis, Ruby and its libraries (Debi
 build: ## build bin/tasker
 	go build -o bin/tasker ./cmd/tasker
 
+# What `make demo` does besides: make demo DEMO='-trace FILE'.
+DEMO ?=
+
 .PHONY: demo
 demo: setup build ## run the example application: orders through Rails, tasker and Sidekiq
-	@scripts/demo
+	@scripts/demo $(DEMO)
 
 .PHONY: test
 test: setup ## run all tests, Go and Ruby, on one pair of servers

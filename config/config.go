@@ -32,6 +32,7 @@ type Config struct {
 	Writer       Writer
 	River        River
 	Server       Server
+	Telemetry    Telemetry
 	HTTP         HTTP
 	Templates    Templates
 	Log          Log
@@ -139,10 +140,17 @@ type River struct {
 	UnservedAfter time.Duration
 }
 
+// Telemetry is where traces go.
+type Telemetry struct {
+	Endpoint string
+	OneIn    int
+}
+
 // Server is what a worker answers over HTTP.
 type Server struct {
 	Listen  string
 	MostLag time.Duration
+	Token   string
 }
 
 // HTTP is what the handler tasker.http may do.

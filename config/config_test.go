@@ -25,7 +25,7 @@ func TestTheTableOfSettingsIsSound(t *testing.T) {
 		}
 		taken[what] = key
 	}
-	kinds := map[Kind]any{Text: new(string), URL: new(string), Choice: new(string), Whole: new(int), Duration: new(time.Duration), List: new([]string)}
+	kinds := map[Kind]any{Text: new(string), Secret: new(string), URL: new(string), Choice: new(string), Whole: new(int), Duration: new(time.Duration), List: new([]string)}
 	groups := map[string]bool{}
 	for _, g := range Groups {
 		groups[g.Name] = true
@@ -138,7 +138,7 @@ func TestAFlagGoesOverTheEnvironmentOverTheFileOverTheDefault(t *testing.T) {
 func TestWhatIsWrongHasItsPlaceAndItsMend(t *testing.T) {
 	for yaml, want := range map[string]string{
 		"wroker: {}":                            `tasker.yaml:1:1: unknown key "wroker" in tasker.yaml; did you mean "worker"?`,
-		"zzzzz: {}":                             `tasker.yaml:1:1: unknown key "zzzzz" in tasker.yaml; the groups are database, redis, worker, dead_letters, retention, analytics, orchestrator, writer, river, server, http, templates, log`,
+		"zzzzz: {}":                             `tasker.yaml:1:1: unknown key "zzzzz" in tasker.yaml; the groups are database, redis, worker, dead_letters, retention, analytics, orchestrator, writer, river, server, telemetry, http, templates, log`,
 		"lease: 4s":                             `tasker.yaml:1:1: unknown key "lease" in tasker.yaml; write lease: under worker:`,
 		"worker.lease: 4s":                      `tasker.yaml:1:1: unknown key "worker.lease" in tasker.yaml; write lease: under worker:`,
 		"river: {lease: 4s}":                    `tasker.yaml:1:9: unknown key "lease" in river; write lease: under worker:`,
@@ -167,7 +167,7 @@ func TestWhatIsWrongHasItsPlaceAndItsMend(t *testing.T) {
 		"worker:\n---\nlog:":                    `tasker.yaml:2:1: a second document starts here, and a file holds one configuration; move it to a file of its own`,
 		"worker: {lease: 4, max_tasks: 0}\nx:": "tasker.yaml:1:17: worker.lease must be a time from 1s to 1h, such as 4s; 4 has no unit: write 4s or 4ms\n" +
 			"tasker.yaml:1:31: worker.max_tasks must be a whole number from 1 to 10000, not 0\n" +
-			`tasker.yaml:2:1: unknown key "x" in tasker.yaml; the groups are database, redis, worker, dead_letters, retention, analytics, orchestrator, writer, river, server, http, templates, log`,
+			`tasker.yaml:2:1: unknown key "x" in tasker.yaml; the groups are database, redis, worker, dead_letters, retention, analytics, orchestrator, writer, river, server, telemetry, http, templates, log`,
 	} {
 		l, err := Load(from(yaml, nil, nil))
 		if err == nil || err.Error() != want || l != nil {

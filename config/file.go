@@ -152,7 +152,7 @@ func (s *Setting) fromNode(n *yaml.Node) (value any, fault string) {
 		if _, fault := s.parse(n.Value); fault == "" {
 			return nil, fmt.Sprintf("must be %s, and this is text; leave out the quotes", s.Allowed())
 		}
-	case s.Kind == URL && tag != "!!str":
+	case (s.Kind == URL || s.Kind == Secret) && tag != "!!str":
 		return nil, "must be " + s.Allowed()
 	case s.Kind == Text && tag != "!!str":
 		return nil, fmt.Sprintf("must be text, not %s; write %s: %q", n.Value, s.Name(), n.Value)

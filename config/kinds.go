@@ -17,6 +17,7 @@ type Kind string
 const (
 	Text     Kind = "text"
 	URL      Kind = "URL" // secret: it may hold a password
+	Secret   Kind = "secret"
 	Whole    Kind = "whole number"
 	Duration Kind = "time"
 	List     Kind = "list"
@@ -36,6 +37,8 @@ func (s *Setting) Allowed() string {
 		return "a list"
 	case URL:
 		return "a URL such as " + s.Form
+	case Secret:
+		return "text in quotes"
 	default:
 		return "text"
 	}

@@ -129,6 +129,9 @@ func (l *Loaded) Shown(s *Setting) string {
 	if s.Kind == URL {
 		return mask(s.text(&l.Config))
 	}
+	if s.Kind == Secret && s.text(&l.Config) != "" {
+		return hidden
+	}
 	return s.text(&l.Config)
 }
 

@@ -51,6 +51,7 @@ var Groups = []struct{ Name, About string }{
 	{"writer", "How the writes of many loops become few transactions"},
 	{"river", "The job queue that wakes tasks"},
 	{"server", "What a worker answers over HTTP"},
+	{"telemetry", "Where traces go"},
 	{"http", "What the handler tasker.http may do"},
 	{"templates", "Which template files a worker registers, and how they are read"},
 	{"log", "What is logged, and how"},
@@ -386,13 +387,29 @@ var Settings = []Setting{
 
 	{
 		Key: "server.listen", Kind: Text, Flag: "listen", field: func(c *Config) any { return &c.Server.Listen },
-		About: "HOST:PORT at which a worker answers HTTP: `/health/live` and `/health/ready`, such as `0.0.0.0:8080`; empty: not at all",
+		About: "HOST:PORT at which a worker answers HTTP, such as `0.0.0.0:8080`: `/health/live`, `/health/ready`, `/health/status`, `/analytics/…`, `/events`, `/metrics`; empty: not at all",
 		Why:   "Nothing listens that nobody has asked for.",
+	},
+	{
+		Key: "server.token", Kind: Secret, field: func(c *Config) any { return &c.Server.Token },
+		About: "What all but `/health/live` and `/health/ready` want to see, as `Authorization: Bearer TOKEN`; empty: nothing",
+		Why:   "Figures and events say much about a business. Without a token let only those reach the port who may see them.",
 	},
 	{
 		Key: "server.most_lag", Kind: Duration, Default: "0s", Least: "0s", Most: "24h", field: func(c *Config) any { return &c.Server.MostLag },
 		About: "How long the first task that is due may wait for a worker before `/health/ready` and `tasker health` say so with an error; 0s: for ever",
 		Why:   "A backlog is no fault of the worker that is asked, and mostly no reason to hold up a deployment.",
+	},
+
+	{
+		Key: "telemetry.otlp_endpoint", Kind: Text, Env: []string{"TASKER_TELEMETRY_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"}, field: func(c *Config) any { return &c.Telemetry.Endpoint },
+		About: "Collector of OpenTelemetry traces that takes OTLP over HTTP, such as `http://localhost:4318`; empty: nothing is traced",
+		Why:   "Nothing leaves that nobody has asked for.",
+	},
+	{
+		Key: "telemetry.trace_one_in", Kind: Whole, Default: "100", Least: "1", Most: "1000000000", field: func(c *Config) any { return &c.Telemetry.OneIn },
+		About: "Of tasks that nobody's trace led to, one in so many is traced; 1: all",
+		Why:   "A task whose `carrier` has a sampled `traceparent` always is. What is not traced costs nothing, and what is one look into the database at its end.",
 	},
 
 	{

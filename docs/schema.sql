@@ -2660,8 +2660,9 @@ BEGIN
         FROM ends e WHERE e.position >= 0 AND e.attempt > 1 AND e.what IN ('completed', 'failed')
     ), added AS (
         INSERT INTO tasker.stats AS s (span, since, template_id, position, measure, bucket, n, seconds)
-        SELECT g.span, date_bin(make_interval(mins => g.span), k.at, timestamptz '2000-01-01 00:00+00'), k.template_id, k.position, k.measure, k.bucket, count(*), sum(k.seconds)
-        FROM counted k CROSS JOIN (VALUES (5), (60)) AS g(span)
+        SELECT g.span, CASE WHEN g.span = 0 THEN '-infinity' ELSE date_bin(make_interval(mins => g.span), k.at, timestamptz '2000-01-01 00:00+00') END,
+               k.template_id, k.position, k.measure, k.bucket, count(*), sum(k.seconds)
+        FROM counted k CROSS JOIN (VALUES (0), (5), (60)) AS g(span)
         GROUP BY 1, 2, 3, 4, 5, 6
         ON CONFLICT (span, since, template_id, position, measure, bucket) DO UPDATE SET n = s.n + excluded.n, seconds = s.seconds + excluded.seconds
     ), slow AS (
@@ -3458,6 +3459,22 @@ BEGIN
         pending>error,pending>cancelled,
         error>in_progress,error>resolved_manually,error>cancelled}'::text[]);
 END $$;
+
+--
+-- Name: totals(); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.totals() RETURNS TABLE(namespace text, name text, step text, measure text, bucket integer, n bigint, seconds double precision)
+    LANGUAGE sql STABLE
+    AS $$
+    SELECT t.namespace, t.name, st.name, s.measure, s.bucket::int, sum(s.n)::bigint, sum(s.seconds)
+    FROM tasker.stats s
+    JOIN tasker.task_templates t USING (template_id)
+    LEFT JOIN tasker.template_steps st ON st.template_id = s.template_id AND st.position = s.position
+    WHERE s.span = 0
+    GROUP BY 1, 2, 3, 4, 5
+    ORDER BY 1, 2, 3 NULLS FIRST, 4, 5
+$$;
 
 --
 -- Name: travel(interval); Type: FUNCTION; Schema: tasker; Owner: -

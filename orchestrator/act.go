@@ -103,15 +103,18 @@ func (l *loop) start(i int) {
 		}
 	}
 	var (
-		ctx    context.Context
+		ctx    = l.o.handlers
 		cancel context.CancelFunc
 		until  time.Time
 	)
+	if l.o.Tracer != nil {
+		ctx = l.o.Tracer.Context(ctx, l.task, s.id, s.attempt)
+	}
 	if attempt.Timeout > 0 {
-		ctx, cancel = context.WithTimeout(l.o.handlers, attempt.Timeout)
+		ctx, cancel = context.WithTimeout(ctx, attempt.Timeout)
 		until = time.Now().Add(attempt.Timeout + l.o.tuning().Indulgence)
 	} else {
-		ctx, cancel = context.WithCancel(l.o.handlers)
+		ctx, cancel = context.WithCancel(ctx)
 	}
 	heart := &heart{o: l.o, step: s.id, attempt: s.attempt, beaten: time.Now()}
 	attempt.Beat = func(progress json.RawMessage) error { return heart.beat(ctx, progress) }

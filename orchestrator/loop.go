@@ -127,6 +127,9 @@ func (l *loop) run() error {
 			continue
 		}
 		l.refusals = 0
+		if unit.State != "" && unit.State.Finished() && l.o.Tracer != nil {
+			l.o.Tracer.Ended(l.task)
+		}
 		if act.ring {
 			l.o.ringAfter(*unit.Rerun)
 		}

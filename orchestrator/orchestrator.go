@@ -52,7 +52,7 @@ type Dispatcher interface {
 	Push(dispatches []tasker.Dispatch)
 }
 
-// Config is what an Orchestrator needs. All fields but MaxTasks and Tuning must be set.
+// Config is what an Orchestrator needs. All fields but MaxTasks, Tuning, Tracer and Wrote must be set.
 type Config struct {
 	Store      *store.Store
 	Worker     int64 // its number in tasker.workers
@@ -61,6 +61,9 @@ type Config struct {
 	MaxTasks   int // places: how many tasks it may run at once; 0: always scarce
 	Logger     *slog.Logger
 	Tuning     // at the start; Tune changes it
+
+	Tracer Tracer                              // nil: nothing is traced
+	Wrote  func(units int, took time.Duration) // is told of each transaction that loops wrote together; nil: nobody is
 }
 
 // Orchestrator runs the loops of one worker.
@@ -113,6 +116,8 @@ func New(c Config) *Orchestrator {
 	o.writer = c.Store.NewWriter(o.ctx, c.Worker)
 	o.claimer = c.Store.NewClaimer(o.ctx, c.Worker)
 	o.claimer.Opening = o.opening
+	o.writer.Wrote = c.Wrote
+	o.claimer.Traced = c.Tracer != nil
 	o.keeper = c.Store.NewKeeper(o.ctx, c.Worker)
 	o.finished.Go(o.readReports)
 	o.finished.Go(o.keepGates)

@@ -209,6 +209,29 @@ func (s *Store) GateUses(ctx context.Context) ([]GateUse, error) {
 	return collect[GateUse](rows, err, "limits")
 }
 
+// Total is how often something happened, ever, or how often it took so long.
+type Total struct {
+	Namespace, Name, Step string // Step empty: to the tasks
+	Measure               string // a Measure, or what happened: created, completed, failed, …
+	Bucket                int    // of a Measure: from 2^(b/8) to 2^((b+1)/8) seconds
+	N                     int64
+	Seconds               float64 // their sum
+}
+
+// Totals are all that was ever counted.
+func (s *Store) Totals(ctx context.Context) ([]Total, error) {
+	rows, err := s.pool.Query(ctx, `SELECT namespace, name, coalesce(step, ''), measure, bucket, n, seconds FROM tasker.totals()`)
+	return collect[Total](rows, err, "totals")
+}
+
+// OpenDeadLetters counts tasks that are listed as such, up to 10,000.
+func (s *Store) OpenDeadLetters(ctx context.Context) (n int64, err error) {
+	if err := s.pool.QueryRow(ctx, `SELECT count(*) FROM (SELECT FROM tasker.dead_letters WHERE resolved_at IS NULL LIMIT 10000) l`).Scan(&n); err != nil {
+		return 0, fmt.Errorf("count dead letters: %w", err)
+	}
+	return n, nil
+}
+
 // StatsAsOf is until when what ended is in the counts; zero: nothing is, yet.
 func (s *Store) StatsAsOf(ctx context.Context) (time.Time, error) {
 	var at *time.Time
@@ -223,6 +246,7 @@ func (s *Store) StatsAsOf(ctx context.Context) (time.Time, error) {
 
 // StepHistory is a step of a task and what is known of its attempts.
 type StepHistory struct {
+	ID         int64
 	Position   int
 	Name       string
 	State      tasker.StepState
@@ -276,6 +300,7 @@ func (s *Store) History(ctx context.Context, id int64) (*TaskHistory, error) {
 		at := map[int64]int{}
 		if _, err := pgx.ForEachRow(rows, []any{&step, &l.Position, &l.Name, &l.State, &l.DependsOn, &l.Attempts, &l.StartedAt, &l.FinishedAt, &l.RetryAt}, func() error {
 			at[step] = len(h.Steps)
+			l.ID = step
 			h.Steps = append(h.Steps, l)
 			l = StepHistory{}
 			return nil
@@ -300,6 +325,14 @@ func (s *Store) History(ctx context.Context, id int64) (*TaskHistory, error) {
 		return nil, fmt.Errorf("task %d: %w", id, translate(err))
 	}
 	return &h, nil
+}
+
+// Identity tells this database from others: when its schema was made.
+func (s *Store) Identity(ctx context.Context) (id string, err error) {
+	if err := s.pool.QueryRow(ctx, `SELECT current_database() || ' ' || extract(epoch FROM min(applied_at)) FROM tasker.schema_migrations`).Scan(&id); err != nil {
+		return "", fmt.Errorf("tell the database from others: %w", err)
+	}
+	return id, nil
 }
 
 // collect reads rows whose columns are the fields of T, in order.

@@ -19,6 +19,7 @@ type Claimed struct {
 	Epoch         int
 	Context       json.RawMessage
 	CorrelationID string
+	TraceParent   string    // W3C traceparent of who enqueued it, where Claimer.Traced asks for it
 	Begun         bool      // the first attempts of all steps without dependencies are claimed too; Steps don't show it
 	Steps         []StepRow // by position
 }
@@ -43,6 +44,8 @@ type Claimer struct {
 	// with the task, and the version of the gates that this is known for. nil:
 	// there are none.
 	Opening func() (templates []int64, gates int64)
+	// Traced says that it matters in which trace a task was enqueued.
+	Traced bool
 
 	store  *Store
 	worker int64
@@ -104,8 +107,11 @@ func (c *Claimer) hopeless(err error) bool {
 // rows of dispatches that it adopts, and then ring for this worker: none falls
 // in between. What is read afterwards may know of them already.
 func (c *Claimer) claim(tasks, opening []int64, gates int64) (map[int64]*Claimed, error) {
-	rows, err := c.store.pool.Query(c.ctx, `SELECT task_id, template_id, epoch, context::text, coalesce(correlation_id, ''), fresh, begun
-		FROM tasker.claim_tasks($1, $2, $3, $4)`, c.worker, tasks, opening, gates)
+	sql := claimTasks
+	if c.Traced {
+		sql = claimTraced
+	}
+	rows, err := c.store.pool.Query(c.ctx, sql, c.worker, tasks, opening, gates)
 	if err != nil {
 		return nil, translate(err)
 	}
@@ -116,7 +122,11 @@ func (c *Claimer) claim(tasks, opening []int64, gates int64) (map[int64]*Claimed
 		fresh    []int64 // by position; nil: not all of the task's steps are
 		begun    []int64 // tasks whose steps have to be read
 	)
-	_, err = pgx.ForEachRow(rows, []any{&t.TaskID, &t.TemplateID, &t.Epoch, &document, &t.CorrelationID, &fresh, &t.Begun}, func() error {
+	columns := []any{&t.TaskID, &t.TemplateID, &t.Epoch, &document, &t.CorrelationID, &fresh, &t.Begun}
+	if c.Traced {
+		columns = append(columns, &t.TraceParent)
+	}
+	_, err = pgx.ForEachRow(rows, columns, func() error {
 		one := t
 		one.Context = json.RawMessage(document)
 		claimed[t.TaskID] = &one
@@ -146,6 +156,14 @@ func (c *Claimer) claim(tasks, opening []int64, gates int64) (map[int64]*Claimed
 	})
 	return claimed, translate(err)
 }
+
+const (
+	claimTasks = `SELECT c.task_id, c.template_id, c.epoch, c.context::text, coalesce(c.correlation_id, ''), c.fresh, c.begun
+		FROM tasker.claim_tasks($1, $2, $3, $4) c`
+	claimTraced = `SELECT c.task_id, c.template_id, c.epoch, c.context::text, coalesce(c.correlation_id, ''), c.fresh, c.begun, o.parent
+		FROM tasker.claim_tasks($1, $2, $3, $4) c
+		CROSS JOIN LATERAL (SELECT coalesce(left(t.carrier ->> 'traceparent', 100), '') AS parent FROM tasker.tasks t WHERE t.task_id = c.task_id OFFSET 0) o`
+)
 
 const stepRows = `SELECT * FROM tasker.steps_of($1)`
 

@@ -59,6 +59,9 @@ type StepWrite struct {
 // and groups stay large. Units of one task seldom meet, as its loop waits for each; where
 // they do (two loops, one after the other), they are sent one by one.
 type Writer struct {
+	// Wrote is told of each transaction; nil: nobody is.
+	Wrote func(units int, took time.Duration)
+
 	store  *Store
 	worker int64
 	ctx    context.Context
@@ -158,11 +161,15 @@ func ids(list string) []int64 {
 func (w *Writer) send(units []*Unit) error {
 	args := encode(w.worker, units)
 	crash.At(crash.BatchReady)
+	began := time.Now()
 	for n := 1; ; n++ {
 		var denied []int64
 		err := w.store.pool.QueryRow(w.ctx, writeBatch, args...).Scan(&denied)
 		if err == nil {
 			crash.At(crash.BatchWritten)
+			if w.Wrote != nil {
+				w.Wrote(len(units), time.Since(began))
+			}
 			deny(units, denied)
 			return nil
 		}

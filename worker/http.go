@@ -9,26 +9,47 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/taskerhq/tasker/orchestrator"
 	"github.com/taskerhq/tasker/server"
+	"github.com/taskerhq/tasker/store"
+	"github.com/taskerhq/tasker/telemetry"
 )
 
 // status is what probes are told of this worker.
 type status struct {
 	takes     atomic.Bool // tasks
 	listening atomic.Bool // for reports
+	loops     atomic.Pointer[orchestrator.Orchestrator]
 }
 
-// serve answers probes until the returned function is called. Without an address
-// it does nothing.
-func (w *worker) serve() (stop func(), err error) {
+// held is how many tasks the worker holds.
+func (s *status) held() int {
+	if o := s.loops.Load(); o != nil {
+		return o.Held()
+	}
+	return 0
+}
+
+// mostConnections is how many HTTP may use at once, apart from those of the work.
+const mostConnections = 4
+
+// serve answers HTTP until the returned function is called. Without an address it
+// does nothing.
+func (w *worker) serve(ctx context.Context, database store.Server) (stop func(), err error) {
 	if w.Listen == "" {
 		return func() {}, nil
 	}
+	pool, err := database.Open(ctx, "tasker worker http", mostConnections)
+	if err != nil {
+		return nil, err
+	}
 	listener, err := net.Listen("tcp", w.Listen)
 	if err != nil {
+		pool.Close()
 		return nil, fmt.Errorf("%w: server.listen %q: %w", ErrConfig, w.Listen, err)
 	}
-	probe := server.Probe{Store: w.store, MostLag: w.MostLag, Working: func(context.Context) error {
+	s := store.New(pool)
+	probe := server.Probe{Store: s, MostLag: w.MostLag, Working: func(context.Context) error {
 		if !w.status.takes.Load() {
 			return errors.New("it has not started yet, stops, or was declared dead and starts anew")
 		}
@@ -45,14 +66,25 @@ func (w *worker) serve() (stop func(), err error) {
 			return nil
 		}
 	}
-	answering := &http.Server{Handler: server.Handler(probe), ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, IdleTimeout: time.Minute}
+	about := telemetry.Worker{Held: w.status.held, MaxTasks: w.MaxTasks, Takes: w.status.takes.Load}
+	if !w.PollOnly {
+		about.Listening = w.status.listening.Load
+	}
+	w.metrics = telemetry.NewMetrics(s, about, w.Logger)
+	streams, end := context.WithCancel(context.Background())
+	answering := &http.Server{
+		Handler:           server.Handler(server.Options{Probe: probe, Token: w.Token, Metrics: w.metrics.Handler(), Ending: streams, Logger: w.Logger}),
+		ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, IdleTimeout: time.Minute,
+	}
 	ended := make(chan error, 1)
 	go func() { ended <- answering.Serve(listener) }()
-	w.Logger.Info("answering HTTP", "address", listener.Addr().String(), "paths", "/health/live /health/ready")
+	w.Logger.Info("answering HTTP", "address", listener.Addr().String(), "paths", server.Paths)
 	return func() {
-		_ = answering.Close() // probes ask again
+		end()
+		_ = answering.Close() // who asks, asks again
 		if err := <-ended; !errors.Is(err, http.ErrServerClosed) {
 			w.Logger.Warn("HTTP had ended", "error", err)
 		}
+		pool.Close()
 	}, nil
 }

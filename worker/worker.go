@@ -35,6 +35,7 @@ import (
 	"github.com/taskerhq/tasker/orchestrator"
 	"github.com/taskerhq/tasker/sidekiq"
 	"github.com/taskerhq/tasker/store"
+	"github.com/taskerhq/tasker/telemetry"
 	"github.com/taskerhq/tasker/template"
 )
 
@@ -53,7 +54,9 @@ type Config struct {
 	Writer         store.Groups
 	River          jobs.Tuning
 	Redis          sidekiq.Tuning
-	Listen         string        // HOST:PORT of HTTP for probes; empty: none
+	Listen         string // HOST:PORT of HTTP for probes; empty: none
+	Token          string // that HTTP wants to see for all but probes; empty: none
+	Traces         telemetry.TraceConfig
 	MostLag        time.Duration // how long the first task that is due may wait before the worker is not ready; 0: for ever
 	Live                         // at the start; Updates changes it
 	Updates        <-chan Live
@@ -77,6 +80,7 @@ func (c *Config) setDefaults() {
 		c.River.Poll = c.PollEvery
 	}
 	c.Redis = c.Redis.WithDefaults()
+	c.Traces.OneIn = cmp.Or(c.Traces.OneIn, telemetry.DefaultOneIn)
 	c.Live = c.Live.WithDefaults()
 	if c.Logger == nil {
 		c.Logger = slog.Default()
@@ -157,11 +161,16 @@ func Run(ctx context.Context, c Config) error {
 				"address", w.redis.Options().Addr, "error", err)
 		}
 	}
-	stop, err := w.serve()
+	stop, err := w.serve(ctx, server)
 	if err != nil {
 		return err
 	}
 	defer stop()
+	end, err := w.trace(ctx)
+	if err != nil {
+		return err
+	}
+	defer end()
 	for dead := false; ; {
 		err := w.session(ctx)
 		switch {
@@ -192,7 +201,27 @@ type worker struct {
 	redis *redis.Client
 	live  *live
 
-	status status
+	status  status
+	metrics *telemetry.Metrics // nil: nobody can ask
+	traces  *telemetry.Traces  // nil: nothing is traced
+}
+
+// trace exports traces until the returned function is called, where a collector is
+// named.
+func (w *worker) trace(ctx context.Context) (end func(), err error) {
+	if w.Traces.Endpoint == "" {
+		return func() {}, nil
+	}
+	if w.traces, err = telemetry.NewTraces(ctx, w.store, w.Traces, w.Logger); err != nil {
+		return nil, fmt.Errorf("%w: telemetry.otlp_endpoint: %w", ErrConfig, err)
+	}
+	return func() {
+		ctx, cancel := context.WithTimeout(context.Background(), w.live.now().SignOff)
+		defer cancel()
+		if err := w.traces.Close(ctx); err != nil {
+			w.Logger.Warn("the last traces are lost", "error", err)
+		}
+	}, nil
 }
 
 func (w *worker) registerTemplates(ctx context.Context, l Live) error {
@@ -241,9 +270,15 @@ func (w *worker) session(ctx context.Context) (err error) {
 		pusher = w.Redis.NewPusher(w.redis, log)
 		push = pusher
 	}
-	o := orchestrator.New(orchestrator.Config{
-		Store: w.store, Worker: id, Handlers: w.Handlers, Dispatcher: push, MaxTasks: w.MaxTasks, Logger: log, Tuning: w.live.now().Tuning,
-	})
+	c := orchestrator.Config{Store: w.store, Worker: id, Handlers: w.Handlers, Dispatcher: push, MaxTasks: w.MaxTasks, Logger: log, Tuning: w.live.now().Tuning}
+	if w.metrics != nil {
+		c.Wrote = w.metrics.Wrote
+	}
+	if w.traces != nil {
+		c.Tracer = w.traces
+	}
+	o := orchestrator.New(c)
+	w.status.loops.Store(o)
 	known := &jobs.Known{}
 	river, err := jobs.NewClient(w.pool, jobs.Config{Schema: migrations.Schema, ID: client, MaxTasks: w.MaxTasks, Runner: o, Known: known, Logger: quiet(log), PollOnly: w.PollOnly, Now: o.Now, Tuning: w.River})
 	if err != nil {

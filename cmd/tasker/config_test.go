@@ -50,7 +50,7 @@ func TestTheDefaultsAreTheSameWithoutTheTable(t *testing.T) {
 // changes change what a running one is handed.
 func TestEverySettingReachesTheWorker(t *testing.T) {
 	t.Setenv("TASKER_TEST_ALLOWED", "yes")
-	values := map[config.Kind]string{config.Text: "x", config.List: "TASKER_TEST_ALLOWED"}
+	values := map[config.Kind]string{config.Text: "x", config.Secret: "x", config.List: "TASKER_TEST_ALLOWED"}
 	plain := workerOf(t, nil)
 	for i := range config.Settings {
 		s := &config.Settings[i]
@@ -85,7 +85,7 @@ func TestEverySettingReachesTheWorker(t *testing.T) {
 func TestEveryFieldOfTheWorkersConfigIsUsed(t *testing.T) {
 	t.Parallel()
 	var code strings.Builder
-	for _, room := range []string{"worker", "orchestrator", "jobs", "sidekiq", "store", "handler"} {
+	for _, room := range []string{"worker", "orchestrator", "jobs", "sidekiq", "store", "handler", "telemetry"} {
 		files, err := filepath.Glob(filepath.Join("..", "..", room, "*.go"))
 		if err != nil {
 			t.Fatal(err)

@@ -13,6 +13,7 @@ import (
 	"github.com/taskerhq/tasker/orchestrator"
 	"github.com/taskerhq/tasker/sidekiq"
 	"github.com/taskerhq/tasker/store"
+	"github.com/taskerhq/tasker/telemetry"
 	"github.com/taskerhq/tasker/template"
 	"github.com/taskerhq/tasker/worker"
 )
@@ -114,7 +115,9 @@ func workerConfig(l *config.Loaded) (worker.Config, error) {
 			BundleWait:  l.Redis.BundleWait,
 		},
 		Listen:  l.Server.Listen,
+		Token:   l.Server.Token,
 		MostLag: l.Server.MostLag,
+		Traces:  telemetry.TraceConfig{Endpoint: strings.TrimSuffix(l.Telemetry.Endpoint, "/"), OneIn: l.Telemetry.OneIn},
 		Live:    live,
 	}, nil
 }

@@ -13,6 +13,7 @@ package main
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"os"
@@ -37,18 +38,21 @@ const (
 )
 
 func main() {
+	trace := flag.String("trace", "", "a file for the trace of one order, from Rails to Sidekiq and back")
+	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	context.AfterFunc(ctx, stop) // a second Ctrl-C doesn't wait for the cleaning up
-	os.Exit(run(ctx, newScreen(os.Stdout)))
+	os.Exit(run(ctx, newScreen(os.Stdout), *trace))
 }
 
-func run(ctx context.Context, s *screen) int {
+func run(ctx context.Context, s *screen, trace string) int {
 	began := time.Now()
 	d, err := newDemo(s)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "demo:", err)
 		return 1
 	}
+	d.trace = trace
 	s.title("tasker demo", "Rails places orders, tasker orchestrates their steps, Sidekiq runs them")
 	err = errors.Join(d.play(ctx), d.close())
 	switch {
@@ -77,6 +81,8 @@ type demo struct {
 	dir    string // of this run
 	logs   string
 	env    []string // of the children
+	trace  string   // where the trace of an order goes; empty: nowhere
+	traces *collection
 
 	cleanup  []func() error // last one first
 	postgres *devstack.Postgres
@@ -159,6 +165,11 @@ func (d *demo) play(ctx context.Context) error {
 	}
 	c.stops("tasker worker", d.worker)
 	c.stops("sidekiq", d.sidekiq)
+	if d.trace != "" {
+		if err := d.writeTrace(orders); err != nil {
+			return err
+		}
+	}
 	return c.verdict()
 }
 
@@ -193,6 +204,11 @@ func (d *demo) startServers(ctx context.Context) error {
 		return err
 	}
 	d.env = environment(d.postgres.URL("shop"), d.redis.URL(0))
+	if d.trace != "" {
+		if err := d.startTracing(); err != nil {
+			return err
+		}
+	}
 	if d.pool, err = pgxpool.New(ctx, d.postgres.URL("shop")); err != nil {
 		return fmt.Errorf("connect to Postgres: %w", err)
 	}
@@ -228,7 +244,7 @@ func environment(databaseURL, redisURL string) []string {
 	for _, entry := range os.Environ() {
 		name, _, _ := strings.Cut(entry, "=")
 		switch {
-		case strings.HasPrefix(name, "TASKER_"), strings.HasPrefix(name, "PG"), strings.HasPrefix(name, "BUNDLE_"):
+		case strings.HasPrefix(name, "TASKER_"), strings.HasPrefix(name, "PG"), strings.HasPrefix(name, "BUNDLE_"), strings.HasPrefix(name, "OTEL_"):
 		case name == "DATABASE_URL", name == "REDIS_URL", name == "RAILS_ENV", name == "APP_ENV", name == "RACK_ENV", name == "RUBYOPT", name == "RUBYLIB":
 		case name == "REDIS_PROVIDER", name == "RAILS_MAX_THREADS", name == "NOTIFY_SOCKET":
 		default:

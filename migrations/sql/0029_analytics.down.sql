@@ -1,3 +1,4 @@
+DROP FUNCTION tasker.totals();
 DROP FUNCTION tasker.trend(interval, text, text);
 DROP FUNCTION tasker.waiting_now(int);
 DROP FUNCTION tasker.failures(interval, text, text, int);

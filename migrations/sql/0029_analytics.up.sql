@@ -3,11 +3,11 @@
 -- One worker at a time reads the events with a cursor, as a subscriber does, and
 -- adds what it finds to the counts below, in the transaction that moves the cursor:
 -- each event counts once. The counts are of spans of five minutes, kept for a day
--- and two hours, and of hours.
+-- and two hours, of hours, and of all time.
 
 CREATE TABLE tasker.stats (
-    span        smallint    NOT NULL,  -- minutes: 5 or 60
-    since       timestamptz NOT NULL,  -- when the span began
+    span        smallint    NOT NULL,  -- minutes: 5 or 60; 0: all time
+    since       timestamptz NOT NULL,  -- when the span began; of all time: -infinity
     template_id bigint      NOT NULL,
     position    int         NOT NULL,  -- of the step; -1: the task itself
     -- Durations: run (an attempt, or a task from its start to its end), wait (a task
@@ -165,8 +165,9 @@ BEGIN
         FROM ends e WHERE e.position >= 0 AND e.attempt > 1 AND e.what IN ('completed', 'failed')
     ), added AS (
         INSERT INTO tasker.stats AS s (span, since, template_id, position, measure, bucket, n, seconds)
-        SELECT g.span, date_bin(make_interval(mins => g.span), k.at, timestamptz '2000-01-01 00:00+00'), k.template_id, k.position, k.measure, k.bucket, count(*), sum(k.seconds)
-        FROM counted k CROSS JOIN (VALUES (5), (60)) AS g(span)
+        SELECT g.span, CASE WHEN g.span = 0 THEN '-infinity' ELSE date_bin(make_interval(mins => g.span), k.at, timestamptz '2000-01-01 00:00+00') END,
+               k.template_id, k.position, k.measure, k.bucket, count(*), sum(k.seconds)
+        FROM counted k CROSS JOIN (VALUES (0), (5), (60)) AS g(span)
         GROUP BY 1, 2, 3, 4, 5, 6
         ON CONFLICT (span, since, template_id, position, measure, bucket) DO UPDATE SET n = s.n + excluded.n, seconds = s.seconds + excluded.seconds
     ), slow AS (
@@ -405,4 +406,18 @@ AS $$
       AND s.since >= CASE WHEN period <= interval '4 hours' THEN tasker.stats_from(period) ELSE date_bin('1 hour', now() - period, timestamptz '2000-01-01 00:00+00') END
       AND t.namespace = coalesce($2, t.namespace) AND t.name = coalesce($3, t.name)
     GROUP BY 1, 2 ORDER BY 1
+$$;
+
+-- All that was ever counted, all versions of a template together: what a metric that only
+-- grows is made of.
+CREATE FUNCTION tasker.totals() RETURNS TABLE (namespace text, name text, step text, measure text, bucket int, n bigint, seconds double precision)
+LANGUAGE sql STABLE
+AS $$
+    SELECT t.namespace, t.name, st.name, s.measure, s.bucket::int, sum(s.n)::bigint, sum(s.seconds)
+    FROM tasker.stats s
+    JOIN tasker.task_templates t USING (template_id)
+    LEFT JOIN tasker.template_steps st ON st.template_id = s.template_id AND st.position = s.position
+    WHERE s.span = 0
+    GROUP BY 1, 2, 3, 4, 5
+    ORDER BY 1, 2, 3 NULLS FIRST, 4, 5
 $$;

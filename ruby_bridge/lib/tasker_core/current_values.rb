@@ -1,7 +1,5 @@
 # frozen_string_literal: true
 
-require "json"
-
 module TaskerCore
   # Values of ActiveSupport::CurrentAttributes, from where a task is enqueued to
   # its handlers. They travel in the task's carrier, in Postgres, and not in its
@@ -28,11 +26,11 @@ module TaskerCore
       # @return [CurrentValues, nil] nil: none are configured
       def for(config) = config.current_attributes.any? ? new(normalized(config.current_attributes)) : nil
 
-      # @return [String, nil] the carrier of a task that is being enqueued; nil: it needs none
+      # @return [Hash] the carrier's part of a task that is being enqueued
       # @raise [TaskRefusedError] a value can't travel
       def carrier(config = TaskerCore.config)
         values = self.for(config)&.values
-        JSON.generate(JsonTree.build({ MEMBER => { "codec" => codec, "values" => values } }), max_nesting: 0) if values&.any?
+        values&.any? ? JsonTree.build({ MEMBER => { "codec" => codec, "values" => values } }) : {}
       end
 
       def codec = active_job? ? "active_job" : "json"
@@ -63,7 +61,7 @@ module TaskerCore
 
     # As a layer of HandlerSurroundings. Afterwards the classes are as they were.
     def call(task, _step)
-      sent = carrier_of(task)[MEMBER] || {}
+      sent = TaskCarrier.of(task)[MEMBER] || {}
       before = @classes.keys.map { |name| find(name) }.map { |current| [current, current.instance.attributes.dup] }
       before.each { |current, _| assign(current, load(sent.dig("values", current.name) || {}, sent["codec"])) }
       yield
@@ -72,8 +70,6 @@ module TaskerCore
     end
 
     private
-
-    def carrier_of(task) = (task.carrier_read? ? task.carrier : TaskerCore.protocol.carrier_of(task.task_id)) || {}
 
     # By name, for they are reloaded in development.
     def find(name)

@@ -5,14 +5,14 @@ module TaskerCore
   # reloader inwards to the team's own middleware. Compiled once, out of what is
   # configured and loaded; where that is nothing, a handler is simply called.
   #
-  #   reloader → CurrentAttributes → log tags → error reports → perform.tasker → open transactions → config.middleware → handler
+  #   reloader → trace → CurrentAttributes → log tags → error reports → perform.tasker → open transactions → config.middleware → handler
   #
   # Errors of a handler go through, and so do those of the surroundings: they
   # fail the attempt.
   class HandlerSurroundings
     # @param config [Configuration]
     def initialize(config)
-      layers = [Reloading.for(config), CurrentValues.for(config), LogTags.for(config), ErrorReports.for(config),
+      layers = [Reloading.for(config), TraceContext.for(config), CurrentValues.for(config), LogTags.for(config), ErrorReports.for(config),
                 PerformEvent.for(config), OpenTransactions.for(config), *config.middleware.map { |middleware| Middleware.new(middleware) }].compact
       @run = compile(layers) if layers.any?
     end

@@ -5,8 +5,8 @@
 class PlaceOrder
   # Any client can do this. TaskerCore.enqueue_task is the same with keywords.
   INSERT_TASK = <<~SQL
-    INSERT INTO tasker.tasks (namespace, name, version, context, idempotency_key, correlation_id, initiator, source_system)
-    VALUES ('shop', 'fulfil_order', '1.0.0', $1, $2, $3, $4, 'orders')
+    INSERT INTO tasker.tasks (namespace, name, version, context, idempotency_key, correlation_id, initiator, carrier, source_system)
+    VALUES ('shop', 'fulfil_order', '1.0.0', $1, $2, $3, $4, $5, 'orders')
     RETURNING task_id
   SQL
 
@@ -22,7 +22,7 @@ class PlaceOrder
       order.items.create!(lines)
 
       context = { order_id: order.id }.to_json
-      task = Order.connection.exec_query(INSERT_TASK, "Insert task", [context, "order-#{order.id}", correlation_id, customer])
+      task = Order.connection.exec_query(INSERT_TASK, "Insert task", [context, "order-#{order.id}", correlation_id, customer, TaskerCore::TaskCarrier.to_json])
       Placed.new(order, task.first["task_id"])
     end
   end
