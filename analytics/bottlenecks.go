@@ -64,68 +64,55 @@ const (
 // BottlenecksOf looks at what is open, and at what ended within the scope.
 func BottlenecksOf(ctx context.Context, s *store.Store, c store.Scope) (*Bottlenecks, error) {
 	b := &Bottlenecks{Sample: sample}
-	p, err := PerformanceOf(ctx, s, c)
-	if err != nil {
+	recent, past := c, c
+	recent.Period, past.Period = lately, before
+	var (
+		p         *Performance
+		now, then []store.Outcome
+		q         = together(ctx)
+	)
+	ask(q, &p, func(ctx context.Context) (*Performance, error) { return PerformanceOf(ctx, s, c) })
+	ask(q, &b.Waiting, func(ctx context.Context) ([]store.Waiting, error) { return s.WaitingNow(ctx, sample) })
+	ask(q, &b.Queues, func(ctx context.Context) ([]store.QueueUse, error) { return s.QueueUses(ctx, silent) })
+	ask(q, &b.Limits, s.GateUses)
+	ask(q, &b.Workers, s.Loads)
+	ask(q, &b.SlowestTasks, func(ctx context.Context) ([]store.Slow, error) { return s.Slowest(ctx, c, false, most) })
+	ask(q, &b.SlowestSteps, func(ctx context.Context) ([]store.Slow, error) { return s.Slowest(ctx, c, true, most) })
+	ask(q, &b.Failures, func(ctx context.Context) ([]store.Failure, error) { return s.Failures(ctx, c, most) })
+	ask(q, &now, func(ctx context.Context) ([]store.Outcome, error) { return s.Outcomes(ctx, recent) })
+	ask(q, &then, func(ctx context.Context) ([]store.Outcome, error) { return s.Outcomes(ctx, past) })
+	if err := q.Wait(); err != nil {
 		return nil, err
 	}
 	b.AsOf = p.AsOf
-	for _, err := range []error{
-		into(&b.Waiting)(s.WaitingNow(ctx, sample)),
-		into(&b.Queues)(s.QueueUses(ctx, silent)),
-		into(&b.Limits)(s.GateUses(ctx)),
-		into(&b.Workers)(s.Loads(ctx)),
-		into(&b.SlowestTasks)(s.Slowest(ctx, c, false, most)),
-		into(&b.SlowestSteps)(s.Slowest(ctx, c, true, most)),
-		into(&b.Failures)(s.Failures(ctx, c, most)),
-	} {
-		if err != nil {
-			return nil, err
-		}
-	}
 	b.Waiting = slices.DeleteFunc(b.Waiting, func(w store.Waiting) bool {
 		return c.Namespace != "" && w.Namespace != c.Namespace || c.Name != "" && w.Name != c.Name
 	})
-	recent, past := c, c
-	recent.Period, past.Period = lately, before
-	now, err := s.Figures(ctx, recent)
-	if err != nil {
-		return nil, err
-	}
-	then, err := s.Figures(ctx, past)
-	if err != nil {
-		return nil, err
-	}
 	b.Growing = growing(now, then)
 	b.Advice = advise(b, p)
 	return b, nil
 }
 
-func into[T any](to *[]T) func([]T, error) error {
-	return func(from []T, err error) error { *to = from; return err }
-}
-
-func growing(now, then []store.Figure) []Growth {
+func growing(now, then []store.Outcome) []Growth {
 	type key struct{ namespace, name, step string }
-	old := map[key]store.Figure{}
-	for _, f := range then {
-		if f.Measure == store.MeasureWait && f.Step != "" {
-			old[key{f.Namespace, f.Name, f.Step}] = f
-		}
+	old := map[key]store.Outcome{}
+	for _, o := range then {
+		old[key{o.Namespace, o.Name, o.Step}] = o
 	}
 	list := []Growth{}
-	for _, f := range now {
-		if f.Measure != store.MeasureWait || f.Step == "" || f.N < fewest || f.Mean < worthwhile.Seconds() {
+	for _, n := range now {
+		if n.Step == "" || n.Waited < fewest || n.WaitedSeconds < worthwhile.Seconds()*float64(n.Waited) {
 			continue
 		}
 		// What came lately is part of the four hours: taken out, to compare with what was before.
-		o := old[key{f.Namespace, f.Name, f.Step}]
-		n := o.N - f.N
-		if n < fewest {
+		o := old[key{n.Namespace, n.Name, n.Step}]
+		if o.Waited-n.Waited < fewest {
 			continue
 		}
-		mean := (o.Mean*float64(o.N) - f.Mean*float64(f.N)) / float64(n)
-		if f.Mean >= grown*mean {
-			list = append(list, Growth{f.Namespace, f.Name, f.Step, f.Mean, mean, f.N})
+		mean := n.WaitedSeconds / float64(n.Waited)
+		earlier := (o.WaitedSeconds - n.WaitedSeconds) / float64(o.Waited-n.Waited)
+		if mean >= grown*earlier {
+			list = append(list, Growth{n.Namespace, n.Name, n.Step, mean, earlier, n.Waited})
 		}
 	}
 	slices.SortFunc(list, func(a, b Growth) int {

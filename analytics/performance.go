@@ -13,7 +13,10 @@ import (
 	"context"
 	"slices"
 	"strings"
+	"sync"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/taskerhq/tasker/store"
 )
@@ -72,60 +75,75 @@ var Overviews = map[string]time.Duration{"1h": time.Hour, "4h": 4 * time.Hour, "
 // PerformanceOf reads how tasks did within the scope.
 func PerformanceOf(ctx context.Context, s *store.Store, c store.Scope) (*Performance, error) {
 	p := &Performance{Namespace: c.Namespace, Name: c.Name, Periods: map[string]*Overview{}}
-	var err error
-	if p.AsOf, err = s.StatsAsOf(ctx); err != nil {
-		return nil, err
-	}
+	var (
+		mu       sync.Mutex // of the periods
+		outcomes []store.Outcome
+		figures  []store.Figure
+		q        = together(ctx)
+	)
+	ask(q, &p.AsOf, s.StatsAsOf)
+	ask(q, &figures, func(ctx context.Context) ([]store.Figure, error) { return s.Figures(ctx, c) })
+	ask(q, &outcomes, func(ctx context.Context) ([]store.Outcome, error) { return s.Outcomes(ctx, c) })
+	ask(q, &p.Trend, func(ctx context.Context) ([]store.Span, error) { return s.Trend(ctx, c) })
 	for name, period := range Overviews {
-		within := c
-		within.Period = period
-		outcomes, figures, err := read(ctx, s, within)
-		if err != nil {
-			return nil, err
-		}
-		p.Periods[name] = overview(outcomes, figures, period)
+		q.Go(func() error {
+			within := c
+			within.Period = period
+			outcomes, err := s.Outcomes(q.ctx, within)
+			mu.Lock()
+			defer mu.Unlock()
+			p.Periods[name] = overview(outcomes, period)
+			return err
+		})
 	}
-	outcomes, figures, err := read(ctx, s, c)
-	if err != nil {
+	if err := q.Wait(); err != nil {
 		return nil, err
 	}
 	p.Templates = templates(outcomes, figures)
-	p.Trend, err = s.Trend(ctx, c)
-	return p, err
+	return p, nil
 }
 
-func read(ctx context.Context, s *store.Store, c store.Scope) ([]store.Outcome, []store.Figure, error) {
-	outcomes, err := s.Outcomes(ctx, c)
-	if err != nil {
-		return nil, nil, err
-	}
-	figures, err := s.Figures(ctx, c)
-	return outcomes, figures, err
+// questions are asked side by side: on a busy database an answer takes as long as
+// the longest of them.
+type questions struct {
+	*errgroup.Group
+	ctx context.Context
 }
 
-func overview(outcomes []store.Outcome, figures []store.Figure, period time.Duration) *Overview {
+// atOnce is how many questions are asked at once, so that others find connections.
+const atOnce = 3
+
+func together(ctx context.Context) questions {
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(atOnce)
+	return questions{group, ctx}
+}
+
+// ask puts the answer of a question into to.
+func ask[T any](q questions, to *T, question func(context.Context) (T, error)) {
+	q.Go(func() (err error) {
+		*to, err = question(q.ctx)
+		return err
+	})
+}
+
+func overview(outcomes []store.Outcome, period time.Duration) *Overview {
 	var o Overview
 	var attempts, recovered, exhausted int64
+	var total, run mean
 	for _, x := range outcomes {
 		if x.Step != "" {
 			attempts += x.Completed + x.Failed + x.Retried
 			recovered += x.Recovered
 			exhausted += x.Exhausted
+			run.add(x.Ran, x.RanSeconds)
 			continue
 		}
 		o.Created += x.Created
 		o.Completed += x.Completed
 		o.Failed += x.Failed
 		o.Ended += x.Completed + x.Failed + x.Cancelled + x.Resolved
-	}
-	var total, run mean
-	for _, f := range figures {
-		switch {
-		case f.Step == "" && f.Measure == store.MeasureTotal:
-			total.add(f)
-		case f.Step != "" && f.Measure == store.MeasureRun:
-			run.add(f)
-		}
+		total.add(x.Took, x.TookSeconds)
 	}
 	o.PerSecond = float64(o.Ended) / period.Seconds()
 	o.Completion = ratio(o.Completed, o.Ended)
@@ -143,7 +161,7 @@ type mean struct {
 	sum float64
 }
 
-func (m *mean) add(f store.Figure) { m.n += f.N; m.sum += f.Mean * float64(f.N) }
+func (m *mean) add(n int64, sum float64) { m.n += n; m.sum += sum }
 
 func (m *mean) value() float64 {
 	if m.n == 0 {

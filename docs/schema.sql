@@ -793,6 +793,7 @@ CREATE FUNCTION tasker.failure_kind(class text, message text) RETURNS text
 
 CREATE FUNCTION tasker.failures(period interval DEFAULT '24:00:00'::interval, of_namespace text DEFAULT NULL::text, of_name text DEFAULT NULL::text, most integer DEFAULT 10) RETURNS TABLE(fingerprint text, namespace text, name text, step text, n bigint, class text, message text, task_id bigint, last_at timestamp with time zone)
     LANGUAGE sql STABLE
+    SET jit TO 'off'
     AS $_$
     SELECT e.fingerprint, t.namespace, t.name, st.name, sum(e.n)::bigint, (array_agg(e.class ORDER BY e.last_at DESC))[1],
            (array_agg(e.message ORDER BY e.last_at DESC))[1], (array_agg(e.task_id ORDER BY e.last_at DESC))[1], max(e.last_at)
@@ -840,13 +841,19 @@ CREATE FUNCTION tasker.fence_class() RETURNS integer
 
 CREATE FUNCTION tasker.figures(period interval DEFAULT '24:00:00'::interval, of_namespace text DEFAULT NULL::text, of_name text DEFAULT NULL::text) RETURNS TABLE(namespace text, name text, step text, measure text, n bigint, mean double precision, p50 double precision, p90 double precision, p95 double precision, p99 double precision)
     LANGUAGE sql STABLE
+    SET jit TO 'off'
     AS $_$
-    WITH counted AS MATERIALIZED (
-        SELECT t.namespace, t.name, st.name AS step, s.measure, s.bucket, sum(s.n)::bigint AS n, sum(s.seconds) AS seconds
+    WITH summed AS MATERIALIZED ( -- before anything is joined: there are many rows and few sums
+        SELECT s.template_id, s.position, s.measure, s.bucket, sum(s.n) AS n, sum(s.seconds) AS seconds
         FROM tasker.stats_since(tasker.stats_from($1)) s
+        WHERE s.measure IN ('run', 'wait', 'total', 'backoff')
+          AND s.template_id = ANY (ARRAY(SELECT t.template_id FROM tasker.task_templates t WHERE t.namespace = coalesce($2, t.namespace) AND t.name = coalesce($3, t.name)))
+        GROUP BY 1, 2, 3, 4
+    ), counted AS MATERIALIZED (
+        SELECT t.namespace, t.name, st.name AS step, s.measure, s.bucket, sum(s.n)::bigint AS n, sum(s.seconds) AS seconds
+        FROM summed s
         JOIN tasker.task_templates t USING (template_id)
         LEFT JOIN tasker.template_steps st ON st.template_id = s.template_id AND st.position = s.position
-        WHERE s.measure IN ('run', 'wait', 'total', 'backoff') AND t.namespace = coalesce($2, t.namespace) AND t.name = coalesce($3, t.name)
         GROUP BY 1, 2, 3, 4, 5
     ), ranked AS (
         SELECT c.*, sum(c.n) OVER (one ORDER BY c.bucket) AS up_to, sum(c.n) OVER one AS total, sum(c.seconds) OVER one AS total_seconds
@@ -1045,6 +1052,7 @@ $$;
 
 CREATE FUNCTION tasker.histogram(period interval, of_namespace text, of_name text, of_step text DEFAULT NULL::text, of_measure text DEFAULT 'run'::text) RETURNS TABLE(at_least double precision, below double precision, n bigint)
     LANGUAGE sql STABLE
+    SET jit TO 'off'
     AS $_$
     SELECT power(2, s.bucket / 8.0)::double precision, power(2, (s.bucket + 1) / 8.0)::double precision, sum(s.n)::bigint
     FROM tasker.stats_since(tasker.stats_from($1)) s
@@ -1333,19 +1341,29 @@ $$;
 -- Name: outcomes(interval, text, text); Type: FUNCTION; Schema: tasker; Owner: -
 --
 
-CREATE FUNCTION tasker.outcomes(period interval DEFAULT '24:00:00'::interval, of_namespace text DEFAULT NULL::text, of_name text DEFAULT NULL::text) RETURNS TABLE(namespace text, name text, step text, created bigint, completed bigint, failed bigint, cancelled bigint, resolved bigint, skipped bigint, retried bigint, recovered bigint, exhausted bigint)
+CREATE FUNCTION tasker.outcomes(period interval DEFAULT '24:00:00'::interval, of_namespace text DEFAULT NULL::text, of_name text DEFAULT NULL::text) RETURNS TABLE(namespace text, name text, step text, created bigint, completed bigint, failed bigint, cancelled bigint, resolved bigint, skipped bigint, retried bigint, recovered bigint, exhausted bigint, ran bigint, ran_seconds double precision, waited bigint, waited_seconds double precision, took bigint, took_seconds double precision)
     LANGUAGE sql STABLE
+    SET jit TO 'off'
     AS $_$
+    WITH summed AS MATERIALIZED (
+        SELECT s.template_id, s.position, s.measure, sum(s.n) AS n, sum(s.seconds) AS seconds
+        FROM tasker.stats_since(tasker.stats_from($1)) s
+        WHERE s.measure NOT IN ('run', 'wait', 'total', 'backoff')
+          AND s.template_id = ANY (ARRAY(SELECT t.template_id FROM tasker.task_templates t WHERE t.namespace = coalesce($2, t.namespace) AND t.name = coalesce($3, t.name)))
+        GROUP BY 1, 2, 3
+    )
     SELECT t.namespace, t.name, st.name,
            coalesce(sum(s.n) FILTER (WHERE s.measure = 'created'), 0)::bigint, coalesce(sum(s.n) FILTER (WHERE s.measure = 'completed'), 0)::bigint,
            coalesce(sum(s.n) FILTER (WHERE s.measure = 'failed'), 0)::bigint, coalesce(sum(s.n) FILTER (WHERE s.measure = 'cancelled'), 0)::bigint,
            coalesce(sum(s.n) FILTER (WHERE s.measure = 'resolved'), 0)::bigint, coalesce(sum(s.n) FILTER (WHERE s.measure = 'skipped'), 0)::bigint,
            coalesce(sum(s.n) FILTER (WHERE s.measure = 'retried'), 0)::bigint, coalesce(sum(s.n) FILTER (WHERE s.measure = 'recovered'), 0)::bigint,
-           coalesce(sum(s.n) FILTER (WHERE s.measure = 'exhausted'), 0)::bigint
-    FROM tasker.stats_since(tasker.stats_from($1)) s
+           coalesce(sum(s.n) FILTER (WHERE s.measure = 'exhausted'), 0)::bigint,
+           coalesce(sum(s.n) FILTER (WHERE s.measure = 'ran'), 0)::bigint, coalesce(sum(s.seconds) FILTER (WHERE s.measure = 'ran'), 0),
+           coalesce(sum(s.n) FILTER (WHERE s.measure = 'waited'), 0)::bigint, coalesce(sum(s.seconds) FILTER (WHERE s.measure = 'waited'), 0),
+           coalesce(sum(s.n) FILTER (WHERE s.measure = 'took'), 0)::bigint, coalesce(sum(s.seconds) FILTER (WHERE s.measure = 'took'), 0)
+    FROM summed s
     JOIN tasker.task_templates t USING (template_id)
     LEFT JOIN tasker.template_steps st ON st.template_id = s.template_id AND st.position = s.position
-    WHERE s.measure NOT IN ('run', 'wait', 'total', 'backoff') AND t.namespace = coalesce($2, t.namespace) AND t.name = coalesce($3, t.name)
     GROUP BY 1, 2, 3
     ORDER BY 1, 2, 3 NULLS FIRST
 $_$;
@@ -2093,6 +2111,22 @@ BEGIN
 END $$;
 
 --
+-- Name: remove_webhook(text); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.remove_webhook(name text) RETURNS boolean
+    LANGUAGE plpgsql
+    AS $_$
+BEGIN
+    DELETE FROM tasker.webhooks w WHERE w.name = $1;
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    PERFORM tasker.unsubscribe('webhook:' || $1);
+    RETURN true;
+END $_$;
+
+--
 -- Name: renew_waiters(text, bigint[]); Type: FUNCTION; Schema: tasker; Owner: -
 --
 
@@ -2505,6 +2539,21 @@ BEGIN
 END $$;
 
 --
+-- Name: retry_webhook(text, bigint); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.retry_webhook(name text, of_event bigint DEFAULT NULL::bigint) RETURNS integer
+    LANGUAGE plpgsql
+    AS $_$
+DECLARE
+    n int;
+BEGIN
+    UPDATE tasker.webhook_failures f SET again = true WHERE f.webhook = $1 AND f.event_id = coalesce(of_event, f.event_id) AND NOT f.again;
+    GET DIAGNOSTICS n = ROW_COUNT;
+    RETURN n;
+END $_$;
+
+--
 -- Name: ring(); Type: FUNCTION; Schema: tasker; Owner: -
 --
 
@@ -2658,11 +2707,18 @@ BEGIN
         UNION ALL
         SELECT e.at, e.template_id, e.position, CASE e.what WHEN 'completed' THEN 'recovered' ELSE 'exhausted' END, 0, 0
         FROM ends e WHERE e.position >= 0 AND e.attempt > 1 AND e.what IN ('completed', 'failed')
+    ), summed AS MATERIALIZED ( -- before it is made three of: there are many rows and few sums
+        SELECT date_bin('5 minutes', k.at, timestamptz '2000-01-01 00:00+00') AS since, k.template_id, k.position, k.measure, k.bucket, count(*) AS n, sum(k.seconds) AS seconds
+        FROM counted k GROUP BY 1, 2, 3, 4, 5
     ), added AS (
         INSERT INTO tasker.stats AS s (span, since, template_id, position, measure, bucket, n, seconds)
-        SELECT g.span, CASE WHEN g.span = 0 THEN '-infinity' ELSE date_bin(make_interval(mins => g.span), k.at, timestamptz '2000-01-01 00:00+00') END,
-               k.template_id, k.position, k.measure, k.bucket, count(*), sum(k.seconds)
-        FROM counted k CROSS JOIN (VALUES (0), (5), (60)) AS g(span)
+        SELECT g.span, CASE g.span WHEN 0 THEN '-infinity' WHEN 5 THEN k.since ELSE date_bin('1 hour', k.since, timestamptz '2000-01-01 00:00+00') END,
+               k.template_id, k.position, k.measure, k.bucket, sum(k.n), sum(k.seconds)
+        FROM (SELECT * FROM summed
+              UNION ALL
+              SELECT d.since, d.template_id, d.position, CASE d.measure WHEN 'run' THEN 'ran' WHEN 'wait' THEN 'waited' ELSE 'took' END, 0, sum(d.n), sum(d.seconds)
+              FROM summed d WHERE d.measure IN ('run', 'wait', 'total') GROUP BY 1, 2, 3, 4) k
+        CROSS JOIN (VALUES (0), (5), (60)) AS g(span)
         GROUP BY 1, 2, 3, 4, 5, 6
         ON CONFLICT (span, since, template_id, position, measure, bucket) DO UPDATE SET n = s.n + excluded.n, seconds = s.seconds + excluded.seconds
     ), slow AS (
@@ -3073,6 +3129,26 @@ BEGIN
 END $_$;
 
 --
+-- Name: set_webhook(text, text, text[], text, text); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.set_webhook(name text, url text, patterns text[], secret_env text, by text DEFAULT NULL::text) RETURNS void
+    LANGUAGE plpgsql
+    AS $_$
+BEGIN
+    IF name IS NULL OR name !~ '^[a-z0-9][a-z0-9_-]{0,62}$' THEN
+        RAISE EXCEPTION 'the name of a webhook has up to 63 of a-z, 0-9, _ and -, and begins with a letter or number, not %', coalesce(quote_literal(left(name, 80)), 'null') USING ERRCODE = 'TK003';
+    ELSIF url IS NULL OR url !~* '^https?://[^/@\s]+(/\S*)?$' OR length(url) > 2000 THEN
+        RAISE EXCEPTION 'the URL of webhook % must be like https://host/path, without a user or password, and at most 2000 characters', quote_literal(name) USING ERRCODE = 'TK003';
+    ELSIF secret_env IS NULL OR secret_env !~ '^[A-Za-z_][A-Za-z0-9_]*$' THEN
+        RAISE EXCEPTION 'secret_env of webhook % must be the name of an environment variable, not %', quote_literal(name), coalesce(quote_literal(left(secret_env, 80)), 'null') USING ERRCODE = 'TK003';
+    END IF;
+    PERFORM tasker.subscribe('webhook:' || name, patterns);
+    INSERT INTO tasker.webhooks AS w (name, url, patterns, secret_env, changed_by) VALUES ($1, $2, $3, $4, $5)
+    ON CONFLICT ON CONSTRAINT webhooks_pkey DO UPDATE SET url = excluded.url, patterns = excluded.patterns, secret_env = excluded.secret_env, changed_at = now(), changed_by = excluded.changed_by;
+END $_$;
+
+--
 -- Name: settle_step(bigint, text, jsonb, text, text); Type: FUNCTION; Schema: tasker; Owner: -
 --
 
@@ -3111,6 +3187,7 @@ CREATE FUNCTION tasker.skip_step(step bigint, who text DEFAULT NULL::text, why t
 
 CREATE FUNCTION tasker.slowest(period interval DEFAULT '24:00:00'::interval, of_namespace text DEFAULT NULL::text, of_name text DEFAULT NULL::text, of_steps boolean DEFAULT false, most integer DEFAULT 10) RETURNS TABLE(namespace text, name text, version text, step text, task_id bigint, seconds double precision, ended_at timestamp with time zone)
     LANGUAGE sql STABLE
+    SET jit TO 'off'
     AS $_$
     SELECT t.namespace, t.name, t.version, st.name, s.task_id, s.seconds, s.ended_at
     FROM tasker.stats_slowest s
@@ -3466,6 +3543,7 @@ END $$;
 
 CREATE FUNCTION tasker.totals() RETURNS TABLE(namespace text, name text, step text, measure text, bucket integer, n bigint, seconds double precision)
     LANGUAGE sql STABLE
+    SET jit TO 'off'
     AS $$
     SELECT t.namespace, t.name, st.name, s.measure, s.bucket::int, sum(s.n)::bigint, sum(s.seconds)
     FROM tasker.stats s
@@ -3543,18 +3621,20 @@ END $$;
 
 CREATE FUNCTION tasker.trend(period interval DEFAULT '24:00:00'::interval, of_namespace text DEFAULT NULL::text, of_name text DEFAULT NULL::text) RETURNS TABLE(since timestamp with time zone, minutes integer, created bigint, completed bigint, failed bigint, mean_total double precision, attempts bigint, retried bigint)
     LANGUAGE sql STABLE
+    SET jit TO 'off'
     AS $_$
     SELECT s.since, s.span::int,
            coalesce(sum(s.n) FILTER (WHERE s.measure = 'created'), 0)::bigint,
            coalesce(sum(s.n) FILTER (WHERE s.measure = 'completed' AND s.position < 0), 0)::bigint,
            coalesce(sum(s.n) FILTER (WHERE s.measure = 'failed' AND s.position < 0), 0)::bigint,
-           sum(s.seconds) FILTER (WHERE s.measure = 'total') / sum(s.n) FILTER (WHERE s.measure = 'total'),
+           sum(s.seconds) FILTER (WHERE s.measure = 'took') / sum(s.n) FILTER (WHERE s.measure = 'took'),
            coalesce(sum(s.n) FILTER (WHERE s.measure IN ('completed', 'failed', 'retried') AND s.position >= 0), 0)::bigint,
            coalesce(sum(s.n) FILTER (WHERE s.measure = 'retried'), 0)::bigint
     FROM tasker.stats s
     JOIN tasker.task_templates t USING (template_id)
     WHERE s.span = CASE WHEN period <= interval '4 hours' THEN 5 ELSE 60 END
       AND s.since >= CASE WHEN period <= interval '4 hours' THEN tasker.stats_from(period) ELSE date_bin('1 hour', now() - period, timestamptz '2000-01-01 00:00+00') END
+      AND s.measure IN ('created', 'completed', 'failed', 'retried', 'took')
       AND t.namespace = coalesce($2, t.namespace) AND t.name = coalesce($3, t.name)
     GROUP BY 1, 2 ORDER BY 1
 $_$;
@@ -4878,6 +4958,34 @@ ALTER TABLE tasker.tasks ALTER COLUMN task_id ADD GENERATED ALWAYS AS IDENTITY (
 );
 
 --
+-- Name: webhook_failures; Type: TABLE; Schema: tasker; Owner: -
+--
+
+CREATE TABLE tasker.webhook_failures (
+    webhook text NOT NULL,
+    event_id bigint NOT NULL,
+    event jsonb NOT NULL,
+    tries integer NOT NULL,
+    failure text NOT NULL,
+    failed_at timestamp with time zone DEFAULT now() NOT NULL,
+    again boolean DEFAULT false NOT NULL
+);
+
+--
+-- Name: webhooks; Type: TABLE; Schema: tasker; Owner: -
+--
+
+CREATE TABLE tasker.webhooks (
+    name text NOT NULL,
+    url text NOT NULL,
+    patterns text[] NOT NULL,
+    secret_env text NOT NULL,
+    changed_at timestamp with time zone DEFAULT now() NOT NULL,
+    changed_by text,
+    CONSTRAINT webhooks_name_check CHECK ((name ~ '^[a-z0-9][a-z0-9_-]{0,62}$'::text))
+);
+
+--
 -- Name: workers_worker_id_seq; Type: SEQUENCE; Schema: tasker; Owner: -
 --
 
@@ -5111,6 +5219,20 @@ ALTER TABLE ONLY tasker.template_steps
     ADD CONSTRAINT template_steps_pkey PRIMARY KEY (template_id, "position");
 
 --
+-- Name: webhook_failures webhook_failures_pkey; Type: CONSTRAINT; Schema: tasker; Owner: -
+--
+
+ALTER TABLE ONLY tasker.webhook_failures
+    ADD CONSTRAINT webhook_failures_pkey PRIMARY KEY (webhook, event_id);
+
+--
+-- Name: webhooks webhooks_pkey; Type: CONSTRAINT; Schema: tasker; Owner: -
+--
+
+ALTER TABLE ONLY tasker.webhooks
+    ADD CONSTRAINT webhooks_pkey PRIMARY KEY (name);
+
+--
 -- Name: workers workers_client_id_key; Type: CONSTRAINT; Schema: tasker; Owner: -
 --
 
@@ -5299,6 +5421,12 @@ CREATE INDEX template_roots ON tasker.template_steps USING btree (template_id, "
 CREATE INDEX template_steps_with_schema ON tasker.template_steps USING btree (template_id) WHERE (result_schema IS NOT NULL);
 
 --
+-- Name: webhook_failures_again; Type: INDEX; Schema: tasker; Owner: -
+--
+
+CREATE INDEX webhook_failures_again ON tasker.webhook_failures USING btree (webhook, event_id) WHERE again;
+
+--
 -- Name: events_default_task_id_event_id_idx; Type: INDEX ATTACH; Schema: tasker; Owner: -
 --
 
@@ -5358,6 +5486,13 @@ CREATE TRIGGER ring AFTER INSERT ON tasker.events REFERENCING NEW TABLE AS writt
 
 ALTER TABLE ONLY tasker.template_steps
     ADD CONSTRAINT template_steps_template_id_fkey FOREIGN KEY (template_id) REFERENCES tasker.task_templates(template_id) ON DELETE CASCADE;
+
+--
+-- Name: webhook_failures webhook_failures_webhook_fkey; Type: FK CONSTRAINT; Schema: tasker; Owner: -
+--
+
+ALTER TABLE ONLY tasker.webhook_failures
+    ADD CONSTRAINT webhook_failures_webhook_fkey FOREIGN KEY (webhook) REFERENCES tasker.webhooks(name) ON DELETE CASCADE;
 
 --
 -- PostgreSQL database dump complete

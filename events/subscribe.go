@@ -35,8 +35,12 @@ type Subscription struct {
 	// GiveUpAfter is how often an event is tried again before it is logged and
 	// skipped; 0: never. It is for metrics and the like.
 	GiveUpAfter int
-	Batch       int          // events of one look, and so the most that come again after a kill -9; default 1000
-	Logger      *slog.Logger // default: slog.Default()
+	// GaveUp is told before an event is skipped. While it fails, the event is not
+	// skipped, but tried again. nil: nobody is told.
+	GaveUp func(ctx context.Context, e *tasker.Event, tries int, reason error) error
+
+	Batch  int          // events of one look, and so the most that come again after a kill -9; default 1000
+	Logger *slog.Logger // default: slog.Default()
 }
 
 // Times of a subscriber. It is held for 5 s, as tasker.hold_subscriber says.
@@ -162,7 +166,7 @@ func (r *subscriber) deliver(ctx context.Context, batch *store.EventBatch) {
 			break
 		}
 		failures++
-		if r.GiveUpAfter > 0 && failures > r.GiveUpAfter {
+		if r.GiveUpAfter > 0 && failures > r.GiveUpAfter && r.gaveUp(mine, e, failures, err) {
 			r.log.Error("an event is skipped: its handler failed too often", "event_id", e.ID, "event", e.Name, "tries", failures, "error", err)
 			done, failures = done+1, 0
 			continue
@@ -189,6 +193,19 @@ func (r *subscriber) deliver(ctx context.Context, batch *store.EventBatch) {
 		return
 	}
 	r.acknowledge(leaving(ctx), batch, done)
+}
+
+// gaveUp tells whoever wants to know that an event is skipped, and says whether it may
+// be.
+func (r *subscriber) gaveUp(ctx context.Context, e *tasker.Event, tries int, reason error) bool {
+	if r.GaveUp == nil {
+		return true
+	}
+	if err := r.GaveUp(ctx, e, tries, reason); err != nil {
+		r.log.Error("that an event is given up could not be noted; it is tried again", "event_id", e.ID, "event", e.Name, "error", err)
+		return false
+	}
+	return true
 }
 
 // renew keeps the subscriber while its events are handled, which may take as long

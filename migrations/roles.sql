@@ -17,7 +17,7 @@ DECLARE
     app text[] := '{enqueue_task,start_attempt,start_attempts,report_results,heartbeat,record_progress,register_process,process_beat,process_stopped,
         publish_event,subscribe,unsubscribe,hold_subscriber,release_subscriber,next_events,acknowledge_events,event_failed,await_task,fall_asleep}';
     operator text[] := '{cancel_task,pause_task,resume_task,retry_task,resolve_task,run_task_now,set_task_priority,retry_step,skip_step,resolve_step,
-        set_limit,pause,resume,acknowledge_dead_letter,register_template,prune_tasks,prune_events,find_stale_tasks,sweep}';
+        set_limit,pause,resume,acknowledge_dead_letter,set_webhook,remove_webhook,retry_webhook,register_template,prune_tasks,prune_events,find_stale_tasks,sweep}';
     -- What a trigger calls, and what needs the owner: partitions are tables.
     of_owner text[] := '{prepare_task,expand_tasks,refuse_transition,refuse_priority,check_new_context,leave_gates,ring,check_gate,make_event_days,close_event_days}';
 BEGIN

@@ -40,6 +40,7 @@ var pointsInTime = map[string]string{
 	"event_sleepers.until": stays, "task_waiters.until": stays,
 	"event_days.since": stays, "event_days.until": stays, // bounds of partitions
 	"task_templates.used_at": stays, "task_templates.registered_at": stays,
+	"webhooks.changed_at": stays, "webhook_failures.failed_at": stays, // when an operator, and an address, did something
 	"schema_migrations.applied_at": stays,
 	"stats.since":                  stays, "stats_slowest.since": stays, "stats_errors.since": stays, // bounds of spans: counted is counted
 	"stats_slowest.ended_at": stays, "stats_errors.last_at": stays, "stats_progress.as_of": stays, "stats_progress.rest_until": stays,
@@ -97,6 +98,8 @@ func TestTravelMovesWhatBelongsToTasksAndNothingElse(t *testing.T) {
 		INSERT INTO tasker.dead_letters (task_id, reason, since, detail, resolved_at, resolution) VALUES (1, 'failed', now(), '', now(), 'moved_on');
 		INSERT INTO tasker.workers (name, client_id) VALUES ('w', 'w');
 		INSERT INTO tasker.processes (identity) VALUES ('p');
+		SELECT tasker.set_webhook('w', 'https://h/x', '{*}', 'S');
+		INSERT INTO tasker.webhook_failures (webhook, event_id, event, tries, failure) VALUES ('w', 1, '{}', 1, '');
 		INSERT INTO tasker.stats VALUES (5, now(), 1, 0, 'run', 0, 1, 1);
 		INSERT INTO tasker.stats_slowest VALUES (now(), 1, 0, 1, 1, now());
 		INSERT INTO tasker.stats_errors VALUES (5, now(), 1, 0, 'f', 'c', 'm', 1, 1, now());

@@ -13,6 +13,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/taskerhq/tasker/analytics"
@@ -35,7 +36,9 @@ type server struct {
 	Options
 	asking    chan struct{} // holds a token for each question to the database that may be open at once
 	streaming chan struct{} // the same for streams
-	status    statusCache
+
+	mu      sync.Mutex
+	answers map[question]*remembered // the last ones
 }
 
 const (
@@ -48,7 +51,7 @@ const (
 // there: they are for probes. All else wants the token, where one is set, as
 // "Authorization: Bearer TOKEN".
 func Handler(o Options) http.Handler {
-	s := &server{Options: o, asking: make(chan struct{}, mostAsking), streaming: make(chan struct{}, mostStreaming)}
+	s := &server{Options: o, asking: make(chan struct{}, mostAsking), streaming: make(chan struct{}, mostStreaming), answers: map[question]*remembered{}}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /health/live", func(w http.ResponseWriter, _ *http.Request) {
 		answer(w, http.StatusOK, map[string]any{"alive": true, "service": "tasker", "timestamp": time.Now().UTC()})
@@ -61,20 +64,20 @@ func Handler(o Options) http.Handler {
 		}
 		answer(w, code, ready)
 	})
-	mux.Handle("GET /health/status", s.guarded(s.asks(func(ctx context.Context, _ *http.Request) (any, error) { return s.status.get(ctx, o.Store) })))
+	mux.Handle("GET /health/status", s.guarded(s.asks(func(ctx context.Context, _ *http.Request) (any, error) { return s.currentStatus(ctx) })))
 	mux.Handle("GET /analytics/performance", s.guarded(s.asks(func(ctx context.Context, r *http.Request) (any, error) {
 		scope, err := scopeOf(r.URL.Query())
 		if err != nil {
 			return nil, err
 		}
-		return analytics.PerformanceOf(ctx, o.Store, scope)
+		return s.remember(ctx, "performance", scope, func(ctx context.Context) (any, error) { return analytics.PerformanceOf(ctx, o.Store, scope) })
 	})))
 	mux.Handle("GET /analytics/bottlenecks", s.guarded(s.asks(func(ctx context.Context, r *http.Request) (any, error) {
 		scope, err := scopeOf(r.URL.Query())
 		if err != nil {
 			return nil, err
 		}
-		return analytics.BottlenecksOf(ctx, o.Store, scope)
+		return s.remember(ctx, "bottlenecks", scope, func(ctx context.Context) (any, error) { return analytics.BottlenecksOf(ctx, o.Store, scope) })
 	})))
 	mux.Handle("GET /analytics/tasks/{id}", s.guarded(s.asks(func(ctx context.Context, r *http.Request) (any, error) {
 		id, err := strconv.ParseInt(r.PathValue("id"), 10, 64)

@@ -3,7 +3,6 @@ package server
 import (
 	"context"
 	"fmt"
-	"sync"
 	"time"
 
 	"github.com/taskerhq/tasker/analytics"
@@ -34,34 +33,10 @@ type Status struct {
 }
 
 const (
-	statusAge       = 15 * time.Second
 	mostConnections = 0.9 // of those that the server has
 	mostErrors      = 0.5 // of the tasks, and of the attempts, that ended in the last hour
 	fewest          = 20  // from which on a rate says something
 )
-
-// statusCache keeps the last answer: it is asked for by many, and costs some looks.
-type statusCache struct {
-	mu   sync.Mutex
-	at   time.Time
-	last *Status
-}
-
-func (c *statusCache) get(ctx context.Context, s *store.Store) (*Status, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.last != nil && time.Since(c.at) < statusAge {
-		cached := *c.last
-		cached.Cached = true
-		return &cached, nil
-	}
-	fresh, err := StatusOf(ctx, s)
-	if err != nil {
-		return nil, err
-	}
-	c.last, c.at = fresh, time.Now()
-	return fresh, nil
-}
 
 // StatusOf looks at the whole system. Counts of what is open go up to 50,000.
 func StatusOf(ctx context.Context, s *store.Store) (*Status, error) {

@@ -92,12 +92,21 @@ type Outcome struct {
 	Retried   int64  `json:"retried"`   // attempts after which another followed
 	Recovered int64  `json:"recovered"` // steps that completed after their first attempt
 	Exhausted int64  `json:"exhausted"` // steps that failed after their first attempt
+
+	// Of how many there is a duration, and their seconds in sum: of MeasureRun,
+	// MeasureWait and MeasureTotal.
+	Ran           int64   `json:"ran"`
+	RanSeconds    float64 `json:"ran_seconds"`
+	Waited        int64   `json:"waited"`
+	WaitedSeconds float64 `json:"waited_seconds"`
+	Took          int64   `json:"took"`
+	TookSeconds   float64 `json:"took_seconds"`
 }
 
 // Outcomes counts what happened in a period.
 func (s *Store) Outcomes(ctx context.Context, c Scope) ([]Outcome, error) {
-	rows, err := s.pool.Query(ctx, `SELECT namespace, name, coalesce(step, ''), created, completed, failed, cancelled, resolved, skipped, retried, recovered, exhausted
-		FROM tasker.outcomes($1, $2, $3)`, c.args()...)
+	rows, err := s.pool.Query(ctx, `SELECT namespace, name, coalesce(step, ''), created, completed, failed, cancelled, resolved, skipped, retried, recovered, exhausted,
+			ran, ran_seconds, waited, waited_seconds, took, took_seconds FROM tasker.outcomes($1, $2, $3)`, c.args()...)
 	return collect[Outcome](rows, err, "outcomes")
 }
 
@@ -275,45 +284,37 @@ type TaskHistory struct {
 	Steps []StepHistory
 }
 
-// History reads the course of a task.
+// History reads the course of a task, as of one moment and in one round trip.
 func (s *Store) History(ctx context.Context, id int64) (*TaskHistory, error) {
-	var h TaskHistory
-	err := pgx.BeginTxFunc(ctx, s.pool, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
-		rows, err := tx.Query(ctx, `SELECT `+summaryColumns+` FROM tasker.task_summaries WHERE task_id = $1`, id)
-		if err != nil {
-			return err
-		}
-		if h.Task, err = pgx.CollectExactlyOneRow(rows, pgx.RowToStructByPos[TaskSummary]); err != nil {
-			return err
-		}
-		if err := tx.QueryRow(ctx, `SELECT run_at, clock_timestamp() FROM tasker.tasks WHERE task_id = $1`, id).Scan(&h.RunAt, &h.Now); err != nil {
-			return err
-		}
-		rows, err = tx.Query(ctx, `SELECT s.step_id, s.position, s.name, s.state, ts.depends_on, s.attempts, s.started_at, s.finished_at, s.retry_at
-			FROM tasker.tasks t JOIN tasker.steps s USING (task_id) JOIN tasker.template_steps ts ON ts.template_id = t.template_id AND ts.position = s.position
-			WHERE t.task_id = $1 ORDER BY s.position`, id)
-		if err != nil {
-			return err
-		}
-		var step int64
+	var (
+		h     TaskHistory
+		step  int64
+		batch pgx.Batch
+		at    = map[int64]int{}
+	)
+	batch.Queue(`BEGIN READ ONLY, ISOLATION LEVEL REPEATABLE READ`)
+	batch.Queue(`SELECT `+summaryColumns+` FROM tasker.task_summaries WHERE task_id = $1`, id).Query(func(rows pgx.Rows) (err error) {
+		h.Task, err = pgx.CollectExactlyOneRow(rows, pgx.RowToStructByPos[TaskSummary])
+		return err
+	})
+	batch.Queue(`SELECT run_at, clock_timestamp() FROM tasker.tasks WHERE task_id = $1`, id).QueryRow(func(row pgx.Row) error { return row.Scan(&h.RunAt, &h.Now) })
+	batch.Queue(`SELECT s.step_id, s.position, s.name, s.state, ts.depends_on, s.attempts, s.started_at, s.finished_at, s.retry_at
+		FROM tasker.tasks t JOIN tasker.steps s USING (task_id) JOIN tasker.template_steps ts ON ts.template_id = t.template_id AND ts.position = s.position
+		WHERE t.task_id = $1 ORDER BY s.position`, id).Query(func(rows pgx.Rows) error {
 		var l StepHistory
-		at := map[int64]int{}
-		if _, err := pgx.ForEachRow(rows, []any{&step, &l.Position, &l.Name, &l.State, &l.DependsOn, &l.Attempts, &l.StartedAt, &l.FinishedAt, &l.RetryAt}, func() error {
+		_, err := pgx.ForEachRow(rows, []any{&step, &l.Position, &l.Name, &l.State, &l.DependsOn, &l.Attempts, &l.StartedAt, &l.FinishedAt, &l.RetryAt}, func() error {
 			at[step] = len(h.Steps)
 			l.ID = step
 			h.Steps = append(h.Steps, l)
 			l = StepHistory{}
 			return nil
-		}); err != nil {
-			return err
-		}
-		rows, err = tx.Query(ctx, `SELECT e.step_id, e.name, e.attempt, e.created_at, coalesce(e.data ->> 'class', ''), coalesce(e.data ->> 'message', '')
-			FROM tasker.events e WHERE e.task_id = $1 AND e.step_id IS NOT NULL AND e.attempt IS NOT NULL AND e.name LIKE 'step.%' ORDER BY e.event_id`, id)
-		if err != nil {
-			return err
-		}
+		})
+		return err
+	})
+	batch.Queue(`SELECT e.step_id, e.name, e.attempt, e.created_at, coalesce(e.data ->> 'class', ''), coalesce(e.data ->> 'message', '')
+		FROM tasker.events e WHERE e.task_id = $1 AND e.step_id IS NOT NULL AND e.attempt IS NOT NULL AND e.name LIKE 'step.%' ORDER BY e.event_id`, id).Query(func(rows pgx.Rows) error {
 		var e StepEvent
-		_, err = pgx.ForEachRow(rows, []any{&step, &e.Name, &e.Attempt, &e.At, &e.Class, &e.Message}, func() error {
+		_, err := pgx.ForEachRow(rows, []any{&step, &e.Name, &e.Attempt, &e.At, &e.Class, &e.Message}, func() error {
 			if i, known := at[step]; known {
 				h.Steps[i].Events = append(h.Steps[i].Events, e)
 			}
@@ -321,7 +322,8 @@ func (s *Store) History(ctx context.Context, id int64) (*TaskHistory, error) {
 		})
 		return err
 	})
-	if err != nil {
+	batch.Queue(`COMMIT`)
+	if err := s.pool.SendBatch(ctx, &batch).Close(); err != nil {
 		return nil, fmt.Errorf("task %d: %w", id, translate(err))
 	}
 	return &h, nil

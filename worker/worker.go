@@ -37,6 +37,7 @@ import (
 	"github.com/taskerhq/tasker/store"
 	"github.com/taskerhq/tasker/telemetry"
 	"github.com/taskerhq/tasker/template"
+	"github.com/taskerhq/tasker/webhooks"
 )
 
 // Config is what a worker needs to know. The zero value of a field means its
@@ -166,6 +167,7 @@ func Run(ctx context.Context, c Config) error {
 		return err
 	}
 	defer stop()
+	defer w.postEvents(ctx)()
 	end, err := w.trace(ctx)
 	if err != nil {
 		return err
@@ -204,6 +206,16 @@ type worker struct {
 	status  status
 	metrics *telemetry.Metrics // nil: nobody can ask
 	traces  *telemetry.Traces  // nil: nothing is traced
+}
+
+// postEvents serves webhooks until the returned function is called: those whose host this
+// worker may call, and whose secret it has.
+func (w *worker) postEvents(ctx context.Context) (stop func()) {
+	sender := &webhooks.Sender{Store: w.store, Allow: func() []string { return w.Handlers.HTTP().Allow }, Getenv: os.Getenv, Logger: w.Logger}
+	ctx, cancel := context.WithCancel(ctx)
+	var posting sync.WaitGroup
+	posting.Go(func() { sender.Run(ctx) })
+	return func() { cancel(); posting.Wait() }
 }
 
 // trace exports traces until the returned function is called, where a collector is

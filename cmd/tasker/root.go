@@ -63,7 +63,7 @@ Start here: tasker dev. It starts Postgres, Redis and a worker of its own.`,
 	flags.StringVar(&a.configFile, "config", "", "file of settings (default $TASKER_CONFIG, else tasker.yaml where there is one)")
 	a.settingFlags(flags, globalSettings...)
 	flags.StringVarP(&a.output, "output", "o", "text", "text, or json for scripts")
-	root.AddCommand(a.migrateCommand(), a.workerCommand(), a.devCommand(), a.templateCommand(), a.taskCommand(), a.stepCommand(), a.gateCommand(), a.explainCommand(), a.deadLetterCommand(), a.eventsCommand(), a.analyticsCommand(), a.pruneCommand(), a.doctorCommand(), a.healthCommand(), a.benchCommand(), a.configCommand())
+	root.AddCommand(a.migrateCommand(), a.workerCommand(), a.devCommand(), a.templateCommand(), a.taskCommand(), a.stepCommand(), a.gateCommand(), a.explainCommand(), a.deadLetterCommand(), a.eventsCommand(), a.webhookCommand(), a.analyticsCommand(), a.pruneCommand(), a.doctorCommand(), a.healthCommand(), a.benchCommand(), a.configCommand())
 	return group(root)
 }
 

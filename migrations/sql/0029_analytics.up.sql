@@ -13,9 +13,10 @@ CREATE TABLE tasker.stats (
     -- Durations: run (an attempt, or a task from its start to its end), wait (a task
     -- until a worker takes it, a step from being ready to the start of its first
     -- attempt), total (a task from its insert to its end), backoff (before another attempt).
-    -- Counts, with bucket and seconds 0: created, completed, failed, cancelled,
+    -- Counts, with bucket 0 and no seconds: created, completed, failed, cancelled,
     -- resolved, skipped, retried, recovered (completed after the first attempt),
-    -- exhausted (failed after the first attempt).
+    -- exhausted (failed after the first attempt). And, with all their seconds, those
+    -- of which there is a duration: ran (run), waited (wait), took (total).
     measure     text        NOT NULL,
     bucket      smallint    NOT NULL,  -- b: from 2^(b/8) to 2^((b+1)/8) seconds
     n           bigint      NOT NULL,
@@ -163,11 +164,18 @@ BEGIN
         UNION ALL
         SELECT e.at, e.template_id, e.position, CASE e.what WHEN 'completed' THEN 'recovered' ELSE 'exhausted' END, 0, 0
         FROM ends e WHERE e.position >= 0 AND e.attempt > 1 AND e.what IN ('completed', 'failed')
+    ), summed AS MATERIALIZED ( -- before it is made three of: there are many rows and few sums
+        SELECT date_bin('5 minutes', k.at, timestamptz '2000-01-01 00:00+00') AS since, k.template_id, k.position, k.measure, k.bucket, count(*) AS n, sum(k.seconds) AS seconds
+        FROM counted k GROUP BY 1, 2, 3, 4, 5
     ), added AS (
         INSERT INTO tasker.stats AS s (span, since, template_id, position, measure, bucket, n, seconds)
-        SELECT g.span, CASE WHEN g.span = 0 THEN '-infinity' ELSE date_bin(make_interval(mins => g.span), k.at, timestamptz '2000-01-01 00:00+00') END,
-               k.template_id, k.position, k.measure, k.bucket, count(*), sum(k.seconds)
-        FROM counted k CROSS JOIN (VALUES (0), (5), (60)) AS g(span)
+        SELECT g.span, CASE g.span WHEN 0 THEN '-infinity' WHEN 5 THEN k.since ELSE date_bin('1 hour', k.since, timestamptz '2000-01-01 00:00+00') END,
+               k.template_id, k.position, k.measure, k.bucket, sum(k.n), sum(k.seconds)
+        FROM (SELECT * FROM summed
+              UNION ALL
+              SELECT d.since, d.template_id, d.position, CASE d.measure WHEN 'run' THEN 'ran' WHEN 'wait' THEN 'waited' ELSE 'took' END, 0, sum(d.n), sum(d.seconds)
+              FROM summed d WHERE d.measure IN ('run', 'wait', 'total') GROUP BY 1, 2, 3, 4) k
+        CROSS JOIN (VALUES (0), (5), (60)) AS g(span)
         GROUP BY 1, 2, 3, 4, 5, 6
         ON CONFLICT (span, since, template_id, position, measure, bucket) DO UPDATE SET n = s.n + excluded.n, seconds = s.seconds + excluded.seconds
     ), slow AS (
@@ -260,13 +268,19 @@ CREATE FUNCTION tasker.figures(period interval DEFAULT '24 hours', of_namespace 
 RETURNS TABLE (namespace text, name text, step text, measure text, n bigint, mean double precision,
                p50 double precision, p90 double precision, p95 double precision, p99 double precision)
 LANGUAGE sql STABLE
+SET jit = off
 AS $$
-    WITH counted AS MATERIALIZED (
-        SELECT t.namespace, t.name, st.name AS step, s.measure, s.bucket, sum(s.n)::bigint AS n, sum(s.seconds) AS seconds
+    WITH summed AS MATERIALIZED ( -- before anything is joined: there are many rows and few sums
+        SELECT s.template_id, s.position, s.measure, s.bucket, sum(s.n) AS n, sum(s.seconds) AS seconds
         FROM tasker.stats_since(tasker.stats_from($1)) s
+        WHERE s.measure IN ('run', 'wait', 'total', 'backoff')
+          AND s.template_id = ANY (ARRAY(SELECT t.template_id FROM tasker.task_templates t WHERE t.namespace = coalesce($2, t.namespace) AND t.name = coalesce($3, t.name)))
+        GROUP BY 1, 2, 3, 4
+    ), counted AS MATERIALIZED (
+        SELECT t.namespace, t.name, st.name AS step, s.measure, s.bucket, sum(s.n)::bigint AS n, sum(s.seconds) AS seconds
+        FROM summed s
         JOIN tasker.task_templates t USING (template_id)
         LEFT JOIN tasker.template_steps st ON st.template_id = s.template_id AND st.position = s.position
-        WHERE s.measure IN ('run', 'wait', 'total', 'backoff') AND t.namespace = coalesce($2, t.namespace) AND t.name = coalesce($3, t.name)
         GROUP BY 1, 2, 3, 4, 5
     ), ranked AS (
         SELECT c.*, sum(c.n) OVER (one ORDER BY c.bucket) AS up_to, sum(c.n) OVER one AS total, sum(c.seconds) OVER one AS total_seconds
@@ -286,19 +300,30 @@ $$;
 -- How often what happened in a period, by step (step NULL: to the tasks).
 CREATE FUNCTION tasker.outcomes(period interval DEFAULT '24 hours', of_namespace text DEFAULT NULL, of_name text DEFAULT NULL)
 RETURNS TABLE (namespace text, name text, step text, created bigint, completed bigint, failed bigint, cancelled bigint, resolved bigint,
-               skipped bigint, retried bigint, recovered bigint, exhausted bigint)
+               skipped bigint, retried bigint, recovered bigint, exhausted bigint,
+               ran bigint, ran_seconds double precision, waited bigint, waited_seconds double precision, took bigint, took_seconds double precision)
 LANGUAGE sql STABLE
+SET jit = off
 AS $$
+    WITH summed AS MATERIALIZED (
+        SELECT s.template_id, s.position, s.measure, sum(s.n) AS n, sum(s.seconds) AS seconds
+        FROM tasker.stats_since(tasker.stats_from($1)) s
+        WHERE s.measure NOT IN ('run', 'wait', 'total', 'backoff')
+          AND s.template_id = ANY (ARRAY(SELECT t.template_id FROM tasker.task_templates t WHERE t.namespace = coalesce($2, t.namespace) AND t.name = coalesce($3, t.name)))
+        GROUP BY 1, 2, 3
+    )
     SELECT t.namespace, t.name, st.name,
            coalesce(sum(s.n) FILTER (WHERE s.measure = 'created'), 0)::bigint, coalesce(sum(s.n) FILTER (WHERE s.measure = 'completed'), 0)::bigint,
            coalesce(sum(s.n) FILTER (WHERE s.measure = 'failed'), 0)::bigint, coalesce(sum(s.n) FILTER (WHERE s.measure = 'cancelled'), 0)::bigint,
            coalesce(sum(s.n) FILTER (WHERE s.measure = 'resolved'), 0)::bigint, coalesce(sum(s.n) FILTER (WHERE s.measure = 'skipped'), 0)::bigint,
            coalesce(sum(s.n) FILTER (WHERE s.measure = 'retried'), 0)::bigint, coalesce(sum(s.n) FILTER (WHERE s.measure = 'recovered'), 0)::bigint,
-           coalesce(sum(s.n) FILTER (WHERE s.measure = 'exhausted'), 0)::bigint
-    FROM tasker.stats_since(tasker.stats_from($1)) s
+           coalesce(sum(s.n) FILTER (WHERE s.measure = 'exhausted'), 0)::bigint,
+           coalesce(sum(s.n) FILTER (WHERE s.measure = 'ran'), 0)::bigint, coalesce(sum(s.seconds) FILTER (WHERE s.measure = 'ran'), 0),
+           coalesce(sum(s.n) FILTER (WHERE s.measure = 'waited'), 0)::bigint, coalesce(sum(s.seconds) FILTER (WHERE s.measure = 'waited'), 0),
+           coalesce(sum(s.n) FILTER (WHERE s.measure = 'took'), 0)::bigint, coalesce(sum(s.seconds) FILTER (WHERE s.measure = 'took'), 0)
+    FROM summed s
     JOIN tasker.task_templates t USING (template_id)
     LEFT JOIN tasker.template_steps st ON st.template_id = s.template_id AND st.position = s.position
-    WHERE s.measure NOT IN ('run', 'wait', 'total', 'backoff') AND t.namespace = coalesce($2, t.namespace) AND t.name = coalesce($3, t.name)
     GROUP BY 1, 2, 3
     ORDER BY 1, 2, 3 NULLS FIRST
 $$;
@@ -307,6 +332,7 @@ $$;
 CREATE FUNCTION tasker.histogram(period interval, of_namespace text, of_name text, of_step text DEFAULT NULL, of_measure text DEFAULT 'run')
 RETURNS TABLE (at_least double precision, below double precision, n bigint)
 LANGUAGE sql STABLE
+SET jit = off
 AS $$
     SELECT power(2, s.bucket / 8.0)::double precision, power(2, (s.bucket + 1) / 8.0)::double precision, sum(s.n)::bigint
     FROM tasker.stats_since(tasker.stats_from($1)) s
@@ -321,6 +347,7 @@ $$;
 CREATE FUNCTION tasker.slowest(period interval DEFAULT '24 hours', of_namespace text DEFAULT NULL, of_name text DEFAULT NULL, of_steps boolean DEFAULT false, most int DEFAULT 10)
 RETURNS TABLE (namespace text, name text, version text, step text, task_id bigint, seconds double precision, ended_at timestamptz)
 LANGUAGE sql STABLE
+SET jit = off
 AS $$
     SELECT t.namespace, t.name, t.version, st.name, s.task_id, s.seconds, s.ended_at
     FROM tasker.stats_slowest s
@@ -335,6 +362,7 @@ $$;
 CREATE FUNCTION tasker.failures(period interval DEFAULT '24 hours', of_namespace text DEFAULT NULL, of_name text DEFAULT NULL, most int DEFAULT 10)
 RETURNS TABLE (fingerprint text, namespace text, name text, step text, n bigint, class text, message text, task_id bigint, last_at timestamptz)
 LANGUAGE sql STABLE
+SET jit = off
 AS $$
     SELECT e.fingerprint, t.namespace, t.name, st.name, sum(e.n)::bigint, (array_agg(e.class ORDER BY e.last_at DESC))[1],
            (array_agg(e.message ORDER BY e.last_at DESC))[1], (array_agg(e.task_id ORDER BY e.last_at DESC))[1], max(e.last_at)
@@ -392,18 +420,20 @@ $$;
 CREATE FUNCTION tasker.trend(period interval DEFAULT '24 hours', of_namespace text DEFAULT NULL, of_name text DEFAULT NULL)
 RETURNS TABLE (since timestamptz, minutes int, created bigint, completed bigint, failed bigint, mean_total double precision, attempts bigint, retried bigint)
 LANGUAGE sql STABLE
+SET jit = off
 AS $$
     SELECT s.since, s.span::int,
            coalesce(sum(s.n) FILTER (WHERE s.measure = 'created'), 0)::bigint,
            coalesce(sum(s.n) FILTER (WHERE s.measure = 'completed' AND s.position < 0), 0)::bigint,
            coalesce(sum(s.n) FILTER (WHERE s.measure = 'failed' AND s.position < 0), 0)::bigint,
-           sum(s.seconds) FILTER (WHERE s.measure = 'total') / sum(s.n) FILTER (WHERE s.measure = 'total'),
+           sum(s.seconds) FILTER (WHERE s.measure = 'took') / sum(s.n) FILTER (WHERE s.measure = 'took'),
            coalesce(sum(s.n) FILTER (WHERE s.measure IN ('completed', 'failed', 'retried') AND s.position >= 0), 0)::bigint,
            coalesce(sum(s.n) FILTER (WHERE s.measure = 'retried'), 0)::bigint
     FROM tasker.stats s
     JOIN tasker.task_templates t USING (template_id)
     WHERE s.span = CASE WHEN period <= interval '4 hours' THEN 5 ELSE 60 END
       AND s.since >= CASE WHEN period <= interval '4 hours' THEN tasker.stats_from(period) ELSE date_bin('1 hour', now() - period, timestamptz '2000-01-01 00:00+00') END
+      AND s.measure IN ('created', 'completed', 'failed', 'retried', 'took')
       AND t.namespace = coalesce($2, t.namespace) AND t.name = coalesce($3, t.name)
     GROUP BY 1, 2 ORDER BY 1
 $$;
@@ -412,6 +442,7 @@ $$;
 -- grows is made of.
 CREATE FUNCTION tasker.totals() RETURNS TABLE (namespace text, name text, step text, measure text, bucket int, n bigint, seconds double precision)
 LANGUAGE sql STABLE
+SET jit = off
 AS $$
     SELECT t.namespace, t.name, st.name, s.measure, s.bucket::int, sum(s.n)::bigint, sum(s.seconds)
     FROM tasker.stats s
