@@ -61,4 +61,5 @@ type Event struct {
 	CorrelationID string          `json:"correlation_id,omitempty"`
 	ParentTaskID  int64           `json:"parent_task_id,omitempty"`
 	Data          json.RawMessage `json:"data,omitempty"` // an object; empty: the event carries nothing
+	Version       int             `json:"version"`        // EventsVersion; of an app's own event, too
 }

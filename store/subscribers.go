@@ -175,7 +175,7 @@ func (s *Store) events(ctx context.Context, sql string, args ...any) (*EventBatc
 			batch.Cursor = EventCursor(cursor)
 			continue
 		}
-		e.OccurredAt, e.Attempt = *at, int(attempt)
+		e.OccurredAt, e.Attempt, e.Version = *at, int(attempt), tasker.EventsVersion
 		batch.Events = append(batch.Events, e)
 	}
 	if err := rows.Err(); err != nil {

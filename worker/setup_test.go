@@ -49,7 +49,34 @@ func setup(t *testing.T) *bundle {
 	t.Parallel()
 	url := testenv.Database(t)
 	pool := testenv.Pool(t, url)
-	return &bundle{T: t, url: url, redisURL: testenv.Redis(t), pool: pool, store: store.New(pool), handlers: handler.NewRegistry()}
+	b := &bundle{T: t, url: url, redisURL: testenv.Redis(t), pool: pool, store: store.New(pool), handlers: handler.NewRegistry()}
+	t.Cleanup(b.checkEvents)
+	return b
+}
+
+// checkEvents holds all events of the test against the catalogue.
+func (b *bundle) checkEvents() {
+	ctx := context.WithoutCancel(b.Context()) // that of the test has ended
+	cursor, err := b.store.EventsSince(ctx, time.Unix(0, 0))
+	if err != nil {
+		b.Error(err)
+		return
+	}
+	for {
+		batch, err := b.store.ReadEvents(ctx, cursor, []string{"*"}, 1000, "", "")
+		if err != nil {
+			b.Error(err)
+			return
+		}
+		for i := range batch.Events {
+			if err := batch.Events[i].Check(); err != nil {
+				b.Error(err)
+			}
+		}
+		if cursor = batch.Cursor; len(batch.Events) == 0 {
+			return
+		}
+	}
 }
 
 // setupOwnPostgres is setup with a server that the test may kill.

@@ -36,6 +36,9 @@ module TaskerCore
       freeze
     end
 
+    # @return [Integer] of what the engine's events carry: within a version fields are added, and none goes or changes its meaning
+    def version = 1
+
     # @return [Time] when its transaction began; UTC, microseconds
     def occurred_at = @made[:occurred_at] ||= Time.at(@microseconds / 1_000_000, @microseconds % 1_000_000, :microsecond).utc.freeze
 
