@@ -23,6 +23,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -86,7 +87,7 @@ func measure(ctx context.Context, rounds, tasks, finished int) (err error) {
 		spans.Add(1)
 	}))
 	defer sink.Close()
-	rates := make([][]float64, len(series))
+	rates, costs := make([][]float64, len(series)), make([][]float64, len(series))
 	for round := range rounds + 1 {
 		for i, x := range series {
 			c := worker.Config{DatabaseURL: servers.DatabaseURL(), Logger: slog.New(slog.DiscardHandler)}
@@ -97,25 +98,27 @@ func measure(ctx context.Context, rounds, tasks, finished int) (err error) {
 				c.Listen = listen
 				c.Traces = telemetry.TraceConfig{Endpoint: sink.URL, OneIn: 100}
 			}
-			rate, err := run(ctx, servers, c, x.asked, x.streams, tasks, false)
+			rate, cost, err := run(ctx, servers, c, x.asked, x.streams, tasks, false)
 			if err != nil {
 				return err
 			}
 			if round > 0 { // the first one warms up
-				rates[i] = append(rates[i], rate)
+				rates[i], costs[i] = append(rates[i], rate), append(costs[i], cost)
 			}
 		}
 		fmt.Fprintf(os.Stderr, "round %d of %d\n", round, rounds)
 	}
 	c := worker.Config{DatabaseURL: servers.DatabaseURL(), Logger: slog.New(slog.DiscardHandler)}
-	if _, err := run(ctx, servers, c, false, false, 2*tasks, true); err != nil {
+	if _, _, err := run(ctx, servers, c, false, false, 2*tasks, true); err != nil {
 		return err
 	}
-	fmt.Printf("\n%-20s %10s %10s %10s %9s\n", "steps/s", "min", "median", "max", "ratio")
-	without := stage.SpreadOf(rates[0])
+	fmt.Printf("\n%-20s %10s %10s %10s %9s   %s\n", "steps/s", "min", "median", "max", "ratio", "CPU per step, µs, of all: median (least–most), ratio")
+	without, cheapest := stage.SpreadOf(rates[0]), stage.SpreadOf(costs[0])
 	for i, x := range series {
 		rate := stage.SpreadOf(rates[i])
-		fmt.Printf("%-20s %10.0f %10.0f %10.0f %9.2f\n", x.name, rate.Least, rate.Median, rate.Most, rate.Median/without.Median)
+		cost := stage.SpreadOf(costs[i])
+		fmt.Printf("%-20s %10.0f %10.0f %10.0f %9.2f   %.1f (%.1f–%.1f), %.2f\n", x.name, rate.Least, rate.Median, rate.Most, rate.Median/without.Median,
+			cost.Median, cost.Least, cost.Most, cost.Median/cheapest.Median)
 	}
 	fmt.Printf("batches of spans received: %d\n", spans.Load())
 	return nil
@@ -207,8 +210,9 @@ func ask(ctx context.Context, s *store.Store, when string) error {
 	return nil
 }
 
-// run has a worker do the tasks, and returns its rate.
-func run(ctx context.Context, servers *stage.Stage, c worker.Config, asked, streams bool, tasks int, askWhile bool) (rate float64, err error) {
+// run has a worker do the tasks, and returns its rate, and what a step cost of all
+// processors: Postgres', and this process's, which is the worker and those who look on.
+func run(ctx context.Context, servers *stage.Stage, c worker.Config, asked, streams bool, tasks int, askWhile bool) (rate, cost float64, err error) {
 	working, end := context.WithCancel(ctx)
 	defer end()
 	started, ended := make(chan struct{}), make(chan error, 1)
@@ -217,7 +221,7 @@ func run(ctx context.Context, servers *stage.Stage, c worker.Config, asked, stre
 	select {
 	case <-started:
 	case err := <-ended:
-		return 0, err
+		return 0, 0, err
 	}
 	var watchers sync.WaitGroup
 	if c.Listen != "" {
@@ -232,17 +236,27 @@ func run(ctx context.Context, servers *stage.Stage, c worker.Config, asked, stre
 		watchers.Go(func() { visit(working, 0, "/events?pattern=task.*") })
 	}
 	if _, err := drain(ctx, servers, tasks/10); err != nil { // warms up
-		return 0, err
+		return 0, 0, err
 	}
 	if askWhile {
 		asking := make(chan error, 1)
 		go func() { asking <- ask(ctx, store.New(servers.Pool), "under load") }()
 		defer func() { err = errors.Join(err, <-asking) }()
 	}
+	before := spent(servers)
 	took, err := drain(ctx, servers, tasks)
+	used := spent(servers) - before
 	end()
 	watchers.Wait()
-	return float64(tasks*steps) / took.Seconds(), errors.Join(err, <-ended)
+	n := float64(tasks * steps)
+	return n / took.Seconds(), float64(used.Microseconds()) / n, errors.Join(err, <-ended)
+}
+
+// spent is the processor time of this process and of Postgres.
+func spent(servers *stage.Stage) time.Duration {
+	var own syscall.Rusage
+	_ = syscall.Getrusage(syscall.RUSAGE_SELF, &own) // it fails for nonsense only
+	return time.Duration(own.Utime.Nano()+own.Stime.Nano()) + servers.CPU()["postgres"]
 }
 
 // visit asks for the paths, again after each pause, until ctx ends.
