@@ -190,7 +190,7 @@ func TestATaskIsStaleOnlyWhenNothingHasHappenedForLong(t *testing.T) {
 		t.Error("a task was listed that was resumed a moment ago")
 	}
 	b.exec(`UPDATE tasker.events SET created_at = created_at - interval '2 hours'`)
-	b.exec(`INSERT INTO tasker.events (task_id, name) SELECT $1, 'workflow.task_reenqueue_delayed' FROM generate_series(1, 150)`, task)
+	b.exec(`INSERT INTO tasker.events (task_id, name, data) SELECT $1, 'workflow.task_reenqueue_delayed', '{"delay_seconds": 3}' FROM generate_series(1, 150)`, task)
 	b.must(b.store.SetTaskPriority(t.Context(), task, 1, ada))
 	if n := b.findStale(afterAnHour); n != 1 {
 		t.Errorf("%d tasks were listed, want the one that nothing has happened to for two hours", n)

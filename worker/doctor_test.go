@@ -48,7 +48,7 @@ var plants = map[string]string{
 	"no_worker":    `UPDATE tasker.tasks SET state = 'in_progress', created_at = now() - interval '1 minute' WHERE task_id = $1`,
 	"given_up_job": `WITH open AS (UPDATE tasker.tasks SET state = 'in_progress' WHERE task_id = $1 RETURNING task_id)
 		UPDATE tasker.river_job j SET state = 'discarded', errors = ARRAY['{"error": "planted"}'::jsonb] FROM open WHERE (j.args ->> 'task_id')::bigint = open.task_id`,
-	"events_without_a_day": `INSERT INTO tasker.events (task_id, name, created_at) VALUES ($1, 'task.priority_changed', now() + interval '30 days')`,
+	"events_without_a_day": `INSERT INTO tasker.events (task_id, name, created_at) VALUES ($1, 'task.run_now', now() + interval '30 days')`,
 	"old_snapshot":         ``, // would take ten minutes; its statement is run by every examination
 }
 
