@@ -3,7 +3,6 @@ package analytics
 import (
 	"cmp"
 	"context"
-	"fmt"
 	"slices"
 	"time"
 
@@ -182,17 +181,14 @@ func follow(h *store.StepHistory, steps []course, begun, now time.Time) course {
 		}
 	}
 	c.ReadyAt = &ready
-	// since is from when the time is to be accounted for; as what, says waits.
+	// since is from when the time is to be accounted for; as what, say the other two.
 	since, backoff, running := ready, false, false
-	until := func(at time.Time) float64 {
-		d := max(0, at.Sub(since).Seconds())
-		if at.After(since) {
-			since = at
-		}
-		return d
-	}
 	spend := func(at time.Time) {
-		d := until(at)
+		if !at.After(since) {
+			return
+		}
+		d := at.Sub(since).Seconds()
+		since = at
 		switch {
 		case running:
 			c.Run += d
@@ -202,14 +198,10 @@ func follow(h *store.StepHistory, steps []course, begun, now time.Time) course {
 			c.Wait += d
 		}
 	}
-	for k, e := range h.Events {
+	for _, e := range h.Events {
 		switch e.Name {
 		case tasker.EventStepStarted:
-			at := e.At
-			if e.Attempt == h.Attempts && h.StartedAt != nil {
-				at = *h.StartedAt // to the microsecond, and not when the transaction began
-			}
-			spend(at)
+			spend(e.At)
 			running, backoff = true, false
 		case tasker.EventStepEnqueued:
 			spend(e.At)
@@ -217,14 +209,7 @@ func follow(h *store.StepHistory, steps []course, begun, now time.Time) course {
 		case tasker.EventStepRetry:
 			spend(e.At)
 			running, backoff = false, true
-		case tasker.EventStepCompleted, tasker.EventStepFailed, tasker.EventStepCancelled, tasker.EventStepSkipped, tasker.EventStepResolved:
-			at := e.At
-			if k == len(h.Events)-1 && h.FinishedAt != nil {
-				at = *h.FinishedAt
-			}
-			spend(at)
-			running, backoff = false, false
-		case tasker.EventStepReset:
+		case tasker.EventStepCompleted, tasker.EventStepFailed, tasker.EventStepCancelled, tasker.EventStepSkipped, tasker.EventStepResolved, tasker.EventStepReset:
 			spend(e.At)
 			running, backoff = false, false
 		default: // of no attempt
@@ -360,9 +345,4 @@ func (t *Task) estimate(steps []course, order []int, figures []store.Figure, now
 		t.Remaining = &longest
 	}
 	slices.SortFunc(t.Unknown, cmp.Compare[string])
-}
-
-// String is a line about the path, for people.
-func (l Link) String() string {
-	return fmt.Sprintf("%s %s (%s)", l.Step, seconds(l.Seconds), share(l.Share))
 }

@@ -195,18 +195,15 @@ func (s *Store) Loads(ctx context.Context) ([]Load, error) {
 
 // GateUse is how much of a limit is used.
 type GateUse struct {
-	Scope   string  `json:"scope"`
-	Name    string  `json:"name"`
-	Most    *int    `json:"max_attempts"`
-	Rate    *Rate   `json:"per_second"`
-	Taken   int     `json:"taken"`
-	Waiting int     `json:"waiting"`        // attempts in line, counted up to 10,000
-	Oldest  float64 `json:"oldest_seconds"` // of those
-	Paused  bool    `json:"paused"`
+	Scope   string   `json:"scope"`
+	Name    string   `json:"name"`
+	Most    *int     `json:"max_attempts"`
+	Rate    *float64 `json:"per_second"`
+	Taken   int      `json:"taken"`
+	Waiting int      `json:"waiting"`        // attempts in line, counted up to 10,000
+	Oldest  float64  `json:"oldest_seconds"` // of those
+	Paused  bool     `json:"paused"`
 }
-
-// Rate is attempts a second.
-type Rate = float64
 
 // GateUses are the limits and pauses that are set.
 func (s *Store) GateUses(ctx context.Context) ([]GateUse, error) {
@@ -271,8 +268,8 @@ type StepHistory struct {
 type StepEvent struct {
 	Name    tasker.EventName
 	Attempt int
-	At      time.Time
-	Class   string // of a failure
+	At      time.Time // of the last attempt to the microsecond, else when its transaction began
+	Class   string    // of a failure
 	Message string
 }
 
@@ -326,7 +323,29 @@ func (s *Store) History(ctx context.Context, id int64) (*TaskHistory, error) {
 	if err := s.pool.SendBatch(ctx, &batch).Close(); err != nil {
 		return nil, fmt.Errorf("task %d: %w", id, translate(err))
 	}
+	for i := range h.Steps {
+		h.Steps[i].settleTimes()
+	}
 	return &h, nil
+}
+
+// settleTimes gives the events of the last attempt the times that are kept with the
+// step, to the microsecond: an event has the time at which its transaction began.
+func (s *StepHistory) settleTimes() {
+	for k := range s.Events {
+		e := &s.Events[k]
+		switch e.Name {
+		case tasker.EventStepStarted:
+			if e.Attempt == s.Attempts && s.StartedAt != nil {
+				e.At = *s.StartedAt
+			}
+		case tasker.EventStepCompleted, tasker.EventStepFailed, tasker.EventStepCancelled, tasker.EventStepSkipped, tasker.EventStepResolved:
+			if k == len(s.Events)-1 && s.FinishedAt != nil {
+				e.At = *s.FinishedAt
+			}
+		default: // no attempt begins or ends
+		}
+	}
 }
 
 // Identity tells this database from others: when its schema was made.

@@ -82,9 +82,6 @@ func (m *Metrics) Handler() http.Handler {
 	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{MaxRequestsInFlight: 4, Timeout: 10 * time.Second})
 }
 
-// Registry has all of them.
-func (m *Metrics) Registry() *prometheus.Registry { return m.registry }
-
 const (
 	fresh  = 10 * time.Second // for how long an answer of the database is good
 	asking = 5 * time.Second  // for an answer at most

@@ -265,15 +265,12 @@ func (t *Traces) exportStep(in context.Context, s *store.StepHistory, id trace.T
 		return []attribute.KeyValue{attribute.String("tasker.step", s.Name), attribute.Int64("tasker.step_id", s.ID), attribute.Int("tasker.attempt", n)}
 	}
 	var queued, begun time.Time
-	for k, e := range s.Events {
+	for _, e := range s.Events {
 		switch e.Name {
 		case tasker.EventStepEnqueued:
 			queued = e.At
 		case tasker.EventStepStarted:
 			begun = e.At
-			if e.Attempt == s.Attempts && s.StartedAt != nil {
-				begun = *s.StartedAt // to the microsecond, and not when the transaction began
-			}
 			if !queued.IsZero() {
 				_, span := begin(in, "Sidekiq queue", spanID(id, fmt.Sprintf("queue/%d/%d", s.ID, e.Attempt)), trace.SpanKindProducer, queued, about(e.Attempt)...)
 				span.End(trace.WithTimestamp(begun))
@@ -283,16 +280,12 @@ func (t *Traces) exportStep(in context.Context, s *store.StepHistory, id trace.T
 			if begun.IsZero() {
 				continue // it never ran
 			}
-			at := e.At
-			if k == len(s.Events)-1 && s.FinishedAt != nil {
-				at = *s.FinishedAt
-			}
 			_, span := begin(in, "step "+s.Name, AttemptSpan(id, s.ID, e.Attempt), trace.SpanKindConsumer, begun, about(e.Attempt)...)
 			if e.Name == tasker.EventStepFailed || e.Name == tasker.EventStepRetry {
 				span.SetStatus(codes.Error, e.Message)
-				span.AddEvent("exception", trace.WithTimestamp(at), trace.WithAttributes(attribute.String("exception.type", e.Class), attribute.String("exception.message", e.Message)))
+				span.AddEvent("exception", trace.WithTimestamp(e.At), trace.WithAttributes(attribute.String("exception.type", e.Class), attribute.String("exception.message", e.Message)))
 			}
-			span.End(trace.WithTimestamp(at))
+			span.End(trace.WithTimestamp(e.At))
 			begun = time.Time{}
 		default: // no attempt begins or ends
 		}

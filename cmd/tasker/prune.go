@@ -4,12 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strconv"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/taskerhq/tasker/server"
 	"github.com/taskerhq/tasker/store"
 )
 
@@ -71,16 +70,8 @@ retention.tasks and retention.events are set.`,
 
 // age reads 90d, or what time.ParseDuration reads.
 func age(flag, text string) (time.Duration, error) {
-	d, err := time.ParseDuration(text)
-	if days, ok := strings.CutSuffix(text, "d"); ok {
-		var n int
-		n, err = strconv.Atoi(days)
-		d = time.Duration(n) * 24 * time.Hour
-		if n > 36500 {
-			d = 0
-		}
-	}
-	if err != nil || d <= 0 {
+	d, err := server.ParsePeriod(text)
+	if err != nil {
 		return 0, &usageError{fmt.Errorf("%s is an age such as 90d, 36h or 30m, up to 36500d, not %q", flag, text)}
 	}
 	return d, nil
