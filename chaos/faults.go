@@ -64,10 +64,7 @@ var faults = []fault{
 		do: func(ctx context.Context, r *run, struck func(string, ...any)) error {
 			p := pick(r.random, r.workers)
 			struck(ofWorker, p.identity())
-			if err := p.end(syscall.SIGTERM); err != nil {
-				return err
-			}
-			return p.start()
+			return p.replace(p.of)
 		}},
 	{name: "handler missing", what: "one worker runs for a while without one of the two Go handlers", weight: 1,
 		do: func(ctx context.Context, r *run, struck func(string, ...any)) error {
@@ -79,12 +76,7 @@ var faults = []fault{
 			if err := p.start("-without", pick(r.random, goHandlers)); err != nil {
 				return err
 			}
-			return r.after(ctx, 4*time.Second, 8*time.Second, func() error {
-				if err := p.end(syscall.SIGTERM); err != nil {
-					return err
-				}
-				return p.start()
-			})
+			return r.after(ctx, 4*time.Second, 8*time.Second, func() error { return p.replace(p.of) })
 		}},
 	{name: "Sidekiq killed", what: "SIGKILL, and started again within two seconds: its jobs are gone", weight: 4,
 		do: func(ctx context.Context, r *run, struck func(string, ...any)) error {
@@ -108,10 +100,7 @@ var faults = []fault{
 		do: func(ctx context.Context, r *run, struck func(string, ...any)) error {
 			p := pick(r.random, r.sidekiqs)
 			struck(ofProcess, p.identity())
-			if err := p.end(syscall.SIGTERM); err != nil {
-				return err
-			}
-			return p.start()
+			return p.replace(p.of)
 		}},
 	{name: "Postgres crashed", what: "immediate stop, started again within two seconds", weight: 3, healed: true,
 		do: func(ctx context.Context, r *run, struck func(string, ...any)) error {
@@ -221,6 +210,35 @@ var faults = []fault{
 				return err
 			}
 			return r.after(ctx, 3*time.Second, 3*time.Second, func() error { return migrations.Up(ctx, r.pool) })
+		}},
+	{name: "deployed", what: "all is taken back to an older version and its schema, and deployed again under load: migrations first, then one process after the other (with -old)", weight: 2, healed: true,
+		do: func(ctx context.Context, r *run, struck func(string, ...any)) error {
+			if r.old == nil {
+				return errSkipped
+			}
+			struck(allOpen)
+			for _, p := range r.everyone() {
+				if err := p.end(syscall.SIGTERM); err != nil {
+					return err
+				}
+			}
+			if _, err := migrations.Down(ctx, r.pool, r.this.migrations-r.old.migrations, false); err != nil {
+				return err
+			}
+			for _, p := range r.everyone() {
+				p.of = r.old
+				if err := p.start(); err != nil {
+					return err
+				}
+			}
+			err := r.after(ctx, 3*time.Second, 6*time.Second, func() error { return migrations.Up(ctx, r.pool) })
+			for _, i := range r.random.Perm(4) {
+				if err != nil {
+					return err
+				}
+				err = r.after(ctx, time.Second, 4*time.Second, func() error { return r.everyone()[i].replace(r.this) })
+			}
+			return err
 		}},
 	{name: "disk full", what: "Postgres's disk is full for four seconds; what it doesn't survive it is started again from (with -small-disk)", weight: 1, healed: true,
 		do: func(ctx context.Context, r *run, struck func(string, ...any)) error {

@@ -46,10 +46,13 @@ type run struct {
 	seed   int64
 	random *rand.Rand // of the templates and the faults
 	only   string
+	// What processes are deployed in place of, and taken back to; empty: nothing.
+	revision string
 
-	dir, bridge, boot string
-	disk              string // what Postgres has its data on
-	smallDisk         bool   // which is a file system of its own, in memory
+	dir               string
+	this, old         *version // old: nil where there is no revision
+	disk              string   // what Postgres has its data on
+	smallDisk         bool     // which is a file system of its own, in memory
 	postgres          *devstack.Postgres
 	ahead             time.Duration // by how much its clock is before ours
 	redis             *devstack.Redis
@@ -83,6 +86,7 @@ func main() {
 	open := flag.Int("open", 150, "tasks that are open at a time, about")
 	out := flag.String("json", "", "a file for all figures")
 	smallDisk := flag.Bool("small-disk", false, "give Postgres a disk of 1 GiB, in memory, and fill it up (root only)")
+	revision := flag.String("old", "", "a revision of this repository that deployments replace by this source, and are taken back to")
 	keep := flag.String("logs", "", "a folder that keeps the logs of all processes")
 	flag.Parse()
 	if flag.NArg() > 0 {
@@ -92,7 +96,7 @@ func main() {
 	all := summary{}
 	broken := false
 	for word := range strings.SplitSeq(*seeds, ",") {
-		r := run{only: *only, smallDisk: *smallDisk}
+		r := run{only: *only, smallDisk: *smallDisk, revision: *revision}
 		if _, err := fmt.Sscan(word, &r.seed); err != nil {
 			fmt.Fprintf(os.Stderr, "chaos: -seed takes numbers, not %q\n", word)
 			os.Exit(2)
@@ -134,6 +138,9 @@ func (r *run) all(ctx context.Context, lasting time.Duration, open int, keep str
 		if err := os.MkdirAll(r.dir, 0o755); err != nil {
 			return nil, err
 		}
+	}
+	if err := r.findVersions(ctx, dir); err != nil {
+		return nil, err
 	}
 	if err := r.open(ctx, dir); err != nil {
 		return nil, errors.Join(err, r.close())
@@ -238,13 +245,7 @@ func (r *run) open(ctx context.Context, dir string) (err error) {
 	if _, err = r.pool.Exec(ctx, ledger); err != nil {
 		return err
 	}
-	if r.redisClient, err = sidekiq.Open(r.redis.URL(0)); err != nil {
-		return err
-	}
-	if r.bridge, err = filepath.Abs("ruby_bridge/lib"); err != nil {
-		return err
-	}
-	r.boot, err = filepath.Abs("chaos/boot.rb")
+	r.redisClient, err = sidekiq.Open(r.redis.URL(0))
 	return err
 }
 

@@ -25,10 +25,11 @@ type process struct {
 	name            string // of its log
 	ruby            bool
 	postgres, redis *proxy
-	command         []string
+	command         func(*version) []string
 	env             []string
 
 	log *os.File
+	of  *version // what it runs from its next start on
 
 	mu    sync.Mutex
 	child *devstack.Child
@@ -52,8 +53,8 @@ func hostOf(server string) string {
 	return net.JoinHostPort(u.Hostname(), u.Port())
 }
 
-func (r *run) newProcess(name string, ruby bool, command ...string) (*process, error) {
-	p := &process{name: name, ruby: ruby, command: command}
+func (r *run) newProcess(name string, ruby bool, command func(*version) []string) (*process, error) {
+	p := &process{name: name, ruby: ruby, command: command, of: r.this}
 	var err error
 	if p.postgres, err = newProxy(hostOf(r.postgres.URL("chaos")), true); err != nil {
 		return nil, err
@@ -65,7 +66,7 @@ func (r *run) newProcess(name string, ruby bool, command ...string) (*process, e
 		return nil, err
 	}
 	redis := reach(r.redis.URL(0), p.redis)
-	p.env = append(os.Environ(), "TASKER_DATABASE_URL="+reach(r.postgres.URL("chaos"), p.postgres), "TASKER_REDIS_URL="+redis, "REDIS_URL="+redis, "RUBYLIB="+r.bridge)
+	p.env = append(os.Environ(), "TASKER_DATABASE_URL="+reach(r.postgres.URL("chaos"), p.postgres), "TASKER_REDIS_URL="+redis, "REDIS_URL="+redis)
 	return p, p.start()
 }
 
@@ -73,8 +74,9 @@ func (r *run) newProcess(name string, ruby bool, command ...string) (*process, e
 func (p *process) start(more ...string) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	cmd := exec.Command(p.command[0], append(p.command[1:len(p.command):len(p.command)], more...)...)
-	cmd.Env, cmd.Stdout, cmd.Stderr = p.env, p.log, p.log
+	command := append(p.command(p.of), more...)
+	cmd := exec.Command(command[0], command[1:]...)
+	cmd.Env, cmd.Stdout, cmd.Stderr = append(p.env[:len(p.env):len(p.env)], "RUBYLIB="+p.of.bridge), p.log, p.log
 	child, err := devstack.StartChild(cmd, syscall.SIGKILL)
 	if err != nil {
 		return fmt.Errorf("start %s: %w", p.name, err)
@@ -139,6 +141,15 @@ func (p *process) identity() string {
 	return host + ":" + strconv.Itoa(p.pid())
 }
 
+// replace puts one of that version in its place, as a deployment does.
+func (p *process) replace(by *version) error {
+	if err := p.end(syscall.SIGTERM); err != nil {
+		return err
+	}
+	p.of = by
+	return p.start()
+}
+
 func (p *process) close() {
 	_ = p.signal(syscall.SIGCONT) // it may be stopped
 	_ = p.end(syscall.SIGKILL)    // at the end
@@ -149,19 +160,19 @@ func (p *process) close() {
 
 // startAll starts two workers and two Sidekiqs.
 func (r *run) startAll(ctx context.Context) error {
-	self, err := os.Executable()
-	if err != nil {
-		return err
-	}
 	for n := range 2 {
-		p, err := r.newProcess(fmt.Sprintf("worker-%d", n+1), false, self, "worker", fmt.Sprintf("-hasty=%t", n == 0))
+		p, err := r.newProcess(fmt.Sprintf("worker-%d", n+1), false, func(v *version) []string {
+			return []string{v.program, "worker", fmt.Sprintf("-hasty=%t", n == 0)}
+		})
 		if err != nil {
 			return err
 		}
 		r.workers = append(r.workers, p)
 	}
 	for n := range 2 {
-		p, err := r.newProcess(fmt.Sprintf("sidekiq-%d", n+1), true, "sidekiq", "-r", r.boot, "-q", "default", "-c", "5", "-t", "5")
+		p, err := r.newProcess(fmt.Sprintf("sidekiq-%d", n+1), true, func(v *version) []string {
+			return []string{"sidekiq", "-r", v.boot, "-q", "default", "-c", "5", "-t", "5"}
+		})
 		if err != nil {
 			return err
 		}

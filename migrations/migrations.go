@@ -17,6 +17,8 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"math/rand/v2"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -313,12 +315,14 @@ func locked(ctx context.Context, pool *pgxpool.Pool, do func(*pgx.Conn) error) e
 // apply runs one migration and the statement that records it in a transaction.
 // The simple protocol takes both as they are written.
 //
-// First it locks the tables that statements of the application touch, in their
-// order, so that neither waits for what the other holds; and it is the migration
-// that gives way and begins anew, never the application.
+// First it locks the tables that it names and the application works with, in one
+// order, and it is the migration that gives way and begins anew, never the
+// application: whoever waits behind it waits for less than the time after which
+// Postgres looks for deadlocks, and ends one of those in it.
 func apply(ctx context.Context, conn *pgx.Conn, sql, record string) error {
+	statements := "BEGIN;\n" + lockTables(sql) + sql + "\n;" + record + ";\nCOMMIT"
 	for begun := time.Now(); ; {
-		_, err := conn.PgConn().Exec(ctx, "BEGIN;\nSET LOCAL lock_timeout = '2s';\n"+lockTables+";\n"+sql+"\n;"+record+";\nCOMMIT").ReadAll()
+		_, err := conn.PgConn().Exec(ctx, statements).ReadAll()
 		if err == nil {
 			return nil
 		}
@@ -331,7 +335,7 @@ func apply(ctx context.Context, conn *pgx.Conn, sql, record string) error {
 			return fmt.Errorf("the tables were in use for %s by transactions that stay open (they are in pg_stat_activity): end them, or migrate at a quieter time: %w", lockPatience, err)
 		}
 		select {
-		case <-time.After(500 * time.Millisecond): // those who queued behind it have their turn
+		case <-time.After(100*time.Millisecond + rand.N(400*time.Millisecond)): // those who queued behind it have their turn
 		case <-ctx.Done():
 			return errors.Join(ctx.Err(), err)
 		}
@@ -340,16 +344,40 @@ func apply(ctx context.Context, conn *pgx.Conn, sql, record string) error {
 
 const lockPatience = time.Minute
 
-const lockTables = `DO $lock$
+// What the application's statements work with.
+var busyTables = []string{
+	"tasks", "task_templates", "template_steps", "steps", "dispatches", "gates", "gate_slots", "gate_waiters", "events", "river_job",
+}
+
+var functionBody = regexp.MustCompile(`(?s)\bAS\s+(\$\w*\$).*?\$\w*\$`)
+
+// lockTables is a statement that locks the busy tables that a migration names,
+// other than in functions that it makes.
+func lockTables(sql string) string {
+	var named []string
+	rest := functionBody.ReplaceAllString(sql, "")
+	for _, table := range busyTables {
+		if regexp.MustCompile(`\btasker\.` + table + `\b`).MatchString(rest) {
+			named = append(named, table)
+		}
+	}
+	return fmt.Sprintf(`
+DO $lock$
 DECLARE
-    name text;
+    name     text;
+    patience int := (SELECT setting::int * 3 / 4 FROM pg_settings s WHERE s.name = 'deadlock_timeout');
+    until    timestamptz := clock_timestamp() + make_interval(secs => patience / 1000.0);
 BEGIN
-    FOREACH name IN ARRAY '{tasks,task_templates,template_steps,steps,dispatches,gates,gate_slots,gate_waiters,events,river_job}'::text[] LOOP
+    FOREACH name IN ARRAY '{%s}'::text[] LOOP
         IF to_regclass('tasker.' || name) IS NOT NULL THEN
-            EXECUTE format('LOCK TABLE tasker.%I IN ACCESS EXCLUSIVE MODE', name);
+            PERFORM set_config('lock_timeout', greatest(1, (extract(epoch FROM until - clock_timestamp()) * 1000)::int)::text, true);
+            EXECUTE format('LOCK TABLE tasker.%%I IN ACCESS EXCLUSIVE MODE', name);
         END IF;
     END LOOP;
-END $lock$`
+    PERFORM set_config('lock_timeout', greatest(1, patience)::text, true);
+END $lock$;
+`, strings.Join(named, ","))
+}
 
 func riverMigrator(pool *pgxpool.Pool) (*rivermigrate.Migrator[pgx.Tx], error) {
 	migrator, err := rivermigrate.New(riverpgxv5.New(pool), &rivermigrate.Config{

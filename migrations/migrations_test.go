@@ -14,6 +14,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/taskerhq/tasker"
@@ -111,45 +112,71 @@ func TestTenMachinesMayMigrateAtOnce(t *testing.T) {
 	}
 }
 
-// A transaction of the application that is open when the migration comes, and
-// goes on to other tables, is neither kept waiting for it nor ended.
-func TestAMigrationWaitsForTheApplication(t *testing.T) {
+// Transactions of the application that are open when a migration comes, and go
+// on to other tables, wait for it for a moment at most, and none is ended, in
+// whatever order they come to the tables.
+func TestAMigrationGivesWayToTheApplication(t *testing.T) {
 	t.Parallel()
 	ctx, pool := t.Context(), testenv.Pool(t, testenv.Database(t))
-	if _, err := pool.Exec(ctx, `
-		SELECT tasker.register_template('n', 't', '1.0.0', '', '{}', 'c', 1, '[{"position": 0, "name": "s", "handler": "h", "attempt_limit": 1}]');
-		INSERT INTO tasker.tasks (namespace, name) VALUES ('n', 't')`); err != nil {
+	conn, err := pgx.Connect(ctx, pool.Config().ConnString())
+	if err != nil {
 		t.Fatal(err)
 	}
-	down := func() error { _, err := migrations.Down(ctx, pool, 1, false); return err }
-	for _, c := range []struct {
-		what    string
-		migrate func() error
-	}{{"down", down}, {"up", func() error { return migrations.Up(ctx, pool) }}} {
-		app, err := pool.Begin(ctx)
+	defer conn.Close(context.WithoutCancel(ctx))
+	begin := func() pgx.Tx {
+		tx, err := pool.Begin(ctx)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := app.Exec(ctx, `SELECT tasker.pause_task(1); SELECT tasker.resume_task(1)`); err != nil {
-			t.Fatal(err)
-		}
-		done := make(chan error, 1)
-		go func() { done <- c.migrate() }()
+		return tx
+	}
+	await := func(table, mode string) {
+		t.Helper()
 		for waiting := false; !waiting; {
 			if err := pool.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_locks l JOIN pg_class c ON c.oid = l.relation
-				WHERE c.relname = 'tasks' AND l.mode = 'AccessExclusiveLock' AND NOT l.granted)`).Scan(&waiting); err != nil {
+				WHERE c.oid = $1::regclass AND l.mode = $2 AND NOT l.granted)`, "tasker."+table, mode).Scan(&waiting); err != nil {
 				t.Fatal(err)
 			}
 		}
-		if _, err := app.Exec(ctx, `INSERT INTO tasker.tasks (namespace, name) VALUES ('n', 't')`); err != nil {
-			t.Errorf("%s: the application enqueues: %v", c.what, err)
+	}
+	must := func(tx pgx.Tx, sql string) {
+		t.Helper()
+		if _, err := tx.Exec(ctx, sql); err != nil {
+			t.Error(err)
 		}
-		if err := app.Commit(ctx); err != nil {
-			t.Errorf("%s: the application commits: %v", c.what, err)
-		}
-		if err := <-done; err != nil {
-			t.Errorf("%s: %v", c.what, err)
-		}
+	}
+
+	first, second := begin(), begin()
+	must(first, `LOCK TABLE tasker.tasks IN ROW EXCLUSIVE MODE`)
+	must(second, `LOCK TABLE tasker.dispatches IN ROW EXCLUSIVE MODE`)
+	migrated := make(chan error, 1)
+	go func() {
+		migrated <- migrations.Apply(ctx, conn, `COMMENT ON TABLE tasker.tasks IS 'a'; COMMENT ON TABLE tasker.dispatches IS 'b';
+			CREATE FUNCTION tasker.made() RETURNS bigint LANGUAGE sql AS $$ SELECT count(*) FROM tasker.steps $$`, `SELECT 1`)
+	}()
+	await("tasks", "AccessExclusiveLock")
+	// The second waits behind the migration, which then has what the second wants,
+	// and wants what the second has.
+	behind := make(chan struct{})
+	go func() {
+		defer close(behind)
+		must(second, `LOCK TABLE tasker.tasks IN ROW EXCLUSIVE MODE`)
+	}()
+	await("tasks", "RowExclusiveLock")
+	must(first, `LOCK TABLE tasker.steps IN ACCESS EXCLUSIVE MODE`) // that is no table of the migration
+	if err := first.Commit(ctx); err != nil {
+		t.Error(err)
+	}
+	<-behind
+	if err := second.Commit(ctx); err != nil {
+		t.Error(err)
+	}
+	if err := <-migrated; err != nil {
+		t.Error(err)
+	}
+	var made string
+	if err := pool.QueryRow(ctx, `SELECT obj_description('tasker.dispatches'::regclass)`).Scan(&made); err != nil || made != "b" {
+		t.Errorf("the migration has made %q: %v", made, err)
 	}
 }
 
