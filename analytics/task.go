@@ -3,10 +3,12 @@ package analytics
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"slices"
 	"time"
 
 	"github.com/taskerhq/tasker"
+	"github.com/taskerhq/tasker/dag"
 	"github.com/taskerhq/tasker/store"
 )
 
@@ -86,7 +88,23 @@ func TaskOf(ctx context.Context, s *store.Store, id int64) (*Task, error) {
 			return nil, err
 		}
 	}
-	return analyse(h, figures), nil
+	graph, err := shape(h.Steps)
+	if err != nil {
+		return nil, fmt.Errorf("task %d: %w", id, err)
+	}
+	return analyse(h, graph, figures), nil
+}
+
+// shape is the graph of a task's steps, which come by position.
+func shape(steps []store.StepHistory) (*dag.Graph, error) {
+	templates := make([]tasker.StepTemplate, len(steps))
+	for i := range steps {
+		templates[i].Name = steps[i].Name
+		for _, d := range steps[i].DependsOn {
+			templates[i].DependsOn = append(templates[i].DependsOn, steps[d].Name)
+		}
+	}
+	return dag.New(templates)
 }
 
 // course is a step while it is looked at.
@@ -96,7 +114,7 @@ type course struct {
 	over bool // it has ended, well or not
 }
 
-func analyse(h *store.TaskHistory, figures []store.Figure) *Task {
+func analyse(h *store.TaskHistory, graph *dag.Graph, figures []store.Figure) *Task {
 	t := &Task{TaskSummary: h.Task, Steps: []Course{}, Errors: []Chain{}, Path: []Link{}}
 	begun := h.Task.CreatedAt
 	if h.Task.StartedAt != nil {
@@ -109,19 +127,11 @@ func analyse(h *store.TaskHistory, figures []store.Figure) *Task {
 	t.Elapsed = max(0, end.Sub(begun).Seconds())
 
 	steps := make([]course, len(h.Steps)) // by position, each after those it depends on
-	order := topological(h.Steps)
-	for _, i := range order {
+	for _, i := range graph.TopologicalOrder() {
 		steps[i] = follow(&h.Steps[i], steps, begun, h.Now)
 		t.Work += steps[i].Run
 	}
-	shortest := make([]float64, len(steps)) // until the end of each, if all ran as soon as they could
-	for _, i := range order {
-		for _, d := range steps[i].DependsOn {
-			shortest[i] = max(shortest[i], shortest[d])
-		}
-		shortest[i] += steps[i].Run
-		t.Shortest = max(t.Shortest, shortest[i])
-	}
+	_, t.Shortest = graph.CriticalPath(func(i int) float64 { return steps[i].Run })
 	if t.Shortest > 0 {
 		t.Possible = t.Work / t.Shortest
 	}
@@ -129,43 +139,16 @@ func analyse(h *store.TaskHistory, figures []store.Figure) *Task {
 		t.Reached = t.Work / t.Elapsed
 	}
 	t.Path = path(steps, t.Elapsed)
-	dependents := make([][]int, len(steps))
-	for i := range steps {
-		for _, d := range steps[i].DependsOn {
-			dependents[d] = append(dependents[d], i)
-		}
-	}
 	for i := range steps {
 		t.Steps = append(t.Steps, steps[i].Course)
-		if c := chain(steps, dependents, i); c != nil {
+		if c := chain(steps, graph, i); c != nil {
 			t.Errors = append(t.Errors, *c)
 		}
 	}
 	if h.Task.FinishedAt == nil {
-		t.estimate(steps, order, figures, h.Now)
+		t.estimate(steps, graph, figures, h.Now)
 	}
 	return t
-}
-
-// topological lists positions, each after those that it depends on.
-func topological(steps []store.StepHistory) []int {
-	order := make([]int, 0, len(steps))
-	done := make([]bool, len(steps))
-	var visit func(i int)
-	visit = func(i int) {
-		if done[i] {
-			return
-		}
-		done[i] = true
-		for _, d := range steps[i].DependsOn {
-			visit(d)
-		}
-		order = append(order, i)
-	}
-	for i := range steps {
-		visit(i)
-	}
-	return order
 }
 
 // follow adds up where the time of a step went. What it depends on is in steps already.
@@ -257,7 +240,7 @@ func path(steps []course, elapsed float64) []Link {
 	return links
 }
 
-func chain(steps []course, dependents [][]int, i int) *Chain {
+func chain(steps []course, graph *dag.Graph, i int) *Chain {
 	c := Chain{Step: steps[i].Step, Failed: []Failed{}, Blocked: []string{}, Ended: steps[i].StepHistory.State == tasker.StepError}
 	for _, e := range steps[i].Events {
 		if e.Name == tasker.EventStepRetry || e.Name == tasker.EventStepFailed {
@@ -271,7 +254,7 @@ func chain(steps []course, dependents [][]int, i int) *Chain {
 	seen := map[int]bool{}
 	var spread func(i int)
 	spread = func(i int) {
-		for _, d := range dependents[i] {
+		for _, d := range graph.Dependents(i) {
 			if !seen[d] {
 				seen[d] = true
 				if !steps[d].over {
@@ -289,7 +272,7 @@ func chain(steps []course, dependents [][]int, i int) *Chain {
 }
 
 // estimate adds up what is left, by what it took others.
-func (t *Task) estimate(steps []course, order []int, figures []store.Figure, now time.Time) {
+func (t *Task) estimate(steps []course, graph *dag.Graph, figures []store.Figure, now time.Time) {
 	if t.ExecutionStatus == "paused" {
 		return
 	}
@@ -307,13 +290,11 @@ func (t *Task) estimate(steps []course, order []int, figures []store.Figure, now
 		}
 		history[f.Step] = h
 	}
-	left := make([]float64, len(steps)) // until the end of each
-	var longest float64
 	known := false
-	for _, i := range order {
+	_, longest := graph.CriticalPath(func(i int) float64 {
 		c := &steps[i]
 		if c.over {
-			continue
+			return 0
 		}
 		h, there := history[c.Step]
 		if there {
@@ -321,26 +302,23 @@ func (t *Task) estimate(steps []course, order []int, figures []store.Figure, now
 		} else {
 			t.Unknown = append(t.Unknown, c.Step)
 		}
-		for _, d := range c.DependsOn {
-			left[i] = max(left[i], left[d])
-		}
 		switch c.StepHistory.State {
 		case tasker.StepInProgress:
-			if c.StartedAt != nil {
-				left[i] += max(0, h.run-now.Sub(*c.StartedAt).Seconds())
+			if c.StartedAt == nil {
+				return 0
 			}
+			return h.run - now.Sub(*c.StartedAt).Seconds()
 		case tasker.StepWaitingForRetry:
-			if c.RetryAt != nil {
-				left[i] += max(0, c.RetryAt.Sub(now).Seconds())
+			if c.RetryAt == nil {
+				return h.run
 			}
-			left[i] += h.run
+			return max(0, c.RetryAt.Sub(now).Seconds()) + h.run
 		case tasker.StepEnqueued:
-			left[i] += max(0, h.wait-c.Wait) + h.run
+			return max(0, h.wait-c.Wait) + h.run
 		default:
-			left[i] += h.wait + h.run
+			return h.wait + h.run
 		}
-		longest = max(longest, left[i])
-	}
+	})
 	if known {
 		t.Remaining = &longest
 	}

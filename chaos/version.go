@@ -8,6 +8,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+
+	"github.com/taskerhq/tasker/migrations"
 )
 
 // version is what processes run: this source, or that of an older revision.
@@ -18,17 +20,13 @@ type version struct {
 	migrations int
 }
 
-func versionAt(dir, program string) (*version, error) {
+func versionAt(dir, program string, migrations int) (*version, error) {
 	dir, err := filepath.Abs(dir)
 	if err != nil {
 		return nil, err
 	}
-	ups, err := filepath.Glob(filepath.Join(dir, "migrations", "sql", "*.up.sql"))
-	if err != nil {
-		return nil, err
-	}
 	return &version{
-		program: program, bridge: filepath.Join(dir, "ruby_bridge", "lib"), boot: filepath.Join(dir, "chaos", "boot.rb"), migrations: len(ups),
+		program: program, bridge: filepath.Join(dir, "ruby_bridge", "lib"), boot: filepath.Join(dir, "chaos", "boot.rb"), migrations: migrations,
 	}, nil
 }
 
@@ -49,7 +47,11 @@ func buildRevision(ctx context.Context, revision, dir string) (*version, error) 
 			return nil, fmt.Errorf("build %s: %s: %w\n%s", revision, c[0], err, text)
 		}
 	}
-	return versionAt(dir, program)
+	ups, err := filepath.Glob(filepath.Join(dir, "migrations", "sql", "*.up.sql"))
+	if err != nil {
+		return nil, err
+	}
+	return versionAt(dir, program, len(ups))
 }
 
 // findVersions finds this source, from whose folder this program is started, and
@@ -59,7 +61,7 @@ func (r *run) findVersions(ctx context.Context, dir string) error {
 	if err != nil {
 		return err
 	}
-	if r.this, err = versionAt(".", self); err != nil || r.revision == "" {
+	if r.this, err = versionAt(".", self, len(migrations.All())); err != nil || r.revision == "" {
 		return err
 	}
 	say("building %s", r.revision)
