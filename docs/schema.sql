@@ -3819,8 +3819,8 @@ BEGIN
                 owner       = CASE WHEN l.release THEN NULL ELSE t.owner END,
                 finished_at = CASE WHEN l.state IS NOT NULL THEN clock_timestamp() ELSE t.finished_at END,
                 paused_at   = CASE WHEN l.state IS NOT NULL THEN NULL ELSE t.paused_at END
-            FROM unnest(task_ids, task_epochs, task_states, task_errors, task_release)
-                 AS l(task_id, epoch, state, error, release)
+            FROM (SELECT u.id AS task_id, task_epochs[i] AS epoch, task_states[i] AS state, task_errors[i] AS error, task_release[i] AS release
+                  FROM unnest(task_ids) WITH ORDINALITY AS u(id, i)) l
             WHERE t.task_id = l.task_id AND coalesce(t.owner, 0) = worker AND t.epoch = l.epoch AND (l.state IS NOT NULL OR l.release)
             RETURNING t.task_id)
         SELECT coalesce(array_agg(c.task_id), '{}'),
@@ -3852,8 +3852,9 @@ BEGIN
             retry_at    = CASE WHEN w.retry_in IS NOT NULL THEN clock_timestamp() + make_interval(secs => w.retry_in) END,
             started_at  = CASE WHEN w.state = 'in_progress' THEN clock_timestamp() WHEN w.state = 'enqueued' THEN NULL ELSE s.started_at END,
             finished_at = CASE WHEN w.state IN ('complete', 'error', 'cancelled', 'skipped') THEN clock_timestamp() END
-        FROM unnest(step_ids, step_was, step_was_attempt, step_states, step_attempts, step_losses, step_results, step_errors, step_retry_in)
-             AS w(step_id, was, was_attempt, state, attempt, losses, result, error, retry_in)
+        FROM (SELECT u.id AS step_id, step_was[i] AS was, step_was_attempt[i] AS was_attempt, step_states[i] AS state, step_attempts[i] AS attempt,
+                     step_losses[i] AS losses, step_results[i] AS result, step_errors[i] AS error, step_retry_in[i] AS retry_in
+              FROM unnest(step_ids) WITH ORDINALITY AS u(id, i)) w
         WHERE s.step_id = w.step_id AND s.state = w.was AND s.attempts = w.was_attempt AND w.step_id <> ALL (denied);
         GET DIAGNOSTICS n = ROW_COUNT;
         IF n <> cardinality(step_ids) - cardinality(denied) THEN
@@ -3869,7 +3870,9 @@ BEGIN
         IF 'enqueued' = ANY (step_states) THEN
             INSERT INTO tasker.dispatches AS d (step_id, task_id, attempt, queue, awaited_by, start_by)
             SELECT w.step_id, w.task_id, w.attempt, w.queue, worker, clock_timestamp() + make_interval(secs => w.start_in)
-            FROM unnest(step_ids, step_tasks, step_attempts, step_states, step_queues, step_start_in) AS w(step_id, task_id, attempt, state, queue, start_in)
+            FROM (SELECT u.id AS step_id, step_tasks[i] AS task_id, step_attempts[i] AS attempt, step_states[i] AS state,
+                         step_queues[i] AS queue, step_start_in[i] AS start_in
+                  FROM unnest(step_ids) WITH ORDINALITY AS u(id, i)) w
             WHERE w.state = 'enqueued' AND w.step_id <> ALL (denied);
         END IF;
     END IF;
@@ -3885,13 +3888,16 @@ BEGIN
                CASE WHEN w.error IS NOT NULL THEN
                    jsonb_strip_nulls(jsonb_build_object('class', w.error::jsonb ->> 'class', 'message', left(w.error::jsonb ->> 'message', 500),
                                                         'code', w.error::jsonb ->> 'code', 'retry_in_seconds', w.retry_in)) END
-        FROM unnest(step_ids, step_tasks, step_attempts, step_states, step_errors, step_retry_in)
-             AS w(step_id, task_id, attempt, state, error, retry_in)
+        FROM (SELECT u.id AS step_id, step_tasks[i] AS task_id, step_attempts[i] AS attempt, step_states[i] AS state,
+                     step_errors[i] AS error, step_retry_in[i] AS retry_in
+              FROM unnest(step_ids) WITH ORDINALITY AS u(id, i)) w
         WHERE w.step_id <> ALL (denied)
         UNION ALL
         SELECT l.task_id, NULL, NULL, CASE l.state WHEN 'complete' THEN 'task.completed' WHEN 'error' THEN 'task.failed' WHEN 'cancelled' THEN 'task.cancelled' END,
                l.error::jsonb
-        FROM unnest(task_ids, task_states, task_errors) AS l(task_id, state, error) WHERE l.state IS NOT NULL;
+        FROM (SELECT u.id AS task_id, task_states[i] AS state, task_errors[i] AS error
+              FROM unnest(task_ids) WITH ORDINALITY AS u(id, i)) l
+        WHERE l.state IS NOT NULL;
     END IF;
 
     -- Looked at now that the steps are held: a deadline that passed meanwhile
@@ -3899,7 +3905,9 @@ BEGIN
     -- gates as they are.
     SELECT (SELECT w.state = 'alive' FROM tasker.workers w WHERE w.worker_id = worker),
            CASE WHEN gates_seen IS NOT NULL THEN (SELECT coalesce(sum(g.version), 0) FROM tasker.gates g) END,
-           (SELECT count(*) FROM unnest(task_ids, task_epochs, task_states, task_release) AS l(task_id, epoch, state, release)
+           (SELECT count(*)
+            FROM (SELECT u.id AS task_id, task_epochs[i] AS epoch, task_states[i] AS state, task_release[i] AS release
+                  FROM unnest(task_ids) WITH ORDINALITY AS u(id, i)) l
             WHERE l.state IS NULL AND NOT l.release
               AND worker IS DISTINCT FROM (SELECT t.owner FROM tasker.tasks t WHERE t.task_id = l.task_id AND t.epoch = l.epoch))
     INTO alive, gates, lost;
@@ -5466,13 +5474,13 @@ CREATE TRIGGER refuse_priority AFTER UPDATE OF priority ON tasker.tasks FOR EACH
 -- Name: steps refuse_transition; Type: TRIGGER; Schema: tasker; Owner: -
 --
 
-CREATE TRIGGER refuse_transition AFTER UPDATE ON tasker.steps FOR EACH ROW WHEN (((old.state <> new.state) AND (NOT tasker.step_may_become(old.state, new.state)))) EXECUTE FUNCTION tasker.refuse_transition();
+CREATE TRIGGER refuse_transition AFTER UPDATE ON tasker.steps FOR EACH ROW WHEN (((old.state <> new.state) AND (NOT (((old.state = 'pending'::text) AND (new.state = 'in_progress'::text)) OR ((old.state = 'in_progress'::text) AND (new.state = 'complete'::text)))) AND (NOT tasker.step_may_become(old.state, new.state)))) EXECUTE FUNCTION tasker.refuse_transition();
 
 --
 -- Name: tasks refuse_transition; Type: TRIGGER; Schema: tasker; Owner: -
 --
 
-CREATE TRIGGER refuse_transition AFTER UPDATE ON tasker.tasks FOR EACH ROW WHEN (((old.state <> new.state) AND (NOT tasker.task_may_become(old.state, new.state)))) EXECUTE FUNCTION tasker.refuse_transition();
+CREATE TRIGGER refuse_transition AFTER UPDATE ON tasker.tasks FOR EACH ROW WHEN (((old.state <> new.state) AND (NOT (((old.state = 'pending'::text) AND (new.state = 'in_progress'::text)) OR ((old.state = 'in_progress'::text) AND (new.state = 'complete'::text)))) AND (NOT tasker.task_may_become(old.state, new.state)))) EXECUTE FUNCTION tasker.refuse_transition();
 
 --
 -- Name: events ring; Type: TRIGGER; Schema: tasker; Owner: -

@@ -37,35 +37,39 @@ const (
 type driver struct {
 	*riverpgxv5.Driver
 	fetcher *fetcher
+	fetched func(n int) // told how many jobs have come together, before they are worked; nil: nobody is
 }
 
-func newDriver(pool *pgxpool.Pool, schema string) *driver {
-	return &driver{riverpgxv5.New(pool), &fetcher{pool: pool, sql: strings.ReplaceAll(fetchRecent, "{schema}", pgx.Identifier{schema}.Sanitize())}}
+func newDriver(pool *pgxpool.Pool, schema string, fetched func(n int)) *driver {
+	return &driver{fetched: fetched, Driver: riverpgxv5.New(pool), fetcher: &fetcher{pool: pool, sql: strings.ReplaceAll(fetchRecent, "{schema}", pgx.Identifier{schema}.Sanitize())}}
 }
 
 // GetExecutor implements riverdriver.Driver.
 func (d *driver) GetExecutor() riverdriver.Executor {
-	return &executor{d.Driver.GetExecutor(), d.fetcher}
+	return &executor{d.Driver.GetExecutor(), d}
 }
 
 type executor struct {
 	riverdriver.Executor
-	fetcher *fetcher
+	driver *driver
 }
 
 // JobGetAvailable implements riverdriver.Executor.
 func (e *executor) JobGetAvailable(ctx context.Context, p *riverdriver.JobGetAvailableParams) (*riverdriver.JobGetAvailableResult, error) {
-	after, recent := e.fetcher.recent()
+	after, recent := e.driver.fetcher.recent()
 	began := time.Now()
 	var found *riverdriver.JobGetAvailableResult
 	var err error
 	if recent {
-		found, err = e.fetcher.fetch(ctx, p, after)
+		found, err = e.driver.fetcher.fetch(ctx, p, after)
 	} else {
 		found, err = e.Executor.JobGetAvailable(ctx, p)
 	}
 	if err == nil {
-		e.fetcher.took(time.Since(began), recent, found.Jobs, p.MaxToLock)
+		e.driver.fetcher.took(time.Since(began), recent, found.Jobs, p.MaxToLock)
+		if e.driver.fetched != nil {
+			e.driver.fetched(len(found.Jobs))
+		}
 	}
 	return found, err
 }

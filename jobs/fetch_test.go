@@ -43,7 +43,7 @@ func TestRecentJobsAreFetchedAsRiverFetches(t *testing.T) {
 	for way := range of {
 		pool := testenv.Pool(t, testenv.Database(t))
 		insertJobs(t, pool)
-		d := newDriver(pool, migrations.Schema)
+		d := newDriver(pool, migrations.Schema, nil)
 		e := d.GetExecutor()
 		at := time.Date(2026, 11, 12, 13, 14, 15, 0, time.UTC)
 		p := &riverdriver.JobGetAvailableParams{ClientID: "me", Kind: []string{"task_execution"}, MaxAttemptedBy: 3, MaxToLock: 4, Now: &at, Queue: "default", Schema: migrations.Schema}
@@ -143,7 +143,7 @@ func TestOlderJobsAreFoundInTime(t *testing.T) {
 	t.Parallel()
 	pool := testenv.Pool(t, testenv.Database(t))
 	insertJobs(t, pool)
-	d := newDriver(pool, migrations.Schema)
+	d := newDriver(pool, migrations.Schema, nil)
 	p := &riverdriver.JobGetAvailableParams{ClientID: "me", MaxAttemptedBy: 3, MaxToLock: 100, Queue: "default", Schema: migrations.Schema}
 	d.fetcher.last, d.fetcher.until = 5000, time.Now().Add(time.Hour)
 	for _, want := range []int{0, 7} {

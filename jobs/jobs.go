@@ -114,6 +114,9 @@ type Config struct {
 	Known    *Known // kept current
 	Logger   *slog.Logger
 	PollOnly bool // don't listen: look for jobs every Poll
+	// Fetched is told how many jobs have been fetched together, before Runner gets the
+	// first of them; nil: nobody is.
+	Fetched func(n int)
 
 	// Now is the database's time, by which jobs become due. A job that is put off is
 	// given a date, and by the clock of a machine that is wrong it would come that much
@@ -156,7 +159,7 @@ func NewClient(pool *pgxpool.Pool, c Config) (*Client, error) {
 	if err := river.AddWorkerSafely(workers, &taskWorker{runner: c.Runner, tuning: tuning, known: c.Known, now: c.Now}); err != nil {
 		return nil, fmt.Errorf("set up River: %w", err)
 	}
-	client, err := river.NewClient(newDriver(pool, c.Schema), &river.Config{
+	client, err := river.NewClient(newDriver(pool, c.Schema, c.Fetched), &river.Config{
 		ID:      c.ID,
 		Schema:  c.Schema,
 		Workers: workers,

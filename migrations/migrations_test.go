@@ -15,6 +15,7 @@ import (
 	"testing"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/taskerhq/tasker"
@@ -249,40 +250,63 @@ func TestAFailedMigrationLeavesNothingOfItself(t *testing.T) {
 // The state machines exist twice, in Go and in SQL; they must be one.
 func TestTheGuardsInSQLAreTheTransitionsInGo(t *testing.T) {
 	t.Parallel()
-	pool := testenv.Pool(t, testenv.Database(t))
-	ask := func(function, was, becomes string) bool {
-		var may bool
-		if err := pool.QueryRow(t.Context(), `SELECT tasker.`+function+`($1, $2)`, was, becomes).Scan(&may); err != nil {
+	ctx, pool := t.Context(), testenv.Pool(t, testenv.Database(t))
+	if _, err := pool.Exec(ctx, oneTask); err != nil {
+		t.Fatal(err)
+	}
+	check := func(kind, was, becomes string, inGo bool) {
+		t.Helper()
+		tx, err := pool.Begin(ctx)
+		if err != nil {
 			t.Fatal(err)
 		}
-		return may
+		defer func() { _ = tx.Rollback(ctx) }() // whatever is asked, all stays as it was
+		var may bool
+		if err := tx.QueryRow(ctx, `SELECT tasker.`+kind+`_may_become($1, $2)`, was, becomes).Scan(&may); err != nil {
+			t.Fatal(err)
+		}
+		if may != inGo {
+			t.Errorf("%s %s → %s: SQL %t, Go %t", kind, was, becomes, may, inGo)
+		}
+		if was == becomes {
+			return
+		}
+		update := `UPDATE tasker.` + kind + `s SET state = '`
+		if _, err := tx.Exec(ctx, `SET LOCAL session_replication_role = replica; `+update+was+`'; SET LOCAL session_replication_role = origin`); err != nil {
+			t.Fatal(err)
+		}
+		_, err = tx.Exec(ctx, update+becomes+`'`)
+		if pg := new(pgconn.PgError); err != nil && !(errors.As(err, &pg) && pg.Code == "TK006") {
+			t.Fatal(err)
+		}
+		if (err == nil) != inGo {
+			t.Errorf("%s %s → %s: the trigger says %v, Go %t", kind, was, becomes, err, inGo)
+		}
 	}
 	tasks := []tasker.TaskState{tasker.TaskPending, tasker.TaskInProgress, tasker.TaskComplete, tasker.TaskError, tasker.TaskCancelled, tasker.TaskResolvedManually}
 	for _, was := range tasks {
 		for _, becomes := range tasks {
-			if inSQL := ask("task_may_become", string(was), string(becomes)); inSQL != was.CanBecome(becomes) {
-				t.Errorf("task %s → %s: SQL %t, Go %t", was, becomes, inSQL, !inSQL)
-			}
+			check("task", string(was), string(becomes), was.CanBecome(becomes))
 		}
 	}
 	steps := []tasker.StepState{tasker.StepPending, tasker.StepEnqueued, tasker.StepInProgress, tasker.StepWaitingForRetry, tasker.StepComplete,
 		tasker.StepError, tasker.StepCancelled, tasker.StepSkipped, tasker.StepResolvedManually}
 	for _, was := range steps {
 		for _, becomes := range steps {
-			if inSQL := ask("step_may_become", string(was), string(becomes)); inSQL != was.CanBecome(becomes) {
-				t.Errorf("step %s → %s: SQL %t, Go %t", was, becomes, inSQL, !inSQL)
-			}
+			check("step", string(was), string(becomes), was.CanBecome(becomes))
 		}
 	}
 }
+
+const oneTask = `
+	SELECT tasker.register_template('n', 't', '1.0.0', '', '{}', 'c', 1, '[{"position": 0, "name": "s", "handler": "h", "attempt_limit": 1}]');
+	INSERT INTO tasker.tasks (namespace, name) VALUES ('n', 't')`
 
 // An update along an edge that does not exist is refused, whoever sends it.
 func TestAnIllegalTransitionIsRefusedByTheDatabase(t *testing.T) {
 	t.Parallel()
 	ctx, pool := t.Context(), testenv.Pool(t, testenv.Database(t))
-	if _, err := pool.Exec(ctx, `
-		SELECT tasker.register_template('n', 't', '1.0.0', '', '{}', 'c', 1, '[{"position": 0, "name": "s", "handler": "h", "attempt_limit": 1}]');
-		INSERT INTO tasker.tasks (namespace, name) VALUES ('n', 't')`); err != nil {
+	if _, err := pool.Exec(ctx, oneTask); err != nil {
 		t.Fatal(err)
 	}
 	for _, c := range []struct{ sql, want string }{

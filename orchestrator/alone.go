@@ -31,6 +31,10 @@ func (o *Orchestrator) SetPlace(at, of int) {
 	o.claimer.Among(of)
 }
 
+// Fetched takes note that the jobs of n tasks have been fetched together: their
+// visits are about to come.
+func (o *Orchestrator) Fetched(n int) { o.claimer.Expect(n) }
+
 // Enqueued takes note of a task that was inserted alone, and of its River job.
 // It does not block.
 func (o *Orchestrator) Enqueued(task, job int64) {

@@ -63,6 +63,10 @@ func (s *Store) NewClaimer(ctx context.Context, worker int64) *Claimer {
 // Among says how many workers are alive, this one included.
 func (c *Claimer) Among(workers int) { c.group.setLimit(c.store.Groups.share(workers)) }
 
+// Expect says that about n tasks are about to be claimed, so that they are
+// claimed together.
+func (c *Claimer) Expect(n int) { c.group.expect(n) }
+
 // Claim makes the worker the owner of the task and reads its steps. It returns
 // nil when there is nothing to do: the task is finished, owned by another
 // worker, or does not exist.

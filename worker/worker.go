@@ -292,7 +292,7 @@ func (w *worker) session(ctx context.Context) (err error) {
 	o := orchestrator.New(c)
 	w.status.loops.Store(o)
 	known := &jobs.Known{}
-	river, err := jobs.NewClient(w.pool, jobs.Config{Schema: migrations.Schema, ID: client, MaxTasks: w.MaxTasks, Runner: o, Known: known, Logger: quiet(log), PollOnly: w.PollOnly, Now: o.Now, Tuning: w.River})
+	river, err := jobs.NewClient(w.pool, jobs.Config{Schema: migrations.Schema, ID: client, MaxTasks: w.MaxTasks, Runner: o, Known: known, Logger: quiet(log), PollOnly: w.PollOnly, Now: o.Now, Fetched: o.Fetched, Tuning: w.River})
 	if err != nil {
 		return err
 	}
