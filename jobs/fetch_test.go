@@ -3,6 +3,7 @@ package jobs
 import (
 	"fmt"
 	"reflect"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -43,7 +44,8 @@ func TestRecentJobsAreFetchedAsRiverFetches(t *testing.T) {
 	for way := range of {
 		pool := testenv.Pool(t, testenv.Database(t))
 		insertJobs(t, pool)
-		d := newDriver(pool, migrations.Schema, nil)
+		var told []int
+		d := newDriver(pool, migrations.Schema, func(n int) { told = append(told, n) })
 		e := d.GetExecutor()
 		at := time.Date(2026, 11, 12, 13, 14, 15, 0, time.UTC)
 		p := &riverdriver.JobGetAvailableParams{ClientID: "me", Kind: []string{"task_execution"}, MaxAttemptedBy: 3, MaxToLock: 4, Now: &at, Queue: "default", Schema: migrations.Schema}
@@ -68,6 +70,9 @@ func TestRecentJobsAreFetchedAsRiverFetches(t *testing.T) {
 				}
 			}
 			of[way].jobs = append(of[way].jobs, jobs)
+		}
+		if !slices.Equal(told, []int{4, 2, 0}) {
+			t.Errorf("told of %v jobs, not of 4, 2 and none", told)
 		}
 		if err := pool.QueryRow(t.Context(), `SELECT string_agg(concat_ws(' ', id, state, attempt, attempted_at, attempted_by, scheduled_at), E'\n' ORDER BY id) FROM tasker.river_job`).
 			Scan(&of[way].left); err != nil {
