@@ -180,11 +180,6 @@ func (r *run) all(ctx context.Context, lasting time.Duration, open int, keep str
 	say("seed %d: settled after %s; the verdict", r.seed, time.Since(quiet).Round(time.Second))
 	result := &result{Seed: r.seed, Seconds: time.Since(began).Seconds(), Settled: time.Since(quiet).Seconds(), Faults: map[string]*figures{}}
 	for _, h := range history {
-		if h.apart {
-			if _, err := r.measure(ctx, h); err != nil {
-				return nil, err
-			}
-		}
 		result.count(h)
 	}
 	if err := r.pool.QueryRow(ctx, `SELECT (SELECT count(*) FROM tasker.tasks), (SELECT count(*) FROM tasker.steps WHERE state = 'complete'),
