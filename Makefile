@@ -17,7 +17,7 @@ endif
 
 .PHONY: help
 help: ## show this list
-	@awk 'BEGIN { FS = ":.*## " } /^[a-z/-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z/-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: setup
 setup: ## install what is missing: Postgres, Redis, Ruby and its libraries (Debian packages)
@@ -69,6 +69,10 @@ chaos: setup ## run tasker under faults and hold it to docs/guarantees.md (2 min
 .PHONY: lint
 lint: setup bin/golangci-lint ## check the code: gofmt, vet, golangci-lint with the import rules, rubocop
 	@scripts/lint
+
+.PHONY: vulncheck
+vulncheck: ## look for known vulnerabilities in what tasker is built of (half a minute)
+	@scripts/vulncheck
 
 .PHONY: fmt
 fmt: bin/golangci-lint ## format Go and Ruby code
