@@ -57,16 +57,26 @@ func (r *run) now(ctx context.Context) time.Time {
 	return now
 }
 
-// measure says how long it took each that a fault was about to get on.
+// measure says how long it took each that a fault was about to get on. Who gets on by
+// getting a place at the limit has waited for its turn, not for a recovery: it is
+// neither counted nor waited for.
 func (r *run) measure(ctx context.Context, h *happened) (waiting int, err error) {
 	var seconds []float64
 	err = r.pool.QueryRow(ctx, `
-		SELECT coalesce(array_agg(extract(epoch FROM x.at - $3)) FILTER (WHERE x.at IS NOT NULL), '{}'), count(*) FILTER (WHERE x.at IS NULL AND x.open)
+		SELECT coalesce(array_agg(extract(epoch FROM x.created_at - $3)) FILTER (WHERE x.created_at IS NOT NULL AND NOT x.turn), '{}'),
+		       count(*) FILTER (WHERE x.created_at IS NULL AND x.open)
 		FROM unnest($1::bigint[], $2::bigint[]) AS s(task_id, step_id)
 		CROSS JOIN LATERAL (
-			SELECT (SELECT min(e.created_at) FROM tasker.events e
-			        WHERE e.task_id = s.task_id AND (s.step_id = 0 OR e.step_id = s.step_id) AND e.created_at > $3) AS at,
-			       EXISTS (SELECT FROM tasker.tasks t WHERE t.task_id = s.task_id AND t.state IN ('pending', 'in_progress')) AS open
+			SELECT e.created_at, EXISTS (
+			           SELECT FROM tasker.steps w JOIN tasker.template_steps ts ON ts.template_id = t.template_id AND ts.position = w.position
+			           WHERE w.step_id = e.step_id AND ts.limit_key IS NOT NULL
+			             AND e.name = CASE WHEN ts.handler IS NULL THEN 'step.execution_requested' ELSE 'step.handle' END) AS turn,
+			       t.state IN ('pending', 'in_progress') AND NOT EXISTS (SELECT FROM tasker.gate_waiters l WHERE l.task_id = t.task_id) AS open
+			FROM tasker.tasks t LEFT JOIN LATERAL (
+				SELECT e.created_at, e.step_id, e.name FROM tasker.events e
+				WHERE e.task_id = t.task_id AND (s.step_id = 0 OR e.step_id = s.step_id) AND e.created_at > $3
+				ORDER BY e.created_at, e.event_id LIMIT 1) e ON true
+			WHERE t.task_id = s.task_id
 			OFFSET 0) x`, h.tasks, h.steps, h.from).Scan(&seconds, &waiting)
 	h.recovery = h.recovery[:0]
 	for _, s := range seconds {

@@ -82,25 +82,36 @@ CREATE FUNCTION tasker.admit_waiters() RETURNS double precision
     AS $$
 DECLARE
     g     tasker.gates;
-    gate  int;
     out   bigint;
     kept  bigint;
+    stale bigint;
     room  bigint;
     ids   bigint[];
     woken bigint[] := '{}';
     owned record;
     again double precision;
 BEGIN
-    FOR gate IN SELECT l.gate_id FROM tasker.gates l
-                WHERE EXISTS (SELECT FROM tasker.gate_waiters w WHERE w.gate_id = l.gate_id) ORDER BY l.gate_id
+    FOR g IN SELECT * FROM tasker.gates l
+             WHERE EXISTS (SELECT FROM tasker.gate_waiters w WHERE w.gate_id = l.gate_id) ORDER BY l.gate_id
     LOOP
+        again := least(again, 1);
+        CONTINUE WHEN g.paused_at IS NOT NULL;
+        -- Most calls find no room, and who makes some calls again. So they don't take
+        -- the gate: claims would wait for it until that is on disk.
+        SELECT count(*) INTO out FROM tasker.gate_slots o WHERE o.gate_id = g.gate_id;
+        SELECT count(*), count(*) FILTER (WHERE w.admitted_until < clock_timestamp()) INTO kept, stale
+        FROM tasker.gate_waiters w WHERE w.gate_id = g.gate_id AND w.admitted_until IS NOT NULL;
+        room := least(g.max_attempts - out, floor(tasker.gate_tokens(g))::bigint, 1000) - kept;
+        IF room <= 0 AND stale = 0 THEN
+            again := least(again, tasker.next_token(g, out, kept));
+            CONTINUE;
+        END IF;
         BEGIN
-            SELECT * INTO g FROM tasker.gates l WHERE l.gate_id = gate FOR NO KEY UPDATE;
+            SELECT * INTO g FROM tasker.gates l WHERE l.gate_id = g.gate_id FOR NO KEY UPDATE;
         EXCEPTION WHEN lock_not_available THEN
             again := least(again, 0.05);
             CONTINUE;
         END;
-        again := least(again, 1);
         CONTINUE WHEN g.paused_at IS NOT NULL;
         UPDATE tasker.gate_waiters w SET admitted_until = NULL, missed = w.missed + 1,
             rank = CASE WHEN w.missed = 0 THEN w.rank ELSE
@@ -125,10 +136,8 @@ BEGIN
             )
             SELECT woken || coalesce(array_agg(DISTINCT a.task_id), '{}') INTO woken FROM admitted a;
         END LOOP;
-        -- When the next token comes that is not spoken for; where no place is free,
-        -- the end of an attempt comes first.
-        IF room <= 0 AND g.per_second IS NOT NULL AND (g.max_attempts > out + kept) IS NOT FALSE THEN
-            again := least(again, greatest(0.001, (1 + kept - tasker.gate_tokens(g)) / g.per_second));
+        IF room <= 0 THEN
+            again := least(again, tasker.next_token(g, out, kept));
         END IF;
     END LOOP;
 
@@ -1265,6 +1274,17 @@ BEGIN
     SELECT * INTO s FROM tasker.event_subscribers u WHERE u.name = $1;
     RETURN QUERY SELECT * FROM tasker.read_events(s.cursor, s.patterns, most, $1, channel);
 END $_$;
+
+--
+-- Name: next_token(tasker.gates, bigint, bigint); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.next_token(g tasker.gates, taken bigint, kept bigint) RETURNS double precision
+    LANGUAGE sql STABLE
+    AS $$
+    SELECT greatest(0.001, (1 + kept - tasker.gate_tokens(g)) / g.per_second)
+    WHERE g.per_second IS NOT NULL AND (g.max_attempts > taken + kept) IS NOT FALSE
+$$;
 
 --
 -- Name: notify_river(); Type: FUNCTION; Schema: tasker; Owner: -
@@ -3709,6 +3729,22 @@ CREATE FUNCTION tasker.waiting_now(most integer DEFAULT 2000) RETURNS TABLE(name
 $$;
 
 --
+-- Name: wake_admitted(); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.wake_admitted() RETURNS trigger
+    LANGUAGE plpgsql
+    SET enable_seqscan TO 'off'
+    AS $$
+BEGIN
+    PERFORM FROM tasker.gate_waiters w WHERE w.task_id = NEW.task_id ORDER BY w.step_id FOR UPDATE;
+    IF EXISTS (SELECT FROM tasker.gate_waiters w WHERE w.task_id = NEW.task_id AND w.admitted_until IS NOT NULL) THEN
+        PERFORM tasker.schedule_runs(ARRAY[NEW.task_id], ARRAY[0::double precision]);
+    END IF;
+    RETURN NULL;
+END $$;
+
+--
 -- Name: wake_handled(bigint); Type: FUNCTION; Schema: tasker; Owner: -
 --
 
@@ -5487,6 +5523,12 @@ CREATE TRIGGER refuse_transition AFTER UPDATE ON tasker.tasks FOR EACH ROW WHEN 
 --
 
 CREATE TRIGGER ring AFTER INSERT ON tasker.events REFERENCING NEW TABLE AS written FOR EACH STATEMENT EXECUTE FUNCTION tasker.ring();
+
+--
+-- Name: tasks wake_admitted; Type: TRIGGER; Schema: tasker; Owner: -
+--
+
+CREATE TRIGGER wake_admitted AFTER UPDATE OF owner ON tasker.tasks FOR EACH ROW WHEN (((old.owner IS NOT NULL) AND (new.owner IS NULL) AND (new.state = 'in_progress'::text) AND (new.paused_at IS NULL))) EXECUTE FUNCTION tasker.wake_admitted();
 
 --
 -- Name: template_steps template_steps_template_id_fkey; Type: FK CONSTRAINT; Schema: tasker; Owner: -

@@ -33,15 +33,16 @@ const (
 	notWorthIt = time.Minute // how long it isn't tried again where it was no quicker
 )
 
-// driver is River's own but for how jobs are fetched.
+// driver is River's own but for how jobs are fetched, and that it notes which are done.
 type driver struct {
 	*riverpgxv5.Driver
+	known   *Known
 	fetcher *fetcher
 	fetched func(n int) // told how many jobs have come together, before they are worked; nil: nobody is
 }
 
-func newDriver(pool *pgxpool.Pool, schema string, fetched func(n int)) *driver {
-	return &driver{fetched: fetched, Driver: riverpgxv5.New(pool), fetcher: &fetcher{pool: pool, sql: strings.ReplaceAll(fetchRecent, "{schema}", pgx.Identifier{schema}.Sanitize())}}
+func newDriver(pool *pgxpool.Pool, schema string, known *Known, fetched func(n int)) *driver {
+	return &driver{known: known, fetched: fetched, Driver: riverpgxv5.New(pool), fetcher: &fetcher{pool: pool, sql: strings.ReplaceAll(fetchRecent, "{schema}", pgx.Identifier{schema}.Sanitize())}}
 }
 
 // GetExecutor implements riverdriver.Driver.
@@ -72,6 +73,15 @@ func (e *executor) JobGetAvailable(ctx context.Context, p *riverdriver.JobGetAva
 		}
 	}
 	return found, err
+}
+
+// JobSetStateIfRunningMany implements riverdriver.Executor.
+func (e *executor) JobSetStateIfRunningMany(ctx context.Context, p *riverdriver.JobSetStateIfRunningManyParams) ([]*rivertype.JobRow, error) {
+	jobs, err := e.Executor.JobSetStateIfRunningMany(ctx, p)
+	if err == nil {
+		e.driver.known.written(p.ID)
+	}
+	return jobs, err
 }
 
 // fetcher knows how jobs are to be fetched next.

@@ -44,32 +44,48 @@ type Runner interface {
 	Run(ctx context.Context, task, job int64) error
 }
 
-// Known are the jobs that a client is working. The zero value is ready.
+// Known are the jobs that a client has: those that it works, and those that it has
+// worked and whose end River has not written yet. The zero value is ready.
 type Known struct {
-	mu  sync.Mutex
-	ids map[int64]bool
+	mu   sync.Mutex
+	jobs map[int64]time.Time // when its work ended; zero: it is worked
 }
+
+// unwritten is how long a job stays known whose work has ended. River writes that
+// within a moment, or else tries for minutes; a job that has to come back should not
+// wait for that.
+const unwritten = 5 * time.Second
 
 // IDs lists them.
 func (k *Known) IDs() []int64 {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	return slices.AppendSeq([]int64{}, maps.Keys(k.ids)) // not nil, which would be NULL
+	maps.DeleteFunc(k.jobs, func(_ int64, ended time.Time) bool { return !ended.IsZero() && time.Since(ended) > unwritten })
+	return slices.AppendSeq([]int64{}, maps.Keys(k.jobs)) // not nil, which would be NULL
 }
 
-func (k *Known) add(id int64) {
+func (k *Known) begin(id int64) { k.set(id, time.Time{}) }
+
+func (k *Known) end(id int64) { k.set(id, time.Now()) }
+
+func (k *Known) set(id int64, ended time.Time) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if k.ids == nil {
-		k.ids = map[int64]bool{}
+	if k.jobs == nil {
+		k.jobs = map[int64]time.Time{}
 	}
-	k.ids[id] = true
+	k.jobs[id] = ended
 }
 
-func (k *Known) remove(id int64) {
+// written forgets jobs whose end is written, but for those that have come again.
+func (k *Known) written(ids []int64) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	delete(k.ids, id)
+	for _, id := range ids {
+		if ended, there := k.jobs[id]; there && !ended.IsZero() {
+			delete(k.jobs, id)
+		}
+	}
 }
 
 type taskWorker struct {
@@ -81,8 +97,8 @@ type taskWorker struct {
 }
 
 func (w *taskWorker) Work(ctx context.Context, job *river.Job[TaskExecutionArgs]) error {
-	w.known.add(job.ID)
-	defer w.known.remove(job.ID)
+	w.known.begin(job.ID)
+	defer w.known.end(job.ID)
 	crash.At(crash.JobFetched)
 	err := w.runner.Run(ctx, job.Args.TaskID, job.ID)
 	crash.At(crash.JobServed)
@@ -159,7 +175,7 @@ func NewClient(pool *pgxpool.Pool, c Config) (*Client, error) {
 	if err := river.AddWorkerSafely(workers, &taskWorker{runner: c.Runner, tuning: tuning, known: c.Known, now: c.Now}); err != nil {
 		return nil, fmt.Errorf("set up River: %w", err)
 	}
-	client, err := river.NewClient(newDriver(pool, c.Schema, c.Fetched), &river.Config{
+	client, err := river.NewClient(newDriver(pool, c.Schema, c.Known, c.Fetched), &river.Config{
 		ID:      c.ID,
 		Schema:  c.Schema,
 		Workers: workers,

@@ -21,8 +21,8 @@ import (
 )
 
 // scene is a task in the middle of its life: its first step is complete, its
-// second at Sidekiq, its third waits for a place at a limit, its fourth runs in
-// the worker that owns the task. A second worker is alive, and the first may be
+// second at Sidekiq, its third stands in line at a limit that has room, its fourth runs
+// in the worker that owns the task. A second worker is alive, and the first may be
 // declared dead.
 type scene struct {
 	task         int64
@@ -111,6 +111,7 @@ var interleaved = []verb{
 		_, err := s.store.TakeUnstarted(ctx, time.Microsecond, 100)
 		return err
 	}, false},
+	{"admit who waits", func(ctx context.Context, s *session, _ *scene) error { _, err := s.store.AdmitWaiters(ctx); return err }, false},
 	{"cancel the task", statement(`SELECT tasker.cancel_task($1, 'ada')`, ""), false},
 	{"pause the task", statement(`SELECT tasker.pause_task($1, 'ada')`, ""), false},
 	{"skip the Ruby step", statement(`SELECT tasker.skip_step($1, 'ada')`, "ruby"), false},
@@ -164,6 +165,7 @@ func (b *bundle) set() *scene {
 		store.StepWrite{Step: x.steps["ruby"], Was: tasker.StepPending, State: tasker.StepEnqueued, Attempt: 1, Queue: "default"},
 		store.StepWrite{Step: x.steps["go"], Was: tasker.StepPending, State: tasker.StepInProgress, Attempt: 1},
 	)
+	b.exec(`INSERT INTO tasker.gate_waiters (step_id, gate_id, task_id, rank) VALUES ($1, $2, $3, now())`, x.steps["limited"], x.gate, x.task)
 	// Nothing but its owner and its attempts would bring the task back; and the
 	// owner has been silent.
 	b.exec(`UPDATE tasker.river_job SET state = 'completed', finalized_at = now() WHERE (args ->> 'task_id')::bigint = $1`, x.task)
@@ -218,7 +220,13 @@ func (b *bundle) after(x *scene, what string) {
 	// which comes within 30 s; nobody is worried until a minute is over.
 	b.exec(`UPDATE tasker.workers SET last_seen_at = now() WHERE worker_id = $1 AND state = 'dead'`, x.owner)
 	b.promised("after "+what+": ", store.ExamineOptions{Task: &x.task})
+	if n := b.number(`SELECT count(*) FROM tasker.gate_waiters w JOIN tasker.tasks t USING (task_id)
+		WHERE w.task_id = $1 AND w.admitted_until IS NOT NULL AND t.owner IS NULL AND t.paused_at IS NULL AND t.state = 'in_progress'
+		  AND NOT EXISTS (SELECT FROM tasker.river_job j WHERE (j.args ->> 'task_id')::bigint = w.task_id AND j.state = 'available')`, x.task); n > 0 {
+		b.Errorf("after %s: a place is kept for a task that nobody looks at", what)
+	}
 	b.exec(`SELECT tasker.cancel_task(task_id) FROM tasker.tasks WHERE task_id = $1 AND state IN ('pending', 'in_progress', 'error')`, x.task)
+	b.exec(`DELETE FROM tasker.gate_waiters WHERE task_id = $1`, x.task) // whose place would be kept for a while
 	b.exec(`DELETE FROM tasker.river_job WHERE (args ->> 'task_id')::bigint = $1`, x.task)
 	b.exec(`DELETE FROM tasker.workers WHERE worker_id IN ($1, $2)`, x.owner, x.other)
 }
@@ -242,9 +250,11 @@ func TestTwoAtATimeInEveryOrder(t *testing.T) {
 				}
 				// Which places does it come by?
 				b.exec(`TRUNCATE halts.seen`)
-				if err := first.do(t.Context(), halting, b.set()); !expected(err) {
+				x := b.set()
+				if err := first.do(t.Context(), halting, x); !expected(err) {
 					t.Fatalf("%s: %v", first.name, err)
 				}
+				b.after(x, first.name)
 				for _, place := range b.seen() {
 					for _, second := range interleaved {
 						if first.loop && second.loop {
@@ -284,9 +294,11 @@ func TestThreeAtATime(t *testing.T) {
 	runs := 0
 	for _, first := range interleaved {
 		b.exec(`TRUNCATE halts.seen`)
-		if err := first.do(t.Context(), halting, b.set()); !expected(err) {
+		x := b.set()
+		if err := first.do(t.Context(), halting, x); !expected(err) {
 			t.Fatalf("%s: %v", first.name, err)
 		}
+		b.after(x, first.name)
 		for _, place := range b.seen() {
 			for range each {
 				second, third := interleaved[random.IntN(len(interleaved))], interleaved[random.IntN(len(interleaved))]
