@@ -9,6 +9,7 @@
 package migrations
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"embed"
@@ -315,8 +316,7 @@ func locked(ctx context.Context, pool *pgxpool.Pool, do func(*pgx.Conn) error) e
 // apply runs one migration and the statement that records it in a transaction.
 // The simple protocol takes both as they are written.
 //
-// First it locks the tables that it names and the application works with, in one
-// order, and it is the migration that gives way and begins anew, never the
+// First it locks the tables that it names, in one order, and it is the migration that gives way and begins anew, never the
 // application: whoever waits behind it waits for less than the time after which
 // Postgres looks for deadlocks, and ends one of those in it.
 func apply(ctx context.Context, conn *pgx.Conn, sql, record string) error {
@@ -344,23 +344,32 @@ func apply(ctx context.Context, conn *pgx.Conn, sql, record string) error {
 
 const lockPatience = time.Minute
 
-// What the application's statements work with.
-var busyTables = []string{
+// lockOrder is the order in which the application locks what it works with most, so
+// that the two seldom stand in each other's way; other tables come after these.
+var lockOrder = []string{
 	"tasks", "task_templates", "template_steps", "steps", "dispatches", "gates", "gate_slots", "gate_waiters", "events", "river_job",
 }
 
-var functionBody = regexp.MustCompile(`(?s)\bAS\s+(\$\w*\$).*?\$\w*\$`)
+var (
+	functionBody = regexp.MustCompile(`(?s)\bAS\s+(\$\w*\$).*?\$\w*\$`)
+	inSchema     = regexp.MustCompile(`\btasker\.(\w+)`)
+)
 
-// lockTables is a statement that locks the busy tables that a migration names,
-// other than in functions that it makes.
+// lockTables is a statement that locks the tables that a migration names, other than
+// in functions that it makes.
 func lockTables(sql string) string {
 	var named []string
-	rest := functionBody.ReplaceAllString(sql, "")
-	for _, table := range busyTables {
-		if regexp.MustCompile(`\btasker\.` + table + `\b`).MatchString(rest) {
-			named = append(named, table)
-		}
+	for _, name := range inSchema.FindAllStringSubmatch(functionBody.ReplaceAllString(sql, ""), -1) {
+		named = append(named, name[1])
 	}
+	rank := func(name string) int {
+		if i := slices.Index(lockOrder, name); i >= 0 {
+			return i
+		}
+		return len(lockOrder)
+	}
+	slices.SortFunc(named, func(a, b string) int { return cmp.Or(cmp.Compare(rank(a), rank(b)), cmp.Compare(a, b)) })
+	named = slices.Compact(named)
 	return fmt.Sprintf(`
 DO $lock$
 DECLARE
@@ -369,7 +378,8 @@ DECLARE
     until    timestamptz := clock_timestamp() + make_interval(secs => patience / 1000.0);
 BEGIN
     FOREACH name IN ARRAY '{%s}'::text[] LOOP
-        IF to_regclass('tasker.' || name) IS NOT NULL THEN
+        -- Functions are named, too, and what the migration is about to make.
+        IF EXISTS (SELECT FROM pg_class c WHERE c.relnamespace = to_regnamespace('tasker') AND c.relname = name AND c.relkind IN ('r', 'p')) THEN
             PERFORM set_config('lock_timeout', greatest(1, (extract(epoch FROM until - clock_timestamp()) * 1000)::int)::text, true);
             EXECUTE format('LOCK TABLE tasker.%%I IN ACCESS EXCLUSIVE MODE', name);
         END IF;

@@ -149,10 +149,10 @@ func TestAMigrationGivesWayToTheApplication(t *testing.T) {
 
 	first, second := begin(), begin()
 	must(first, `LOCK TABLE tasker.tasks IN ROW EXCLUSIVE MODE`)
-	must(second, `LOCK TABLE tasker.dispatches IN ROW EXCLUSIVE MODE`)
+	must(second, `LOCK TABLE tasker.workers IN ROW EXCLUSIVE MODE`)
 	migrated := make(chan error, 1)
 	go func() {
-		migrated <- migrations.Apply(ctx, conn, `COMMENT ON TABLE tasker.tasks IS 'a'; COMMENT ON TABLE tasker.dispatches IS 'b';
+		migrated <- migrations.Apply(ctx, conn, `COMMENT ON TABLE tasker.tasks IS 'a'; COMMENT ON TABLE tasker.workers IS 'b';
 			CREATE FUNCTION tasker.made() RETURNS bigint LANGUAGE sql AS $$ SELECT count(*) FROM tasker.steps $$`, `SELECT 1`)
 	}()
 	await("tasks", "AccessExclusiveLock")
@@ -176,7 +176,7 @@ func TestAMigrationGivesWayToTheApplication(t *testing.T) {
 		t.Error(err)
 	}
 	var made string
-	if err := pool.QueryRow(ctx, `SELECT obj_description('tasker.dispatches'::regclass)`).Scan(&made); err != nil || made != "b" {
+	if err := pool.QueryRow(ctx, `SELECT obj_description('tasker.workers'::regclass)`).Scan(&made); err != nil || made != "b" {
 		t.Errorf("the migration has made %q: %v", made, err)
 	}
 }
