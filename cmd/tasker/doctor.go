@@ -21,7 +21,9 @@ transition, and the rest of docs/guarantees.md. It only reads, and may be run
 beside working workers.
 
 By default it looks at open tasks and at those that ended within a day; --since
-0 looks at everything that is there, which takes a while on a large database.
+0 looks at everything that is there. A task of five steps takes it about 0.3 ms,
+a million of them five minutes, in which it holds a snapshot: on a busy database
+look at hours (--since 2h) rather than at all.
 
 Exit code 0: nothing is wrong, though there may be warnings. 1: a promise is
 broken; what would mend it is said with each finding.`,
