@@ -1957,6 +1957,13 @@ BEGIN
         CONTINUE WHEN NOT FOUND;
         RETURN tasker.release_worker(w.worker_id, w.client_id);
     END LOOP;
+    FOR w IN
+        SELECT d.worker_id, d.client_id FROM tasker.workers d
+        WHERE d.state <> 'alive' AND EXISTS (SELECT FROM tasker.tasks t WHERE t.owner = d.worker_id)
+        ORDER BY d.worker_id
+    LOOP
+        RETURN tasker.release_worker(w.worker_id, w.client_id);
+    END LOOP;
     RETURN 0;
 END $$;
 
@@ -3505,6 +3512,8 @@ BEGIN
     FOR w IN
         SELECT DISTINCT j.attempted_by[cardinality(j.attempted_by)] AS client FROM tasker.river_job j
         WHERE j.state = 'running' AND j.kind = 'task_execution'
+          -- A worker that doesn't know yet that it is dead puts off what it fetches.
+          AND j.attempted_at < clock_timestamp() - interval '5 seconds'
           AND NOT EXISTS (SELECT FROM tasker.workers d WHERE d.client_id = j.attempted_by[cardinality(j.attempted_by)] AND d.state = 'alive')
     LOOP
         n := n + cardinality(tasker.rescue_jobs(w.client));

@@ -34,7 +34,7 @@ func (s *Store) RegisterWorker(ctx context.Context, name, client string, lease t
 type Pulse struct {
 	Silent  time.Duration // how long it had not said so before
 	Now     time.Time     // the database's time
-	Suspect bool          // a worker has been silent for the length of its lease
+	Suspect bool          // a worker has been silent for the length of its lease, or one that is gone has tasks still
 	Due     time.Duration // until the next job is due that nobody will ring for; 0: none within a minute
 	Workers int           // that are alive
 	Place   int           // of this one among them, from 0
@@ -51,7 +51,8 @@ func (s *Store) Beat(ctx context.Context, worker int64) (p Pulse, err error) {
 		WHERE w.worker_id = $1 AND w.state = 'alive'
 		RETURNING extract(epoch FROM w.last_seen_at - before.last_seen_at)::float8, w.last_seen_at,
 			EXISTS (SELECT FROM tasker.workers d WHERE d.worker_id <> $1 AND d.state = 'alive'
-			        AND greatest(d.last_seen_at, pg_postmaster_start_time()) < clock_timestamp() - d.lease),
+			        AND greatest(d.last_seen_at, pg_postmaster_start_time()) < clock_timestamp() - d.lease)
+			OR EXISTS (SELECT FROM tasker.workers d WHERE d.state <> 'alive' AND EXISTS (SELECT FROM tasker.tasks t WHERE t.owner = d.worker_id)),
 			(SELECT extract(epoch FROM min(n.scheduled_at) - clock_timestamp())::float8
 			 FROM generate_series(1, 4) AS p(priority) CROSS JOIN LATERAL (
 			     SELECT j.scheduled_at FROM tasker.river_job j

@@ -75,7 +75,7 @@ func TestAForgottenTaskIsFoundAndBroughtBack(t *testing.T) {
 	// Left running by a client that is gone, and owned by a worker that has stopped.
 	b.exec(`INSERT INTO tasker.workers (name, client_id, state) VALUES ('gone', 'gone', 'stopped')`)
 	running := b.enqueue("one", `{}`)
-	b.exec(`UPDATE tasker.river_job SET state = 'running', attempted_by = '{gone}' WHERE (args ->> 'task_id')::bigint = $1`, running)
+	b.exec(`UPDATE tasker.river_job SET state = 'running', attempted_by = '{gone}', attempted_at = now() - interval '6 seconds' WHERE (args ->> 'task_id')::bigint = $1`, running)
 	owned := b.enqueue("one", `{}`)
 	b.exec(`UPDATE tasker.tasks SET owner = (SELECT worker_id FROM tasker.workers), state = 'in_progress' WHERE task_id = $1`, owned)
 	b.exec(`DELETE FROM tasker.river_job WHERE (args ->> 'task_id')::bigint = $1`, owned)
@@ -90,6 +90,60 @@ func TestAForgottenTaskIsFoundAndBroughtBack(t *testing.T) {
 	b.start()
 	b.until("all but the one for later are complete", func() bool { return b.number(`SELECT count(*) FROM tasker.tasks WHERE state = 'complete'`) == 5 })
 	b.want("1", `SELECT count(*)::text FROM tasker.tasks WHERE state = 'pending'`)
+}
+
+// Who declares a worker dead waits for nobody: a task that somebody holds in that
+// moment is left out, and freed by a later beat, not by the sweep.
+func TestATaskThatIsHeldWhileItsWorkerDiesIsFreedByTheNextBeat(t *testing.T) {
+	b := setup(t)
+	b.register(oneGoStep)
+	ctx := t.Context()
+	tasks := b.enqueueMany("one", `{}`, 2)
+	dies, err := b.store.RegisterWorker(ctx, "dies", "dies", time.Second, nil)
+	b.must(err)
+	lives, err := b.store.RegisterWorker(ctx, "lives", "lives", time.Hour, nil)
+	b.must(err)
+	for _, task := range tasks {
+		_, err := b.store.NewClaimer(ctx, dies).Claim(ctx, task)
+		b.must(err)
+	}
+	b.exec(`UPDATE tasker.river_job SET state = 'completed', finalized_at = now()`)
+	b.exec(`UPDATE tasker.workers SET last_seen_at = now() - interval '1 minute' WHERE worker_id = $1`, dies)
+	holds, err := b.pool.Begin(ctx)
+	b.must(err)
+	_, err = holds.Exec(ctx, `SELECT FROM tasker.tasks WHERE task_id = $1 FOR UPDATE`, tasks[0])
+	b.must(err)
+	reap := func(suspect bool, freed int) {
+		t.Helper()
+		pulse, err := b.store.Beat(ctx, lives)
+		b.must(err)
+		n, err := b.store.ReapWorker(ctx)
+		b.must(err)
+		if pulse.Suspect != suspect || n != freed {
+			t.Errorf("suspect %t, freed %d, want %t and %d", pulse.Suspect, n, suspect, freed)
+		}
+	}
+	reap(true, 1)
+	reap(true, 0)
+	b.must(holds.Rollback(ctx))
+	reap(true, 1)
+	reap(false, 0)
+	b.want("2", `SELECT count(*)::text FROM tasker.river_job WHERE state = 'available'`)
+}
+
+// A worker that was paused and doesn't know yet that it is dead fetches a job, and puts
+// it off when it learns: that is not for the sweep.
+func TestTheSweepLeavesAloneWhatHasJustBeenFetched(t *testing.T) {
+	b := setup(t)
+	b.register(oneGoStep)
+	b.enqueue("one", `{}`)
+	b.exec(`INSERT INTO tasker.workers (name, client_id, state) VALUES ('gone', 'gone', 'dead')`)
+	for _, since := range []int{0, 6} {
+		b.exec(`UPDATE tasker.river_job SET state = 'running', attempted_by = '{gone}', attempted_at = now() - $1 * interval '1 second'`, since)
+		if found, err := b.store.Sweep(t.Context()); err != nil || found != since/6 {
+			t.Errorf("the sweep found %d (%v) of what was fetched %d s ago", found, err, since)
+		}
+	}
 }
 
 // A client whose connection breaks after it has fetched a job, and before it hears
