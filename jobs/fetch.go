@@ -3,6 +3,7 @@ package jobs
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -41,8 +42,12 @@ type driver struct {
 	fetched func(n int) // told how many jobs have come together, before they are worked; nil: nobody is
 }
 
-func newDriver(pool *pgxpool.Pool, schema string, known *Known, fetched func(n int)) *driver {
-	return &driver{known: known, fetched: fetched, Driver: riverpgxv5.New(pool), fetcher: &fetcher{pool: pool, sql: strings.ReplaceAll(fetchRecent, "{schema}", pgx.Identifier{schema}.Sanitize())}}
+func newDriver(pool *pgxpool.Pool, schema, client string, known *Known, fetched func(n int)) *driver {
+	schema = pgx.Identifier{schema}.Sanitize()
+	return &driver{
+		Driver: riverpgxv5.New(pool), known: known, fetched: fetched,
+		fetcher: &fetcher{pool: pool, client: client, fetch: strings.ReplaceAll(fetchRecent, "{schema}", schema), ours: strings.ReplaceAll(runsHere, "{schema}", schema)},
+	}
 }
 
 // GetExecutor implements riverdriver.Driver.
@@ -62,7 +67,7 @@ func (e *executor) JobGetAvailable(ctx context.Context, p *riverdriver.JobGetAva
 	var found *riverdriver.JobGetAvailableResult
 	var err error
 	if recent {
-		found, err = e.driver.fetcher.fetch(ctx, p, after)
+		found, err = e.driver.fetcher.newer(ctx, p, after)
 	} else {
 		found, err = e.Executor.JobGetAvailable(ctx, p)
 	}
@@ -75,19 +80,47 @@ func (e *executor) JobGetAvailable(ctx context.Context, p *riverdriver.JobGetAva
 	return found, err
 }
 
-// JobSetStateIfRunningMany implements riverdriver.Executor.
+// JobSetStateIfRunningMany implements riverdriver.Executor. River asks only whether a
+// job runs, not whether it runs here: after a pause in which this worker was declared
+// dead, it would end jobs that another one has by now.
 func (e *executor) JobSetStateIfRunningMany(ctx context.Context, p *riverdriver.JobSetStateIfRunningManyParams) ([]*rivertype.JobRow, error) {
-	jobs, err := e.Executor.JobSetStateIfRunningMany(ctx, p)
+	ours := p
+	if e.driver.known.late(p.ID) {
+		ids, err := e.driver.fetcher.running(ctx, p.ID)
+		if err != nil {
+			return nil, err
+		}
+		if ours = only(p, ids); len(ours.ID) == 0 {
+			e.driver.known.written(p.ID)
+			return nil, nil
+		}
+	}
+	jobs, err := e.Executor.JobSetStateIfRunningMany(ctx, ours)
 	if err == nil {
 		e.driver.known.written(p.ID)
 	}
 	return jobs, err
 }
 
+// only is the part of p that is about the jobs.
+func only(p *riverdriver.JobSetStateIfRunningManyParams, jobs []int64) *riverdriver.JobSetStateIfRunningManyParams {
+	o := &riverdriver.JobSetStateIfRunningManyParams{Now: p.Now, Schema: p.Schema}
+	for i, id := range p.ID {
+		if !slices.Contains(jobs, id) {
+			continue
+		}
+		o.ID, o.Attempt, o.ErrData = append(o.ID, id), append(o.Attempt, p.Attempt[i]), append(o.ErrData, p.ErrData[i])
+		o.FinalizedAt, o.ScheduledAt, o.State = append(o.FinalizedAt, p.FinalizedAt[i]), append(o.ScheduledAt, p.ScheduledAt[i]), append(o.State, p.State[i])
+		o.MetadataDoMerge, o.MetadataUpdates = append(o.MetadataDoMerge, p.MetadataDoMerge[i]), append(o.MetadataUpdates, p.MetadataUpdates[i])
+	}
+	return o
+}
+
 // fetcher knows how jobs are to be fetched next.
 type fetcher struct {
-	pool *pgxpool.Pool
-	sql  string
+	pool        *pgxpool.Pool
+	client      string
+	fetch, ours string // statements
 
 	mu    sync.Mutex
 	last  int64         // the highest id that was fetched, and none is left below it, but for those of below
@@ -143,8 +176,8 @@ SET state = 'running', attempt = j.attempt + 1, attempted_at = coalesce($4::time
 FROM locked l WHERE j.id = l.id
 RETURNING j.id, j.args, j.attempt, j.attempted_at, j.attempted_by, j.created_at, j.errors, j.kind, j.max_attempts, j.metadata, j.priority, j.queue, j.scheduled_at, j.tags`
 
-func (f *fetcher) fetch(ctx context.Context, p *riverdriver.JobGetAvailableParams, after int64) (*riverdriver.JobGetAvailableResult, error) {
-	rows, err := f.pool.Query(ctx, f.sql, after, p.Queue, p.Kind, p.Now, p.MaxToLock, p.MaxAttemptedBy, p.ClientID)
+func (f *fetcher) newer(ctx context.Context, p *riverdriver.JobGetAvailableParams, after int64) (*riverdriver.JobGetAvailableResult, error) {
+	rows, err := f.pool.Query(ctx, f.fetch, after, p.Queue, p.Kind, p.Now, p.MaxToLock, p.MaxAttemptedBy, p.ClientID)
 	if err != nil {
 		return nil, fmt.Errorf("fetch jobs: %w", err)
 	}
@@ -174,4 +207,19 @@ func (f *fetcher) fetch(ctx context.Context, p *riverdriver.JobGetAvailableParam
 		return nil, fmt.Errorf("fetch jobs: %w", err)
 	}
 	return found, nil
+}
+
+const runsHere = `SELECT id FROM {schema}.river_job WHERE id = ANY ($1) AND state = 'running' AND attempted_by[cardinality(attempted_by)] = $2`
+
+// running says which of the jobs run, and are this client's.
+func (f *fetcher) running(ctx context.Context, jobs []int64) ([]int64, error) {
+	rows, err := f.pool.Query(ctx, f.ours, jobs, f.client)
+	if err != nil {
+		return nil, fmt.Errorf("read which jobs are still this worker's: %w", err)
+	}
+	ours, err := pgx.CollectRows(rows, pgx.RowTo[int64])
+	if err != nil {
+		return nil, fmt.Errorf("read which jobs are still this worker's: %w", err)
+	}
+	return ours, nil
 }

@@ -45,7 +45,7 @@ func TestRecentJobsAreFetchedAsRiverFetches(t *testing.T) {
 		pool := testenv.Pool(t, testenv.Database(t))
 		insertJobs(t, pool)
 		var told []int
-		d := newDriver(pool, migrations.Schema, &Known{}, func(n int) { told = append(told, n) })
+		d := newDriver(pool, migrations.Schema, "me", &Known{}, func(n int) { told = append(told, n) })
 		e := d.GetExecutor()
 		at := time.Date(2026, 11, 12, 13, 14, 15, 0, time.UTC)
 		p := &riverdriver.JobGetAvailableParams{ClientID: "me", Kind: []string{"task_execution"}, MaxAttemptedBy: 3, MaxToLock: 4, Now: &at, Queue: "default", Schema: migrations.Schema}
@@ -148,7 +148,7 @@ func TestOlderJobsAreFoundInTime(t *testing.T) {
 	t.Parallel()
 	pool := testenv.Pool(t, testenv.Database(t))
 	insertJobs(t, pool)
-	d := newDriver(pool, migrations.Schema, &Known{}, nil)
+	d := newDriver(pool, migrations.Schema, "me", &Known{}, nil)
 	p := &riverdriver.JobGetAvailableParams{ClientID: "me", MaxAttemptedBy: 3, MaxToLock: 100, Queue: "default", Schema: migrations.Schema}
 	d.fetcher.last, d.fetcher.until = 5000, time.Now().Add(time.Hour)
 	for _, want := range []int{0, 7} {

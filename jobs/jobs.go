@@ -77,6 +77,17 @@ func (k *Known) set(id int64, ended time.Time) {
 	k.jobs[id] = ended
 }
 
+// late says whether the work of one of the jobs ended so long ago that another worker
+// may have it by now: well below any lease.
+func (k *Known) late(ids []int64) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return slices.ContainsFunc(ids, func(id int64) bool {
+		ended, there := k.jobs[id]
+		return !there || !ended.IsZero() && time.Since(ended) > 500*time.Millisecond
+	})
+}
+
 // written forgets jobs whose end is written, but for those that have come again.
 func (k *Known) written(ids []int64) {
 	k.mu.Lock()
@@ -175,7 +186,7 @@ func NewClient(pool *pgxpool.Pool, c Config) (*Client, error) {
 	if err := river.AddWorkerSafely(workers, &taskWorker{runner: c.Runner, tuning: tuning, known: c.Known, now: c.Now}); err != nil {
 		return nil, fmt.Errorf("set up River: %w", err)
 	}
-	client, err := river.NewClient(newDriver(pool, c.Schema, c.Known, c.Fetched), &river.Config{
+	client, err := river.NewClient(newDriver(pool, c.Schema, c.ID, c.Known, c.Fetched), &river.Config{
 		ID:      c.ID,
 		Schema:  c.Schema,
 		Workers: workers,

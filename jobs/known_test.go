@@ -8,6 +8,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/riverqueue/river/riverdriver"
+
 	"github.com/taskerhq/tasker/migrations"
 	"github.com/taskerhq/tasker/testenv"
 )
@@ -58,6 +60,40 @@ func TestAJobIsKnownUntilItsEndIsWritten(t *testing.T) {
 	must(pool.QueryRow(ctx, `SELECT state FROM tasker.river_job WHERE id = $1`, id).Scan(&state))
 	if state != "completed" {
 		t.Errorf("forgotten while it is %s", state)
+	}
+}
+
+// A worker that was paused, and declared dead meanwhile, writes the ends of jobs that
+// others run by now.
+func TestAJobThatRunsElsewhereIsNotEnded(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	pool := testenv.Pool(t, testenv.Database(t))
+	var ids []int64
+	if err := pool.QueryRow(ctx, `WITH made AS (INSERT INTO tasker.river_job (kind, args, queue, priority, max_attempts, state, attempt, attempted_at, attempted_by)
+		SELECT 'task_execution', '{}', 'default', 1, 1000, 'running', 1, now(), by FROM (VALUES ('{other,me}'::text[]), ('{me,other}')) v (by) RETURNING id)
+		SELECT array_agg(id ORDER BY id) FROM made`).Scan(&ids); err != nil {
+		t.Fatal(err)
+	}
+	known := &Known{jobs: map[int64]time.Time{ids[0]: time.Now().Add(-time.Second), ids[1]: time.Now()}}
+	p := &riverdriver.JobSetStateIfRunningManyParams{Schema: migrations.Schema}
+	for _, id := range ids {
+		o := riverdriver.JobSetStateCompleted(id, time.Now(), nil)
+		p.ID, p.Attempt, p.ErrData = append(p.ID, id), append(p.Attempt, o.Attempt), append(p.ErrData, o.ErrData)
+		p.FinalizedAt, p.ScheduledAt, p.State = append(p.FinalizedAt, o.FinalizedAt), append(p.ScheduledAt, o.ScheduledAt), append(p.State, o.State)
+		p.MetadataDoMerge, p.MetadataUpdates = append(p.MetadataDoMerge, o.MetadataDoMerge), append(p.MetadataUpdates, o.MetadataUpdates)
+	}
+	for range 2 { // River may say it again
+		if _, err := newDriver(pool, migrations.Schema, "me", known, nil).GetExecutor().JobSetStateIfRunningMany(ctx, p); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var states string
+	if err := pool.QueryRow(ctx, `SELECT string_agg(state::text, ' ' ORDER BY id) FROM tasker.river_job`).Scan(&states); err != nil || states != "completed running" {
+		t.Errorf("%s (%v)", states, err)
+	}
+	if left := known.IDs(); len(left) > 0 {
+		t.Errorf("knows %v still", left)
 	}
 }
 
