@@ -219,14 +219,15 @@ func (b *bundle) after(x *scene, what string) {
 	// A task that somebody held while its owner was declared dead is for the sweep,
 	// which comes within 30 s; nobody is worried until a minute is over.
 	b.exec(`UPDATE tasker.workers SET last_seen_at = now() WHERE worker_id = $1 AND state = 'dead'`, x.owner)
-	b.promised("after "+what+": ", store.ExamineOptions{Task: &x.task})
 	if n := b.number(`SELECT count(*) FROM tasker.gate_waiters w JOIN tasker.tasks t USING (task_id)
 		WHERE w.task_id = $1 AND w.admitted_until IS NOT NULL AND t.owner IS NULL AND t.paused_at IS NULL AND t.state = 'in_progress'
 		  AND NOT EXISTS (SELECT FROM tasker.river_job j WHERE (j.args ->> 'task_id')::bigint = w.task_id AND j.state = 'available')`, x.task); n > 0 {
 		b.Errorf("after %s: a place is kept for a task that nobody looks at", what)
 	}
+	// The line would bring the task back, too, whatever else was forgotten.
+	b.exec(`DELETE FROM tasker.gate_waiters WHERE task_id = $1`, x.task)
+	b.promised("after "+what+": ", store.ExamineOptions{Task: &x.task})
 	b.exec(`SELECT tasker.cancel_task(task_id) FROM tasker.tasks WHERE task_id = $1 AND state IN ('pending', 'in_progress', 'error')`, x.task)
-	b.exec(`DELETE FROM tasker.gate_waiters WHERE task_id = $1`, x.task) // whose place would be kept for a while
 	b.exec(`DELETE FROM tasker.river_job WHERE (args ->> 'task_id')::bigint = $1`, x.task)
 	b.exec(`DELETE FROM tasker.workers WHERE worker_id IN ($1, $2)`, x.owner, x.other)
 }
