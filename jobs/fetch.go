@@ -90,16 +90,17 @@ func (e *executor) JobSetStateIfRunningMany(ctx context.Context, p *riverdriver.
 		if err != nil {
 			return nil, err
 		}
-		if ours = only(p, ids); len(ours.ID) == 0 {
-			e.driver.known.written(p.ID)
-			return nil, nil
+		ours = only(p, ids)
+	}
+	var jobs []*rivertype.JobRow
+	if len(ours.ID) > 0 {
+		var err error
+		if jobs, err = e.Executor.JobSetStateIfRunningMany(ctx, ours); err != nil {
+			return nil, err
 		}
 	}
-	jobs, err := e.Executor.JobSetStateIfRunningMany(ctx, ours)
-	if err == nil {
-		e.driver.known.written(p.ID)
-	}
-	return jobs, err
+	e.driver.known.written(p.ID)
+	return jobs, nil
 }
 
 // only is the part of p that is about the jobs.
@@ -116,7 +117,7 @@ func only(p *riverdriver.JobSetStateIfRunningManyParams, jobs []int64) *riverdri
 	return o
 }
 
-// fetcher knows how jobs are to be fetched next.
+// fetcher asks for this client's jobs, and knows how they are to be fetched next.
 type fetcher struct {
 	pool        *pgxpool.Pool
 	client      string

@@ -46,7 +46,7 @@ func TestAJobIsKnownUntilItsEndIsWritten(t *testing.T) {
 	_, err = held.Exec(ctx, `SELECT FROM tasker.river_job WHERE id = $1 FOR UPDATE`, id)
 	must(err)
 	close(ends)
-	for waits := false; !waits; time.Sleep(time.Millisecond) {
+	for waits := false; !waits; time.Sleep(time.Millisecond) { // nobody tells who waits for a lock
 		must(pool.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock')`).Scan(&waits))
 	}
 	if ids := known.IDs(); !slices.Equal(ids, []int64{id}) {
@@ -54,7 +54,7 @@ func TestAJobIsKnownUntilItsEndIsWritten(t *testing.T) {
 	}
 	must(held.Rollback(ctx))
 	for len(known.IDs()) > 0 {
-		time.Sleep(time.Millisecond)
+		time.Sleep(time.Millisecond) // River tells nobody what it has written
 	}
 	var state string
 	must(pool.QueryRow(ctx, `SELECT state FROM tasker.river_job WHERE id = $1`, id).Scan(&state))
@@ -104,7 +104,7 @@ func TestAJobIsForgottenWhoseEndCannotBeWritten(t *testing.T) {
 		known.end(1)
 		known.begin(2) // it has come again while its first end was written
 		known.written([]int64{2})
-		time.Sleep(unwritten)
+		time.Sleep(unwritten) // simulated
 		if ids := known.IDs(); len(ids) != 2 {
 			t.Errorf("knows %v at first", ids)
 		}

@@ -216,8 +216,8 @@ func expected(err error) bool {
 // away.
 func (b *bundle) after(x *scene, what string) {
 	b.Helper()
-	// A task that somebody held while its owner was declared dead is for the sweep,
-	// which comes within 30 s; nobody is worried until a minute is over.
+	// A task that somebody held while its owner was declared dead is for the next beat
+	// of a worker, and none beats here; nobody is worried until a minute is over.
 	b.exec(`UPDATE tasker.workers SET last_seen_at = now() WHERE worker_id = $1 AND state = 'dead'`, x.owner)
 	if n := b.number(`SELECT count(*) FROM tasker.gate_waiters w JOIN tasker.tasks t USING (task_id)
 		WHERE w.task_id = $1 AND w.admitted_until IS NOT NULL AND t.owner IS NULL AND t.paused_at IS NULL AND t.state = 'in_progress'
