@@ -313,7 +313,7 @@ END $$;
 -- Name: claim_tasks(bigint, bigint[], bigint[], bigint); Type: FUNCTION; Schema: tasker; Owner: -
 --
 
-CREATE FUNCTION tasker.claim_tasks(worker bigint, ids bigint[], opening bigint[] DEFAULT '{}'::bigint[], gates_seen bigint DEFAULT NULL::bigint) RETURNS TABLE(task_id bigint, template_id bigint, epoch integer, context jsonb, correlation_id text, fresh bigint[], begun boolean)
+CREATE FUNCTION tasker.claim_tasks(worker bigint, ids bigint[], opening bigint[] DEFAULT '{}'::bigint[], gates_seen bigint DEFAULT NULL::bigint) RETURNS TABLE(task_id bigint, template_id bigint, epoch integer, context jsonb, correlation_id text, fresh bigint[], begun boolean, due_in double precision)
     LANGUAGE plpgsql
     SET enable_seqscan TO 'off'
     SET enable_hashjoin TO 'off'
@@ -340,7 +340,8 @@ BEGIN
             SET owner = worker, epoch = t.epoch + 1, state = 'in_progress', started_at = coalesce(t.started_at, now())
             FROM unnest(wanted) AS l(id)
             WHERE t.task_id = l.id AND coalesce(t.owner, worker) = worker AND t.paused_at IS NULL
-              AND CASE t.state WHEN 'pending' THEN true WHEN 'in_progress' THEN true ELSE false END
+              AND CASE t.state WHEN 'pending' THEN coalesce(t.run_at <= clock_timestamp(), true) WHEN 'in_progress' THEN true ELSE false END
+              AND coalesce(t.deadline > clock_timestamp(), true)
               AND (SELECT w.state = 'alive' FROM tasker.workers w WHERE w.worker_id = worker)
             RETURNING t.task_id, t.started_at = now() AS first
         ), told AS (
@@ -357,6 +358,14 @@ BEGIN
         PERFORM FROM tasker.tasks t WHERE t.task_id = ANY (wanted) ORDER BY t.task_id FOR NO KEY UPDATE;
         locked := true;
     END LOOP;
+    IF cardinality(taken) < cardinality(ids) THEN
+        -- The job that led here is not to be ticked off: it comes back when they are due.
+        RETURN QUERY
+        SELECT t.task_id, t.template_id, NULL::int, NULL::jsonb, NULL, NULL::bigint[], false, extract(epoch FROM t.run_at - clock_timestamp())::double precision
+        FROM tasker.tasks t
+        WHERE t.task_id = ANY (ids) AND t.task_id <> ALL (taken) AND t.state = 'pending' AND t.owner IS NULL AND t.paused_at IS NULL
+          AND t.run_at > clock_timestamp();
+    END IF;
     IF cardinality(taken) = 0 THEN
         RETURN;
     END IF;
@@ -398,7 +407,7 @@ BEGIN
         INSERT INTO tasker.events (task_id, step_id, attempt, name)
         SELECT n.task_id, n.step_id, 1, CASE n.state WHEN 'enqueued' THEN 'step.execution_requested' ELSE 'step.handle' END FROM roots n
     )
-    SELECT m.task_id, m.template_id, m.epoch, m.context, m.correlation_id, CASE WHEN m.untouched THEN m.steps END, coalesce(m.opens, false)
+    SELECT m.task_id, m.template_id, m.epoch, m.context, m.correlation_id, CASE WHEN m.untouched THEN m.steps END, coalesce(m.opens, false), NULL::double precision
     FROM mine m;
 END $$;
 
@@ -406,7 +415,7 @@ END $$;
 -- Name: FUNCTION claim_tasks(worker bigint, ids bigint[], opening bigint[], gates_seen bigint); Type: COMMENT; Schema: tasker; Owner: -
 --
 
-COMMENT ON FUNCTION tasker.claim_tasks(worker bigint, ids bigint[], opening bigint[], gates_seen bigint) IS 'The worker becomes owner of those tasks that are free. ids: ascending, each once. fresh: the ids of the steps, by position, of a task that nobody has touched; begun: their roots have been claimed too, as their template is one of those that are opening';
+COMMENT ON FUNCTION tasker.claim_tasks(worker bigint, ids bigint[], opening bigint[], gates_seen bigint) IS 'The worker becomes owner of those tasks that are free and due. ids: ascending, each once. fresh: the ids of the steps, by position, of a task that no loop has touched; begun: their roots have been claimed too, as their template is one of those that are opening; due_in, with epoch NULL: seconds until the run_at of a task that was left alone';
 
 --
 -- Name: close_dead_letters(integer); Type: FUNCTION; Schema: tasker; Owner: -
@@ -3825,10 +3834,10 @@ BEGIN
 END $$;
 
 --
--- Name: write_batch(bigint, bigint[], integer[], text[], text[], boolean[], double precision[], bigint[], bigint[], text[], integer[], text[], integer[], integer[], text[], text[], double precision[], text[], bigint[], bigint[], double precision[], bigint[], integer[], bigint); Type: FUNCTION; Schema: tasker; Owner: -
+-- Name: write_batch(bigint, bigint[], integer[], text[], text[], boolean[], double precision[], bigint[], bigint[], text[], integer[], text[], integer[], integer[], text[], text[], double precision[], text[], bigint[], bigint[], double precision[], bigint[], integer[], bigint, bigint[]); Type: FUNCTION; Schema: tasker; Owner: -
 --
 
-CREATE FUNCTION tasker.write_batch(worker bigint, task_ids bigint[], task_epochs integer[], task_states text[], task_errors text[], task_release boolean[], task_rerun double precision[], step_ids bigint[], step_tasks bigint[], step_was text[], step_was_attempt integer[], step_states text[], step_attempts integer[], step_losses integer[], step_results text[], step_errors text[], step_retry_in double precision[], step_queues text[], settled bigint[], parked bigint[], step_start_in double precision[], gate_steps bigint[], gate_ids integer[], gates_seen bigint) RETURNS bigint[]
+CREATE FUNCTION tasker.write_batch(worker bigint, task_ids bigint[], task_epochs integer[], task_states text[], task_errors text[], task_release boolean[], task_rerun double precision[], step_ids bigint[], step_tasks bigint[], step_was text[], step_was_attempt integer[], step_states text[], step_attempts integer[], step_losses integer[], step_results text[], step_errors text[], step_retry_in double precision[], step_queues text[], settled bigint[], parked bigint[], step_start_in double precision[], gate_steps bigint[], gate_ids integer[], gates_seen bigint, needs bigint[] DEFAULT '{}'::bigint[]) RETURNS bigint[]
     LANGUAGE plpgsql
     SET enable_seqscan TO 'off'
     SET enable_hashjoin TO 'off'
@@ -3845,6 +3854,8 @@ DECLARE
     alive  boolean;
     gates  bigint;
     lost   int;
+    unmet  int;
+    unended int;
 BEGIN
     -- As tasker.assert_worker does it; whether the worker is alive is asked below.
     IF NOT pg_try_advisory_xact_lock_shared(tasker.fence_class(), worker::int) THEN
@@ -3954,8 +3965,18 @@ BEGIN
             FROM (SELECT u.id AS task_id, task_epochs[i] AS epoch, task_states[i] AS state, task_release[i] AS release
                   FROM unnest(task_ids) WITH ORDINALITY AS u(id, i)) l
             WHERE l.state IS NULL AND NOT l.release
-              AND worker IS DISTINCT FROM (SELECT t.owner FROM tasker.tasks t WHERE t.task_id = l.task_id AND t.epoch = l.epoch))
-    INTO alive, gates, lost;
+              AND worker IS DISTINCT FROM (SELECT t.owner FROM tasker.tasks t WHERE t.task_id = l.task_id AND t.epoch = l.epoch)),
+           -- A loop may have been told of a result that does not exist: any login of
+           -- the database may send notifications.
+           cardinality(needs) - (SELECT count(*) FROM unnest(needs) AS n(id)
+               WHERE (SELECT s.state IN ('complete', 'skipped', 'resolved_manually') FROM tasker.steps s WHERE s.step_id = n.id)),
+           (SELECT count(*)
+            FROM (SELECT u.id AS task_id, task_states[i] AS state
+                  FROM unnest(task_ids) WITH ORDINALITY AS u(id, i)) l
+            WHERE l.state IS NOT NULL
+              AND NOT (SELECT bool_and(CASE l.state WHEN 'complete' THEN s.state IN ('complete', 'skipped', 'resolved_manually')
+                                       ELSE s.state NOT IN ('enqueued', 'in_progress') END) FROM tasker.steps s WHERE s.task_id = l.task_id))
+    INTO alive, gates, lost, unmet, unended;
     IF alive IS NOT TRUE THEN
         PERFORM tasker.assert_worker(worker);
     ELSIF gates <> gates_seen THEN
@@ -3965,6 +3986,15 @@ BEGIN
         WHERE l.state IS NULL AND NOT l.release
           AND worker IS DISTINCT FROM (SELECT t.owner FROM tasker.tasks t WHERE t.task_id = l.task_id AND t.epoch = l.epoch);
         RAISE EXCEPTION 'a loop has lost its task' USING ERRCODE = 'TK005', DETAIL = coalesce(faults, '');
+    ELSIF unmet > 0 THEN
+        SELECT string_agg(DISTINCT s.task_id::text, ',') INTO faults FROM tasker.steps s
+        WHERE s.step_id = ANY (needs) AND s.state NOT IN ('complete', 'skipped', 'resolved_manually');
+        RAISE EXCEPTION 'a step is claimed before its dependencies are satisfied' USING ERRCODE = 'TK005', DETAIL = coalesce(faults, '');
+    ELSIF unended > 0 THEN
+        SELECT string_agg(l.task_id::text, ',') INTO faults FROM unnest(task_ids, task_states) AS l(task_id, state)
+        WHERE l.state IS NOT NULL AND EXISTS (SELECT FROM tasker.steps s WHERE s.task_id = l.task_id
+            AND (s.state IN ('enqueued', 'in_progress') OR l.state = 'complete' AND s.state NOT IN ('complete', 'skipped', 'resolved_manually')));
+        RAISE EXCEPTION 'a task is ended before its steps' USING ERRCODE = 'TK005', DETAIL = coalesce(faults, '');
     END IF;
 
     IF cardinality(settled) > 0 THEN

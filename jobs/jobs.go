@@ -116,6 +116,10 @@ func (w *taskWorker) Work(ctx context.Context, job *river.Job[TaskExecutionArgs]
 	if errors.Is(err, orchestrator.ErrAbandoned) {
 		return river.JobSnooze(w.tuning.UnservedAfter) // another worker's turn, or ours a little later: no failure of the job
 	}
+	var early *orchestrator.NotDueError
+	if errors.As(err, &early) {
+		return river.JobSnooze(early.In) // the clock of this machine is ahead, or the job was made available too soon
+	}
 	return err
 }
 

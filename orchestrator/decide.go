@@ -165,11 +165,11 @@ func (l *loop) claims(unit *store.Unit, candidates []int, known *store.KnownGate
 	if room <= 0 {
 		return nil
 	}
-	settled := make(map[int64]bool, len(unit.Steps))
+	settled := make(map[int64]tasker.StepState, len(unit.Steps))
 	for _, w := range unit.Steps {
-		settled[w.Step] = true
+		settled[w.Step] = w.State
 	}
-	candidates = slices.DeleteFunc(candidates, func(i int) bool { return settled[l.steps[i].id] })
+	candidates = slices.DeleteFunc(candidates, func(i int) bool { return settled[l.steps[i].id] != "" })
 	slices.Sort(candidates)
 	candidates = candidates[:min(len(candidates), room)]
 	for _, i := range candidates {
@@ -182,6 +182,11 @@ func (l *loop) claims(unit *store.Unit, candidates []int, known *store.KnownGate
 			w.State, w.Queue, w.StartIn = tasker.StepEnqueued, queueOf(spec), spec.StartTimeout
 		}
 		w.Gates = gatesOf(known, l.template.Template, spec)
+		for _, d := range l.template.graph.Dependencies(i) {
+			if id := l.steps[d].id; settled[id] != tasker.StepComplete {
+				unit.Needs = append(unit.Needs, id)
+			}
+		}
 		unit.Steps = append(unit.Steps, w)
 		l.claimed(i, w.State)
 	}

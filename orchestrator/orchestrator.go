@@ -199,6 +199,9 @@ type visit struct {
 // to be looked at again.
 var ErrAbandoned = errors.New("the task was not served")
 
+// NotDueError is what Run returns for a task whose run_at has not come.
+type NotDueError = store.NotDueError
+
 // explain says what the job's fate is. Only a demand that was served may end
 // its job: the claim was answered, and the task is finished, parked, or
 // somebody else's.

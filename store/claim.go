@@ -22,6 +22,8 @@ type Claimed struct {
 	TraceParent   string    // W3C traceparent of who enqueued it, where Claimer.Traced asks for it
 	Begun         bool      // the first attempts of all steps without dependencies are claimed too; Steps don't show it
 	Steps         []StepRow // by position
+
+	dueIn time.Duration // it is not claimed: its run_at has not come
 }
 
 // StepRow is a step as a loop needs it. Results are read when a handler needs
@@ -67,9 +69,15 @@ func (c *Claimer) Among(workers int) { c.group.setLimit(c.store.Groups.share(wor
 // claimed together.
 func (c *Claimer) Expect(n int) { c.group.expect(n) }
 
+// NotDueError says that a task is not claimed before its run_at.
+type NotDueError struct{ In time.Duration }
+
+func (e *NotDueError) Error() string { return fmt.Sprintf("the task is due in %s", e.In) }
+
 // Claim makes the worker the owner of the task and reads its steps. It returns
-// nil when there is nothing to do: the task is finished, owned by another
-// worker, or does not exist.
+// nil when there is nothing to do: the task is finished, paused, past its
+// deadline, owned by another worker, or does not exist. A task whose run_at has
+// not come is a *NotDueError.
 func (c *Claimer) Claim(ctx context.Context, task int64) (*Claimed, error) {
 	return c.group.do(ctx, task)
 }
@@ -93,6 +101,10 @@ func (c *Claimer) flush(tasks []int64) []outcome[*Claimed] {
 		}
 		if err != nil {
 			outcomes[i].err = fmt.Errorf("claim task %d: %w", id, err)
+			continue
+		}
+		if c := claimed[id]; c != nil && c.dueIn > 0 {
+			outcomes[i].err = &NotDueError{c.dueIn}
 			continue
 		}
 		outcomes[i].value = claimed[id]
@@ -122,18 +134,24 @@ func (c *Claimer) claim(tasks, opening []int64, gates int64) (map[int64]*Claimed
 	claimed := make(map[int64]*Claimed, len(tasks))
 	var (
 		t        Claimed
-		document string  // as text: pgx would parse jsonb, for nothing
 		fresh    []int64 // by position; nil: not all of the task's steps are
 		begun    []int64 // tasks whose steps have to be read
+		epoch    *int
+		dueIn    *float64
+		document *string // as text: pgx would parse jsonb, for nothing
 	)
-	columns := []any{&t.TaskID, &t.TemplateID, &t.Epoch, &document, &t.CorrelationID, &fresh, &t.Begun}
+	columns := []any{&t.TaskID, &t.TemplateID, &epoch, &document, &t.CorrelationID, &fresh, &t.Begun, &dueIn}
 	if c.Traced {
 		columns = append(columns, &t.TraceParent)
 	}
 	_, err = pgx.ForEachRow(rows, columns, func() error {
 		one := t
-		one.Context = json.RawMessage(document)
 		claimed[t.TaskID] = &one
+		if epoch == nil {
+			one.dueIn = max(seconds64(*dueIn), time.Nanosecond)
+			return nil
+		}
+		one.Epoch, one.Context = *epoch, json.RawMessage(*document)
 		if fresh == nil {
 			begun = append(begun, t.TaskID)
 			return nil
@@ -162,12 +180,15 @@ func (c *Claimer) claim(tasks, opening []int64, gates int64) (map[int64]*Claimed
 }
 
 const (
-	claimTasks = `SELECT c.task_id, c.template_id, c.epoch, c.context::text, coalesce(c.correlation_id, ''), c.fresh, c.begun
+	claimTasks = `SELECT c.task_id, c.template_id, c.epoch, c.context::text, coalesce(c.correlation_id, ''), c.fresh, c.begun, c.due_in
 		FROM tasker.claim_tasks($1, $2, $3, $4) c`
-	claimTraced = `SELECT c.task_id, c.template_id, c.epoch, c.context::text, coalesce(c.correlation_id, ''), c.fresh, c.begun, o.parent
+	claimTraced = `SELECT c.task_id, c.template_id, c.epoch, c.context::text, coalesce(c.correlation_id, ''), c.fresh, c.begun, c.due_in, o.parent
 		FROM tasker.claim_tasks($1, $2, $3, $4) c
 		CROSS JOIN LATERAL (SELECT coalesce(left(t.carrier ->> 'traceparent', 100), '') AS parent FROM tasker.tasks t WHERE t.task_id = c.task_id OFFSET 0) o`
 )
+
+// seconds64 is a time that Postgres counts in seconds.
+func seconds64(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }
 
 const stepRows = `SELECT * FROM tasker.steps_of($1)`
 
@@ -178,7 +199,7 @@ func scanSteps(rows pgx.Rows, add func(task int64, step StepRow)) error {
 		s       StepRow
 	)
 	_, err := pgx.ForEachRow(rows, []any{&task, &s.StepID, &s.State, &s.Attempts, &s.Losses, &s.Forgiven, &retryIn, &s.Dispatched, &s.Progress, &s.Failure}, func() error {
-		s.RetryIn = time.Duration(retryIn * float64(time.Second))
+		s.RetryIn = seconds64(retryIn)
 		add(task, s)
 		s.Failure, s.Progress = nil, nil
 		return nil

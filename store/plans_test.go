@@ -206,7 +206,11 @@ func life(ctx context.Context, t *testing.T, s *store.Store, pool *pgxpool.Pool,
 		t.Fatalf("%d reports, %v", len(reports), err)
 	}
 	write(func(task int64) *store.Unit {
-		return &store.Unit{Task: task, Epoch: 1, State: tasker.TaskComplete, Release: true}
+		unit := &store.Unit{Task: task, Epoch: 1, State: tasker.TaskComplete, Release: true, Needs: out[:1]}
+		for i := 2; i < perTask; i++ {
+			unit.Steps = append(unit.Steps, step(task, i, tasker.StepPending, tasker.StepSkipped, 0, ""))
+		}
+		return unit
 	})
 }
 

@@ -142,6 +142,7 @@ func temporary(err error, n int) bool {
 		connect *pgconn.ConnectError
 		scan    pgx.ScanArgError
 		refused *RefusedError
+		early   *NotDueError
 	)
 	switch {
 	case errors.As(err, &pg):
@@ -150,7 +151,7 @@ func temporary(err error, n int) bool {
 			return true
 		}
 		return false
-	case errors.Is(err, context.Canceled), errors.Is(err, ErrWorkerDead), errors.Is(err, ErrStale), errors.Is(err, ErrNotFound), errors.Is(err, ErrHeld), errors.As(err, &scan), errors.As(err, &refused):
+	case errors.Is(err, context.Canceled), errors.Is(err, ErrWorkerDead), errors.Is(err, ErrStale), errors.Is(err, ErrNotFound), errors.Is(err, ErrHeld), errors.As(err, &scan), errors.As(err, &refused), errors.As(err, &early):
 		return false
 	case errors.As(err, &connect), errors.As(err, &network), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, net.ErrClosed):
 		return true

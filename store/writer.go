@@ -27,6 +27,7 @@ type Unit struct {
 	Settled []int64          // steps whose reported failure is hereby taken
 	Parked  []int64          // steps whose report shall insert a River job from now on
 	Gates   int64            // the version of the gates that its claims know
+	Needs   []int64          // steps that its claims depend on, other than those it completes itself
 
 	Denied []int64 // set by Write: claims that a gate did not let pass; all else is written
 }
@@ -184,7 +185,7 @@ func (w *Writer) send(units []*Unit) error {
 	}
 }
 
-const writeBatch = `SELECT tasker.write_batch($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24)`
+const writeBatch = `SELECT tasker.write_batch($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25)`
 
 // encode lays the units out as the columns of tasker.write_batch.
 func encode(worker int64, units []*Unit) []any {
@@ -207,6 +208,7 @@ func encode(worker int64, units []*Unit) []any {
 		queues            = make([]*string, 0, steps)
 		startIn           = make([]*float64, 0, steps)
 		gated, gates      = []int64{}, []int32{}
+		needs             = []int64{}
 		seen              *int64
 	)
 	for _, u := range units {
@@ -219,6 +221,7 @@ func encode(worker int64, units []*Unit) []any {
 		}
 		rerun = append(rerun, in)
 		settled, parked = append(settled, u.Settled...), append(parked, u.Parked...)
+		needs = append(needs, u.Needs...)
 		for i := range u.Steps {
 			rows = append(rows, row{u.Task, &u.Steps[i]})
 			// The oldest that any of them knows: the gates may have been read anew
@@ -248,7 +251,7 @@ func encode(worker int64, units []*Unit) []any {
 	}
 	return []any{worker, tasks, epochs, states, errs, release, rerun,
 		ids, of, was, wasAttempt, state, attempt, losses, results, failures, retryIn, queues, settled, parked,
-		startIn, gated, gates, seen}
+		startIn, gated, gates, seen, needs}
 }
 
 // deny tells the units which of their claims were denied.

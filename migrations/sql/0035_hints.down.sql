@@ -1,0 +1,268 @@
+DROP FUNCTION tasker.claim_tasks(bigint, bigint[], bigint[], bigint);
+CREATE FUNCTION tasker.claim_tasks(worker bigint, ids bigint[], opening bigint[] DEFAULT '{}'::bigint[], gates_seen bigint DEFAULT NULL::bigint) RETURNS TABLE(task_id bigint, template_id bigint, epoch integer, context jsonb, correlation_id text, fresh bigint[], begun boolean)
+    LANGUAGE plpgsql
+    SET enable_seqscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET jit TO 'off'
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET lock_timeout TO '100ms'
+    AS $$
+#variable_conflict use_column
+DECLARE
+    wanted bigint[] := ids;   -- ascending, each once: the lock order
+    locked boolean  := false; -- whether all that are wanted are
+    taken  bigint[] := '{}';
+    again  bigint[] := '{}';  -- of those: claimed before, by whomever
+BEGIN
+    -- As tasker.assert_worker does it; whether the worker is alive is asked below.
+    IF NOT pg_try_advisory_xact_lock_shared(tasker.fence_class(), worker::int) THEN
+        PERFORM tasker.assert_worker(worker);
+    END IF;
+
+    LOOP
+        WITH claimed AS (
+            UPDATE tasker.tasks t
+            SET owner = worker, epoch = t.epoch + 1, state = 'in_progress', started_at = coalesce(t.started_at, now())
+            FROM unnest(wanted) AS l(id)
+            WHERE t.task_id = l.id AND coalesce(t.owner, worker) = worker AND t.paused_at IS NULL
+              AND CASE t.state WHEN 'pending' THEN true WHEN 'in_progress' THEN true ELSE false END
+              AND (SELECT w.state = 'alive' FROM tasker.workers w WHERE w.worker_id = worker)
+            RETURNING t.task_id, t.started_at = now() AS first
+        ), told AS (
+            INSERT INTO tasker.events (task_id, name) SELECT c.task_id, 'task.start_requested' FROM claimed c WHERE c.first
+        )
+        SELECT taken || array_agg(c.task_id), again || array_agg(c.task_id) FILTER (WHERE NOT c.first) INTO taken, again FROM claimed c;
+        EXIT WHEN cardinality(taken) = cardinality(ids);
+        PERFORM tasker.assert_worker(worker);
+        EXIT WHEN locked;
+        -- Somebody's, or finished. But whoever relied on the job that led here may be
+        -- giving a task up at this moment: that is waited for, or the claim is
+        -- refused, and the job comes back.
+        wanted := ARRAY(SELECT w FROM unnest(wanted) AS w WHERE w <> ALL (taken));
+        PERFORM FROM tasker.tasks t WHERE t.task_id = ANY (wanted) ORDER BY t.task_id FOR NO KEY UPDATE;
+        locked := true;
+    END LOOP;
+    IF cardinality(taken) = 0 THEN
+        RETURN;
+    END IF;
+
+    -- Reports of these attempts ring here from now on. One whose row is locked
+    -- is being reported by a transaction that may stay open for long: it rings
+    -- where it rang before, and this worker finds it by looking (CatchUp).
+    IF cardinality(again) > 0 THEN
+        UPDATE tasker.dispatches d SET awaited_by = worker
+        FROM (SELECT l.step_id FROM tasker.dispatches l WHERE l.task_id = ANY (again) ORDER BY l.step_id FOR UPDATE SKIP LOCKED) free
+        WHERE d.step_id = free.step_id;
+    END IF;
+
+    RETURN QUERY
+    WITH mine AS MATERIALIZED (
+        SELECT t.task_id, t.template_id, t.epoch, t.context, t.correlation_id, f.steps, f.untouched,
+               f.untouched AND t.template_id = ANY (opening) AND gates_seen = (SELECT coalesce(sum(g.version), 0) FROM tasker.gates g) AS opens
+        FROM unnest(taken) AS l(id)
+        CROSS JOIN LATERAL (SELECT * FROM tasker.tasks u WHERE u.task_id = l.id OFFSET 0) t -- by its key, one by one
+        CROSS JOIN LATERAL (
+            SELECT array_agg(p.step_id) AS steps, bool_and(p.state = 'pending' AND p.attempts = 0) AS untouched
+            FROM (SELECT s.step_id, s.state, s.attempts FROM tasker.steps s WHERE s.task_id = t.task_id AND t.epoch = 1 ORDER BY s.position OFFSET 0) p
+        ) f
+    ), roots AS MATERIALIZED ( -- what their loops would write first; by task and position, which is the lock order
+        SELECT m.task_id, m.steps[r.position + 1] AS step_id, r.queue, r.schedule_to_start_seconds,
+               CASE WHEN r.handler IS NULL THEN 'enqueued' ELSE 'in_progress' END AS state
+        FROM mine m
+        CROSS JOIN LATERAL (SELECT * FROM tasker.template_steps q WHERE q.template_id = m.template_id AND q.depends_on = '{}' ORDER BY q.position OFFSET 0) r
+        WHERE m.opens
+    ), started AS (
+        UPDATE tasker.steps s
+        SET state = r.state, attempts = 1, started_at = CASE WHEN r.state = 'in_progress' THEN clock_timestamp() END
+        FROM roots r WHERE s.step_id = r.step_id
+    ), sent AS (
+        INSERT INTO tasker.dispatches (step_id, task_id, attempt, queue, awaited_by, start_by)
+        SELECT n.step_id, n.task_id, 1, n.queue, worker, clock_timestamp() + make_interval(secs => n.schedule_to_start_seconds)
+        FROM roots n WHERE n.state = 'enqueued'
+    ), told AS (
+        INSERT INTO tasker.events (task_id, step_id, attempt, name)
+        SELECT n.task_id, n.step_id, 1, CASE n.state WHEN 'enqueued' THEN 'step.execution_requested' ELSE 'step.handle' END FROM roots n
+    )
+    SELECT m.task_id, m.template_id, m.epoch, m.context, m.correlation_id, CASE WHEN m.untouched THEN m.steps END, coalesce(m.opens, false)
+    FROM mine m;
+END $$;
+
+COMMENT ON FUNCTION tasker.claim_tasks(worker bigint, ids bigint[], opening bigint[], gates_seen bigint) IS 'The worker becomes owner of those tasks that are free. ids: ascending, each once. fresh: the ids of the steps, by position, of a task that nobody has touched; begun: their roots have been claimed too, as their template is one of those that are opening';
+
+DROP FUNCTION tasker.write_batch(bigint, bigint[], integer[], text[], text[], boolean[], double precision[], bigint[], bigint[], text[], integer[], text[], integer[], integer[], text[], text[], double precision[], text[], bigint[], bigint[], double precision[], bigint[], integer[], bigint, bigint[]);
+CREATE FUNCTION tasker.write_batch(worker bigint, task_ids bigint[], task_epochs integer[], task_states text[], task_errors text[], task_release boolean[], task_rerun double precision[], step_ids bigint[], step_tasks bigint[], step_was text[], step_was_attempt integer[], step_states text[], step_attempts integer[], step_losses integer[], step_results text[], step_errors text[], step_retry_in double precision[], step_queues text[], settled bigint[], parked bigint[], step_start_in double precision[], gate_steps bigint[], gate_ids integer[], gates_seen bigint) RETURNS bigint[]
+    LANGUAGE plpgsql
+    SET enable_seqscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET lock_timeout TO '100ms'
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET jit TO 'off'
+    AS $$
+DECLARE
+    n      int;
+    faults text;
+    denied bigint[] := '{}'; -- claims that a gate did not let pass
+    moved  bigint[];         -- tasks that were given a state, or given up
+    alive  boolean;
+    gates  bigint;
+    lost   int;
+BEGIN
+    -- As tasker.assert_worker does it; whether the worker is alive is asked below.
+    IF NOT pg_try_advisory_xact_lock_shared(tasker.fence_class(), worker::int) THEN
+        PERFORM tasker.assert_worker(worker);
+    END IF;
+    IF gates_seen > 0 THEN
+        PERFORM tasker.assert_gates(gates_seen, step_tasks, step_states);
+    END IF;
+
+    -- Only tasks that change are locked; of the others it is enough that the
+    -- loop still owns them, as only this worker or its reaper can change that.
+    IF true = ANY (task_release) OR cardinality(array_remove(task_states, NULL)) > 0 THEN
+        WITH changed AS (
+            UPDATE tasker.tasks t
+            SET state       = coalesce(l.state, t.state),
+                error       = coalesce(l.error::jsonb, t.error),
+                owner       = CASE WHEN l.release THEN NULL ELSE t.owner END,
+                finished_at = CASE WHEN l.state IS NOT NULL THEN clock_timestamp() ELSE t.finished_at END,
+                paused_at   = CASE WHEN l.state IS NOT NULL THEN NULL ELSE t.paused_at END
+            FROM (SELECT u.id AS task_id, task_epochs[i] AS epoch, task_states[i] AS state, task_errors[i] AS error, task_release[i] AS release
+                  FROM unnest(task_ids) WITH ORDINALITY AS u(id, i)) l
+            WHERE t.task_id = l.task_id AND coalesce(t.owner, 0) = worker AND t.epoch = l.epoch AND (l.state IS NOT NULL OR l.release)
+            RETURNING t.task_id)
+        SELECT coalesce(array_agg(c.task_id), '{}'),
+               (SELECT count(*) FROM unnest(task_states, task_release) AS l(state, release) WHERE l.state IS NOT NULL OR l.release)
+        INTO moved, n FROM changed c;
+        IF n <> cardinality(moved) THEN
+            PERFORM tasker.assert_worker(worker);
+            SELECT string_agg(l.task_id::text, ',') INTO faults FROM unnest(task_ids, task_states, task_release) AS l(task_id, state, release)
+            WHERE (l.state IS NOT NULL OR l.release) AND l.task_id <> ALL (moved);
+            RAISE EXCEPTION 'a loop has lost its task' USING ERRCODE = 'TK005', DETAIL = coalesce(faults, '');
+        END IF;
+    END IF;
+
+    IF cardinality(gate_steps) > 0 THEN
+        denied := tasker.pass_gates(gate_steps, gate_ids);
+    END IF;
+    IF gates_seen > 0 THEN -- who starts waits no more, also where its gate has been lifted
+        DELETE FROM tasker.gate_waiters l WHERE l.step_id = ANY (step_ids) AND l.step_id <> ALL (denied);
+    END IF;
+
+    IF cardinality(step_ids) > 0 THEN
+        UPDATE tasker.steps s
+        SET state       = w.state,
+            gated       = s.gated OR w.step_id = ANY (gate_steps),
+            attempts    = w.attempt,
+            losses      = w.losses,
+            result      = coalesce(w.result::jsonb, s.result),
+            error       = coalesce(w.error::jsonb, s.error),
+            retry_at    = CASE WHEN w.retry_in IS NOT NULL THEN clock_timestamp() + make_interval(secs => w.retry_in) END,
+            started_at  = CASE WHEN w.state = 'in_progress' THEN clock_timestamp() WHEN w.state = 'enqueued' THEN NULL ELSE s.started_at END,
+            finished_at = CASE WHEN w.state IN ('complete', 'error', 'cancelled', 'skipped') THEN clock_timestamp() END
+        FROM (SELECT u.id AS step_id, step_was[i] AS was, step_was_attempt[i] AS was_attempt, step_states[i] AS state, step_attempts[i] AS attempt,
+                     step_losses[i] AS losses, step_results[i] AS result, step_errors[i] AS error, step_retry_in[i] AS retry_in
+              FROM unnest(step_ids) WITH ORDINALITY AS u(id, i)) w
+        WHERE s.step_id = w.step_id AND s.state = w.was AND s.attempts = w.was_attempt AND w.step_id <> ALL (denied);
+        GET DIAGNOSTICS n = ROW_COUNT;
+        IF n <> cardinality(step_ids) - cardinality(denied) THEN
+            PERFORM tasker.assert_worker(worker);
+            -- What was written has its new state by now; the rest has not.
+            SELECT string_agg(DISTINCT w.task_id::text, ',') INTO faults
+            FROM unnest(step_ids, step_tasks, step_states, step_attempts) AS w(step_id, task_id, state, attempt)
+            WHERE w.step_id <> ALL (denied)
+              AND NOT EXISTS (SELECT FROM tasker.steps s WHERE s.step_id = w.step_id AND s.state = w.state AND s.attempts = w.attempt);
+            RAISE EXCEPTION 'a step is not in the state that its loop saw' USING ERRCODE = 'TK005', DETAIL = coalesce(faults, '');
+        END IF;
+
+        IF 'enqueued' = ANY (step_states) THEN
+            INSERT INTO tasker.dispatches AS d (step_id, task_id, attempt, queue, awaited_by, start_by)
+            SELECT w.step_id, w.task_id, w.attempt, w.queue, worker, clock_timestamp() + make_interval(secs => w.start_in)
+            FROM (SELECT u.id AS step_id, step_tasks[i] AS task_id, step_attempts[i] AS attempt, step_states[i] AS state,
+                         step_queues[i] AS queue, step_start_in[i] AS start_in
+                  FROM unnest(step_ids) WITH ORDINALITY AS u(id, i)) w
+            WHERE w.state = 'enqueued' AND w.step_id <> ALL (denied);
+        END IF;
+    END IF;
+
+    -- In the order of the arrays, as that is how they are read, and the tasks
+    -- last: events of a task read in the order of what happened.
+    IF cardinality(step_ids) > 0 OR cardinality(moved) > 0 THEN
+        INSERT INTO tasker.events (task_id, step_id, attempt, name, data)
+        SELECT w.task_id, w.step_id, w.attempt,
+               CASE w.state WHEN 'in_progress' THEN 'step.handle' WHEN 'complete' THEN 'step.completed'
+                   WHEN 'enqueued' THEN 'step.execution_requested' WHEN 'waiting_for_retry' THEN 'step.retry_requested'
+                   WHEN 'error' THEN 'step.failed' WHEN 'cancelled' THEN 'step.cancelled' WHEN 'skipped' THEN 'step.skipped' END,
+               CASE WHEN w.error IS NOT NULL THEN
+                   jsonb_strip_nulls(jsonb_build_object('class', w.error::jsonb ->> 'class', 'message', left(w.error::jsonb ->> 'message', 500),
+                                                        'code', w.error::jsonb ->> 'code', 'retry_in_seconds', w.retry_in)) END
+        FROM (SELECT u.id AS step_id, step_tasks[i] AS task_id, step_attempts[i] AS attempt, step_states[i] AS state,
+                     step_errors[i] AS error, step_retry_in[i] AS retry_in
+              FROM unnest(step_ids) WITH ORDINALITY AS u(id, i)) w
+        WHERE w.step_id <> ALL (denied)
+        UNION ALL
+        SELECT l.task_id, NULL, NULL, CASE l.state WHEN 'complete' THEN 'task.completed' WHEN 'error' THEN 'task.failed' WHEN 'cancelled' THEN 'task.cancelled' END,
+               l.error::jsonb
+        FROM (SELECT u.id AS task_id, task_states[i] AS state, task_errors[i] AS error
+              FROM unnest(task_ids) WITH ORDINALITY AS u(id, i)) l
+        WHERE l.state IS NOT NULL;
+    END IF;
+
+    -- Looked at now that the steps are held: a deadline that passed meanwhile
+    -- has left steps alone that had not begun, and who claims must know the
+    -- gates as they are.
+    SELECT (SELECT w.state = 'alive' FROM tasker.workers w WHERE w.worker_id = worker),
+           CASE WHEN gates_seen IS NOT NULL THEN (SELECT coalesce(sum(g.version), 0) FROM tasker.gates g) END,
+           (SELECT count(*)
+            FROM (SELECT u.id AS task_id, task_epochs[i] AS epoch, task_states[i] AS state, task_release[i] AS release
+                  FROM unnest(task_ids) WITH ORDINALITY AS u(id, i)) l
+            WHERE l.state IS NULL AND NOT l.release
+              AND worker IS DISTINCT FROM (SELECT t.owner FROM tasker.tasks t WHERE t.task_id = l.task_id AND t.epoch = l.epoch))
+    INTO alive, gates, lost;
+    IF alive IS NOT TRUE THEN
+        PERFORM tasker.assert_worker(worker);
+    ELSIF gates <> gates_seen THEN
+        PERFORM tasker.assert_gates(gates_seen, step_tasks, step_states);
+    ELSIF lost > 0 THEN
+        SELECT string_agg(l.task_id::text, ',') INTO faults FROM unnest(task_ids, task_epochs, task_states, task_release) AS l(task_id, epoch, state, release)
+        WHERE l.state IS NULL AND NOT l.release
+          AND worker IS DISTINCT FROM (SELECT t.owner FROM tasker.tasks t WHERE t.task_id = l.task_id AND t.epoch = l.epoch);
+        RAISE EXCEPTION 'a loop has lost its task' USING ERRCODE = 'TK005', DETAIL = coalesce(faults, '');
+    END IF;
+
+    IF cardinality(settled) > 0 THEN
+        PERFORM FROM tasker.dispatches d WHERE d.step_id = ANY (settled) ORDER BY d.step_id FOR UPDATE;
+        DELETE FROM tasker.dispatches d WHERE d.step_id = ANY (settled);
+    END IF;
+
+    IF cardinality(parked) > 0 THEN
+        -- A locked row is being reported. Waiting for it could take as long as
+        -- the reporter's transaction; to its loop it is a report that came.
+        UPDATE tasker.dispatches d SET awaited_by = NULL
+        FROM (SELECT l.step_id FROM tasker.dispatches l WHERE l.step_id = ANY (parked) AND l.failure IS NULL
+              ORDER BY l.step_id FOR UPDATE SKIP LOCKED) free
+        WHERE d.step_id = free.step_id AND d.failure IS NULL;
+        GET DIAGNOSTICS n = ROW_COUNT;
+        IF n <> cardinality(parked) THEN
+            SELECT string_agg(DISTINCT s.task_id::text, ',') INTO faults
+            FROM tasker.steps s LEFT JOIN tasker.dispatches d USING (step_id)
+            WHERE s.step_id = ANY (parked) AND (d.step_id IS NULL OR d.awaited_by IS NOT NULL OR d.failure IS NOT NULL);
+            RAISE EXCEPTION 'a report came while its loop parked' USING ERRCODE = 'TK005', DETAIL = coalesce(faults, '');
+        END IF;
+    END IF;
+
+    IF cardinality(array_remove(task_rerun, NULL)) > 0 THEN
+        INSERT INTO tasker.events (task_id, name, data)
+        SELECT l.task_id, 'workflow.task_reenqueue_delayed', jsonb_build_object('delay_seconds', l.rerun)
+        FROM unnest(task_ids, task_rerun) AS l(task_id, rerun) WHERE l.rerun >= 1; -- shorter ones are hand-overs between workers
+        -- A job that is due no later will do.
+        PERFORM tasker.schedule_runs(array_agg(l.task_id), array_agg(l.rerun))
+        FROM unnest(task_ids, task_rerun) AS l(task_id, rerun)
+        WHERE l.rerun IS NOT NULL AND NOT EXISTS (
+            SELECT FROM tasker.river_job j
+            WHERE (j.args ->> 'task_id')::bigint = l.task_id AND j.kind = 'task_execution'
+              AND j.state IN ('available', 'scheduled', 'retryable') AND j.scheduled_at <= clock_timestamp() + make_interval(secs => l.rerun))
+        HAVING count(*) > 0;
+    END IF;
+    RETURN denied;
+END $$;

@@ -1,0 +1,155 @@
+package worker_test
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/url"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/taskerhq/tasker"
+	"github.com/taskerhq/tasker/store"
+)
+
+// stranger connects as a login without any grant, which every Postgres lets
+// send notifications.
+func (b *bundle) stranger() *pgx.Conn {
+	b.Helper()
+	name := fmt.Sprintf("test_stranger_%d", rand.Uint64())
+	b.exec(`CREATE ROLE ` + name + ` LOGIN`)
+	b.Cleanup(func() { b.exec(`DROP ROLE ` + name) })
+	u, err := url.Parse(b.url)
+	b.must(err)
+	u.User = url.User(name)
+	conn, err := pgx.Connect(b.Context(), u.String())
+	b.must(err)
+	b.Cleanup(func() { _ = conn.Close(b.Context()) }) // the test is over
+	return conn
+}
+
+// notify sends a notification as the login would.
+func (b *bundle) notify(conn *pgx.Conn, channel, payload string) {
+	b.Helper()
+	if _, err := conn.Exec(b.Context(), `SELECT pg_notify($1, $2)`, channel, payload); err != nil {
+		b.Fatal(err)
+	}
+}
+
+const payment = `
+namespace_name: test
+name: payment
+version: 1.0.0
+step_templates:
+  - {name: fraud_check, handler_class: Echo}
+  - {name: charge, handler_class: Echo, depends_on_step: fraud_check}
+  - {name: ship, handler: tasker.echo, depends_on_steps: [fraud_check, charge]}
+`
+
+// Steps that never ran are not complete because a notification says so.
+func TestAForgedNotificationCompletesNothing(t *testing.T) {
+	b := setup(t)
+	b.register(payment)
+	b.start()
+	task := b.enqueue("payment", `{}`)
+	b.until("the first step is at Sidekiq", func() bool { return b.step(task, "fraud_check").State == "enqueued" })
+	worker := b.number(`SELECT owner FROM tasker.tasks WHERE task_id = $1`, task)
+	stranger := b.stranger()
+	channel := fmt.Sprint("tasker.worker_", worker)
+	check, charge, ship := b.step(task, "fraud_check").StepID, b.step(task, "charge").StepID, b.step(task, "ship").StepID
+	for _, payload := range []string{
+		fmt.Sprintf("c%d.1.%d", check, task), fmt.Sprintf("c%d.1.%d", charge, task), fmt.Sprintf("c%d.0.%d", charge, task),
+		fmt.Sprintf("c%d.0.%d", ship, task), fmt.Sprintf("c%d.1.%d", ship, task), fmt.Sprint(check), fmt.Sprint("t", task), fmt.Sprint("g", task),
+	} {
+		b.notify(stranger, channel, payload)
+	}
+	b.sidekiq()
+	b.finish()
+	b.want("complete", `SELECT state FROM tasker.tasks WHERE task_id = $1`, task)
+	// Each step starts after those that it depends on, and has their results.
+	b.want("step.completed fraud_check, step.handle charge, step.completed charge, step.handle ship, step.completed ship",
+		`SELECT string_agg(e.name || ' ' || s.name, ', ' ORDER BY e.event_id) FROM tasker.events e JOIN tasker.steps s USING (step_id)
+		WHERE e.task_id = $1 AND (e.name = 'step.completed' OR e.name = 'step.handle' AND s.name <> 'fraud_check')`, task)
+	b.want("true", `SELECT (result -> 'dependencies' -> 'charge' <> 'null')::text FROM tasker.steps WHERE step_id = $1`, ship)
+	b.healthy()
+}
+
+// A task does not start before its run_at, whatever a notification says, and
+// however early its River job comes.
+func TestNothingStartsATaskBeforeItsTime(t *testing.T) {
+	b := setup(t)
+	b.register(oneGoStep)
+	b.start()
+	later := func(in string) int64 {
+		var id int64
+		b.must(b.pool.QueryRow(t.Context(), `INSERT INTO tasker.tasks (namespace, name, run_at) VALUES ('test', 'one', now() + $1::text::interval) RETURNING task_id`, in).Scan(&id))
+		return id
+	}
+	told, early := later("1 day"), later("3 seconds")
+	stranger := b.stranger()
+	b.notify(stranger, "tasker.river_insert", fmt.Sprintf(`{"queue": "x", "task_id": %d, "job_id": 1}`, told))
+	b.exec(`UPDATE tasker.river_job SET state = 'available', scheduled_at = now() WHERE (args ->> 'task_id')::bigint = $1`, early)
+	b.notify(stranger, "tasker.river_insert", `{"queue": "default"}`)
+	for range 3 { // told of on the same connection, later
+		b.enqueue("one", `{}`)
+		b.until("it is complete", func() bool {
+			return b.number(`SELECT count(*) FROM tasker.tasks WHERE state = 'in_progress' OR state = 'pending' AND run_at IS NULL`) == 0
+		})
+	}
+	b.want("pending", `SELECT state FROM tasker.tasks WHERE task_id = $1`, told)
+	b.until("the other one is complete", func() bool {
+		return b.number(`SELECT count(*) FROM tasker.tasks WHERE task_id = $1 AND state = 'complete'`, early) == 1
+	})
+	b.want("true", `SELECT (started_at >= run_at)::text FROM tasker.tasks WHERE task_id = $1`, early)
+	b.want("pending", `SELECT state FROM tasker.tasks WHERE task_id = $1`, told)
+}
+
+// A task whose deadline has passed is not claimed: nothing starts in it any more.
+func TestATaskPastItsDeadlineIsNotClaimed(t *testing.T) {
+	b := setup(t)
+	b.register(oneGoStep)
+	task := b.enqueue("one", `{}`)
+	b.exec(`UPDATE tasker.tasks SET deadline = now() - interval '1 second' WHERE task_id = $1`, task)
+	worker, err := b.store.RegisterWorker(t.Context(), "w", "c", time.Minute, nil)
+	b.must(err)
+	claimed, err := b.store.NewClaimer(t.Context(), worker).Claim(t.Context(), task)
+	if claimed != nil || err != nil {
+		t.Errorf("got %+v, %v, want nothing to own", claimed, err)
+	}
+}
+
+// Whatever a loop believes, its write is refused when it claims a step before its
+// dependencies or ends a task before its steps.
+func TestAWriteLooksAtDependenciesAndSteps(t *testing.T) {
+	b := setup(t)
+	b.register(payment)
+	ctx := t.Context()
+	worker, err := b.store.RegisterWorker(ctx, "w", "c", time.Minute, nil)
+	b.must(err)
+	task := b.enqueue("payment", `{}`)
+	claimed, err := b.store.NewClaimer(ctx, worker).Claim(ctx, task)
+	b.must(err)
+	writer := b.store.NewWriter(ctx, worker)
+	charge := store.StepWrite{
+		Step: claimed.Steps[1].StepID, Was: tasker.StepPending, State: tasker.StepEnqueued, Attempt: 1, Queue: "default",
+	}
+	for what, unit := range map[string]*store.Unit{
+		"a claim before its dependencies":  {Needs: []int64{claimed.Steps[0].StepID}, Steps: []store.StepWrite{charge}},
+		"a task complete before its steps": {State: tasker.TaskComplete, Release: true},
+	} {
+		unit.Task, unit.Epoch = task, claimed.Epoch
+		if err := writer.Write(ctx, unit); !errors.Is(err, store.ErrStale) {
+			t.Errorf("%s: got %v, want that it is refused", what, err)
+		}
+	}
+	b.must(writer.Write(ctx, &store.Unit{Task: task, Epoch: claimed.Epoch, Steps: []store.StepWrite{{
+		Step: claimed.Steps[0].StepID, Was: tasker.StepPending, State: tasker.StepEnqueued, Attempt: 1, Queue: "default",
+	}}}))
+	failed := &store.Unit{Task: task, Epoch: claimed.Epoch, State: tasker.TaskError, Release: true}
+	if err := writer.Write(ctx, failed); !errors.Is(err, store.ErrStale) {
+		t.Errorf("a failed task with a step at Sidekiq: got %v, want that it is refused", err)
+	}
+	b.want("in_progress", `SELECT state FROM tasker.tasks WHERE task_id = $1`, task)
+}
