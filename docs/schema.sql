@@ -227,6 +227,7 @@ CREATE FUNCTION tasker.await_task(task bigint, channel text) RETURNS boolean
 DECLARE
     found_state text;
 BEGIN
+    PERFORM tasker.check_channel(channel);
     INSERT INTO tasker.task_waiters AS a (task_id, channel, until) VALUES ($1, $2, clock_timestamp() + interval '1 minute')
     ON CONFLICT ON CONSTRAINT task_waiters_pkey DO UPDATE SET until = excluded.until;
     -- A statement of its own: it sees what was committed until now.
@@ -267,6 +268,19 @@ BEGIN
         PERFORM pg_notify('tasker.worker_' || t.owner, 't' || task);
     END IF;
 END $$;
+
+--
+-- Name: check_channel(text); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.check_channel(channel text) RETURNS void
+    LANGUAGE plpgsql IMMUTABLE
+    AS $_$
+BEGIN
+    IF channel !~ '^[A-Za-z_][A-Za-z0-9_]*$' OR octet_length(channel) > 63 THEN
+        RAISE EXCEPTION 'a channel has 1 to 63 of a-z, A-Z, 0-9 and _, and begins with no digit, unlike "%"', left(channel, 100) USING ERRCODE = 'TK003';
+    END IF;
+END $_$;
 
 --
 -- Name: check_gate(text, text); Type: FUNCTION; Schema: tasker; Owner: -
@@ -639,6 +653,9 @@ CREATE FUNCTION tasker.event_likes(patterns text[]) RETURNS text[]
 DECLARE
     wrong text;
 BEGIN
+    IF cardinality(patterns) > 100 OR octet_length(array_to_string(patterns, ' ')) > 10000 THEN
+        RAISE EXCEPTION 'there may be 100 patterns of events, of 10000 bytes together' USING ERRCODE = 'TK003';
+    END IF;
     SELECT p INTO wrong FROM unnest(patterns) AS p WHERE p IS NULL OR p !~ '^(\*|[a-z0-9_]+(\.[a-z0-9_]+)*(\.\*)?)$' LIMIT 1;
     IF FOUND OR coalesce(cardinality(patterns), 0) = 0 THEN
         RAISE EXCEPTION 'patterns of events must be like step.completed, task.* or *, not %', coalesce('"' || wrong || '"', 'none at all') USING ERRCODE = 'TK003';
@@ -690,7 +707,6 @@ DECLARE
     due      boolean;
     tasks    int;
     task     bigint; -- one of them
-    template text := set_config('tasker.template', '', true); -- see prepare_task
 BEGIN
     IF EXISTS (SELECT FROM tasker.task_templates t WHERE t.context_schema IS NOT NULL) THEN
         PERFORM tasker.refuse_context(n.namespace, n.name, n.version, tasker.schema_problem(t.context_schema, n.context))
@@ -833,10 +849,14 @@ CREATE FUNCTION tasker.fall_asleep(name text, channel text, likes text[], asleep
     LANGUAGE plpgsql
     AS $_$
 BEGIN
+    PERFORM tasker.check_channel(channel);
     IF NOT asleep THEN
         DELETE FROM tasker.event_sleepers s WHERE s.name = $1;
     ELSIF NOT EXISTS (SELECT FROM tasker.event_sleepers s WHERE s.name = $1 AND s.channel = $2 AND s.likes = $3
                       AND s.until > clock_timestamp() + interval '5 seconds') THEN
+        IF (SELECT count(*) FROM (SELECT FROM tasker.event_sleepers s WHERE s.until > clock_timestamp() AND s.name <> $1 LIMIT 1000) l) = 1000 THEN
+            RAISE EXCEPTION '1000 readers of events wait for a notification already' USING ERRCODE = 'TK003', HINT = 'leave channel out, and ask again after a while';
+        END IF;
         INSERT INTO tasker.event_sleepers AS s (name, channel, likes, until) VALUES ($1, $2, $3, clock_timestamp() + interval '10 seconds')
         ON CONFLICT ON CONSTRAINT event_sleepers_pkey DO UPDATE SET channel = excluded.channel, likes = excluded.likes, until = excluded.until;
         DELETE FROM tasker.event_sleepers s USING (
@@ -1128,6 +1148,14 @@ BEGIN
     END IF;
     RETURN NULL;
 END $$;
+
+--
+-- Name: likes_are_safe(text[]); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.likes_are_safe(likes text[]) RETURNS boolean
+    LANGUAGE sql IMMUTABLE
+    RETURN (array_to_string(likes, ' '::text) ~ '^(%|([a-z0-9.]|\\_)+%?)( (%|([a-z0-9.]|\\_)+%?))*$'::text);
 
 --
 -- Name: steps; Type: TABLE; Schema: tasker; Owner: -
@@ -1542,14 +1570,8 @@ DECLARE
     known         text;
     unknown       text;
     carried       int;
-    asked         text := concat(quote_nullable(NEW.namespace), ',', quote_nullable(NEW.name), ',', quote_nullable(NEW.version), ':');
-    before        text := current_setting('tasker.template', true);
 BEGIN
-    IF starts_with(before, asked) THEN
-        before        := substr(before, length(asked) + 1);
-        found_id      := split_part(before, ':', 1);
-        found_version := split_part(before, ':', 2);
-    ELSIF NEW.version IS NULL THEN
+    IF NEW.version IS NULL THEN
         SELECT t.template_id, t.version, t.idempotency, t.deadline_seconds, t.context_defaults, t.used_at IS NULL
         INTO found_id, found_version, key_of, seconds, has_defaults, unused
         FROM tasker.task_templates t
@@ -1573,9 +1595,6 @@ BEGIN
         RAISE EXCEPTION 'there is no template %/%; registered are: %',
             NEW.namespace, NEW.name, coalesce(known, 'none')
         USING ERRCODE = 'TK001', HINT = 'register it: tasker template register FOLDER';
-    END IF;
-    IF NOT (unused OR has_defaults OR seconds IS NOT NULL OR key_of IS NOT DISTINCT FROM 'context') THEN
-        before := set_config('tasker.template', concat(asked, found_id, ':', found_version), true);
     END IF;
     IF (jsonb_typeof(NEW.context) = 'object' AND pg_column_size(NEW.context) <= 1048576 AND NEW.priority BETWEEN 1 AND 4) IS NOT TRUE THEN
         IF jsonb_typeof(NEW.context) IS DISTINCT FROM 'object' THEN
@@ -1859,6 +1878,12 @@ DECLARE
 BEGIN
     IF current_setting('transaction_isolation') <> 'read committed' THEN
         RAISE EXCEPTION 'whoever reads events must see what commits while it runs: call it in a read committed transaction' USING ERRCODE = 'TK003';
+    END IF;
+    IF channel IS NOT NULL THEN
+        PERFORM tasker.check_channel(channel);
+        IF sleeper IS NULL OR octet_length(sleeper) > 1000 THEN
+            RAISE EXCEPTION 'a reader that wants to be notified has a name of 1 to 1000 bytes' USING ERRCODE = 'TK003';
+        END IF;
     END IF;
     -- Before the look: what ended until here is seen by it.
     IF NOT isempty(c.missing) THEN
@@ -2170,6 +2195,7 @@ CREATE FUNCTION tasker.renew_waiters(channel text, tasks bigint[]) RETURNS boole
     LANGUAGE plpgsql
     AS $_$
 BEGIN
+    PERFORM tasker.check_channel(channel);
     DELETE FROM tasker.task_waiters a USING (
         SELECT l.task_id, l.channel FROM tasker.task_waiters l
         WHERE l.until < clock_timestamp() OR l.channel = $1 AND l.task_id <> ALL (tasks) AND l.until < clock_timestamp() + interval '50 seconds'
@@ -2602,12 +2628,14 @@ CREATE FUNCTION tasker.ring() RETURNS trigger
 DECLARE
     sleepers boolean;
     waiters  boolean;
+    names    text[];
 BEGIN
     SELECT EXISTS (SELECT FROM tasker.event_sleepers s WHERE s.until > statement_timestamp()),
            EXISTS (SELECT FROM tasker.task_waiters a WHERE a.until > statement_timestamp()) INTO sleepers, waiters;
     IF sleepers THEN
+        names := ARRAY(SELECT DISTINCT w.name FROM written w);
         PERFORM pg_notify(s.channel, 'events ' || s.name) FROM tasker.event_sleepers s
-        WHERE s.until > statement_timestamp() AND EXISTS (SELECT FROM written w WHERE w.name LIKE ANY (s.likes));
+        WHERE s.until > statement_timestamp() AND EXISTS (SELECT FROM unnest(names) AS n(name) WHERE n.name LIKE ANY (s.likes));
     END IF;
     IF waiters THEN
         PERFORM pg_notify(a.channel, 'task ' || a.task_id) FROM written w JOIN tasker.task_waiters a USING (task_id)
@@ -3842,6 +3870,7 @@ CREATE FUNCTION tasker.write_batch(worker bigint, task_ids bigint[], task_epochs
     SET enable_seqscan TO 'off'
     SET enable_hashjoin TO 'off'
     SET enable_mergejoin TO 'off'
+    SET enable_bitmapscan TO 'off'
     SET lock_timeout TO '100ms'
     SET plan_cache_mode TO 'force_generic_plan'
     SET jit TO 'off'
@@ -4266,7 +4295,10 @@ CREATE UNLOGGED TABLE tasker.event_sleepers (
     name text NOT NULL,
     channel text NOT NULL,
     likes text[] NOT NULL,
-    until timestamp with time zone NOT NULL
+    until timestamp with time zone NOT NULL,
+    CONSTRAINT event_sleepers_channel CHECK (((octet_length(channel) >= 1) AND (octet_length(channel) <= 63))),
+    CONSTRAINT event_sleepers_likes CHECK ((tasker.likes_are_safe(likes) AND (cardinality(likes) <= 100))),
+    CONSTRAINT event_sleepers_name CHECK ((octet_length(name) <= 1000))
 )
 WITH (autovacuum_vacuum_scale_factor='0', autovacuum_vacuum_threshold='500');
 
@@ -5023,7 +5055,8 @@ ALTER TABLE tasker.task_templates ALTER COLUMN template_id ADD GENERATED ALWAYS 
 CREATE UNLOGGED TABLE tasker.task_waiters (
     task_id bigint NOT NULL,
     channel text NOT NULL,
-    until timestamp with time zone NOT NULL
+    until timestamp with time zone NOT NULL,
+    CONSTRAINT task_waiters_channel CHECK (((octet_length(channel) >= 1) AND (octet_length(channel) <= 63)))
 )
 WITH (autovacuum_vacuum_scale_factor='0', autovacuum_vacuum_threshold='500');
 

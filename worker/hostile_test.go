@@ -5,12 +5,14 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/url"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 
 	"github.com/taskerhq/tasker"
+	"github.com/taskerhq/tasker/migrations"
 	"github.com/taskerhq/tasker/store"
 )
 
@@ -152,4 +154,74 @@ func TestAWriteLooksAtDependenciesAndSteps(t *testing.T) {
 		t.Errorf("a failed task with a step at Sidekiq: got %v, want that it is refused", err)
 	}
 	b.want("in_progress", `SELECT state FROM tasker.tasks WHERE task_id = $1`, task)
+}
+
+// login connects with the rights of a role alone.
+func (b *bundle) login(role string) *pgx.Conn {
+	b.Helper()
+	conn, err := pgx.Connect(b.Context(), b.user(role))
+	b.must(err)
+	b.Cleanup(func() { _ = conn.Close(b.Context()) }) // the test is over
+	return conn
+}
+
+// What a reader of events asks for never fails another's write.
+func TestAReaderOfEventsCanNotFailAWriter(t *testing.T) {
+	b := setup(t)
+	b.must(migrations.Roles(t.Context(), b.pool))
+	b.register(oneGoStep)
+	app := b.login("tasker_app")
+	long := strings.Repeat("x", 64)
+	for _, call := range []string{
+		`SELECT tasker.fall_asleep('x', '', '{%}', true)`,
+		`SELECT tasker.fall_asleep('x', 'c', '{"a\\"}', true)`,
+		`SELECT tasker.fall_asleep('x', 'c', ARRAY[NULL, 'a\'], true)`,
+		`SELECT tasker.fall_asleep('x', '` + long + `', '{%}', true)`,
+		`SELECT tasker.fall_asleep('x', 'tasker.worker_1', '{%}', true)`,
+		`SELECT tasker.fall_asleep(repeat('x', 8000), 'c', '{%}', true)`,
+		`SELECT tasker.read_events(tasker.event_cursor_since(), '{*}', 10, 'r', '` + long + `')`,
+		`SELECT tasker.read_events(tasker.event_cursor_since(), '{*}', 10, 'r', '')`,
+		`SELECT tasker.read_events(tasker.event_cursor_since(), '{*}', 10, repeat('x', 8000), 'c')`,
+		`SELECT tasker.next_events('nobody', 'h', 10, NULL, '')`,
+		`SELECT tasker.await_task(1, '')`,
+		`SELECT tasker.await_task(1, '` + long + `')`,
+		`SELECT tasker.renew_waiters('` + long + `', '{1}')`,
+	} {
+		if _, err := app.Exec(t.Context(), call); err == nil {
+			t.Errorf("%s was not refused", call)
+		}
+		if _, err := b.pool.Exec(t.Context(), `INSERT INTO tasker.tasks (namespace, name) VALUES ('test', 'one')`); err != nil {
+			t.Errorf("after %s an app can't enqueue: %v", call, err)
+		}
+	}
+	// Whatever stands in the tables, past the functions.
+	for _, row := range []string{
+		`INSERT INTO tasker.event_sleepers VALUES ('x', '', '{%}', 'infinity')`,
+		`INSERT INTO tasker.event_sleepers VALUES ('x', 'c', '{"a\\"}', 'infinity')`,
+		`INSERT INTO tasker.task_waiters VALUES (1, '', 'infinity')`,
+	} {
+		if _, err := b.pool.Exec(t.Context(), row); err == nil {
+			t.Errorf("%s was not refused", row)
+		}
+	}
+}
+
+// The template of a task is the one that it names, whatever the session says.
+func TestNoSettingChoosesTheTemplate(t *testing.T) {
+	b := setup(t)
+	b.must(migrations.Roles(t.Context(), b.pool))
+	b.register(oneGoStep)
+	b.register(payment)
+	other := b.number(`SELECT template_id FROM tasker.task_templates WHERE name = 'payment'`)
+	app := b.login("tasker_app")
+	for _, setting := range []string{fmt.Sprintf("'test','one',NULL:%d:9.9.9", other), "'test','one',NULL:999:9.9.9", "'test','one',NULL:x:y"} {
+		if _, err := app.Exec(t.Context(), `SELECT set_config('tasker.template', $1, false)`, setting); err != nil {
+			t.Fatal(err)
+		}
+		var of string
+		if err := app.QueryRow(t.Context(), `WITH n AS (INSERT INTO tasker.tasks (namespace, name) VALUES ('test', 'one') RETURNING template_id, version)
+			SELECT t.name || ' ' || n.version FROM n LEFT JOIN tasker.task_templates t USING (template_id)`).Scan(&of); err != nil || of != "one 1.0.0" {
+			t.Errorf("with the setting %s the task is of %q, %v", setting, of, err)
+		}
+	}
 }

@@ -114,6 +114,7 @@ CREATE FUNCTION tasker.write_batch(worker bigint, task_ids bigint[], task_epochs
     SET enable_seqscan TO 'off'
     SET enable_hashjoin TO 'off'
     SET enable_mergejoin TO 'off'
+    SET enable_bitmapscan TO 'off'
     SET lock_timeout TO '100ms'
     SET plan_cache_mode TO 'force_generic_plan'
     SET jit TO 'off'
