@@ -252,15 +252,42 @@ RSpec.describe TaskerCore::AdoptedJob do
       expect(seen.first).to eq(["a.b", 9, 1, "away", step.task_id, step.step_id, 1, nil, 3, nil, { "at" => [[{ "sku" => "a.b" }]] }])
     end
 
-    it "may be records" do
-      stub_const("Account", Struct.new(:id) do
-        include GlobalID::Identification
+    describe "that are records" do
+      before do
+        stub_const("Account", Struct.new(:id) do
+          include GlobalID::Identification
 
-        def self.find(id) = new(id.to_i)
-      end)
-      arguments({ arguments: [{ record: "$.context.gid" }] })
+          def self.find(id) = new(id.to_i)
+        end)
+      end
 
-      expect(seen.first).to eq([Account.new(7)])
+      it "are found by the class that the template names" do
+        arguments({ arguments: [{ record: "$.context.gid", class: "Account" }, [{ record: "$.context.gid", class: %w[Order Account] }]] })
+
+        expect(seen.first).to eq([Account.new(7), [Account.new(7)]])
+      end
+
+      it "are found by a class that the configuration names" do
+        use_test_database(record_classes: [Account])
+        arguments({ arguments: [{ record: "$.context.gid" }] })
+
+        expect(seen.first).to eq([Account.new(7)])
+        expect { use_test_database(record_classes: "Account") }.to raise_error(TaskerCore::ConfigurationError, /record_classes must be names/)
+      end
+
+      it "are of no class that the context alone names, and no constant is looked up for it" do
+        asked = []
+        stub_const("Account", Class.new { define_singleton_method(:find) { |id| asked << id } })
+        { {} => /no class is allowed: write \{record: …, class: Account\}/, { class: "Order" } => /only Order are allowed/,
+          { class: "$.context.class" } => /only \$\.context\.class are allowed/ }.each do |allowed, message|
+          step, = arguments({ arguments: [{ record: "$.context.gid", **allowed }] }, context: { gid: "gid://spec/Account/7", class: "Account" })
+
+          expect(step.failure).to include("permanent" => true, "code" => "arguments_unresolvable", "message" => message)
+        end
+        step, = arguments({ arguments: [{ record: "$.context.gid", class: "Account" }] }, context: { gid: "gid://spec/Not::Loaded/7" })
+        expect(step.failure).to include("message" => /is a record of Not::Loaded/)
+        expect([asked, seen]).to eq([[], []])
+      end
     end
 
     {

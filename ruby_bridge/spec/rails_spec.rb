@@ -260,12 +260,14 @@ RSpec.describe "In a Rails app" do
   it "runs jobs of its own as steps, in Sidekiq, with the values of Current and tags in its log" do
     env = { "TASKER_DATABASE_URL" => nil, "DATABASE_URL" => nil, "SHOP_DATABASE_URL" => TestDatabase.url }
     SidekiqProcess.run("rails", env:) do |sidekiq|
-      carrier = { current_attributes: { codec: "json", values: { Current: { locale: "de" } } } }
       invoice = dispatch("InvoiceJob", handler_config: { arguments: ["$.context.order_id"] })
       busy = dispatch("InvoiceJob", handler_config: { arguments: [1], keywords: { fail: true } }, attempt: 2)
       report = dispatch("ReportWorker", handler_config: { arguments: ["$.context.order_id", "weekly"] })
       fire = dispatch("ReportWorker", handler_config: { arguments: [8, "fire"] }, attempt: 3)
-      TestDatabase.connection.exec_params("UPDATE tasker.tasks SET carrier = $2 WHERE task_id = $1", [invoice.task_id, carrier.to_json])
+      # Signed by another process of the app, with the key that comes of its secret_key_base.
+      template = TestDatabase.value("SELECT name FROM tasker.tasks WHERE task_id = $1", invoice.task_id)
+      carrier = app.ruby("Current.locale = 'de'; print TaskerCore::TaskCarrier.to_json('spec', '#{template}')")
+      TestDatabase.connection.exec_params("UPDATE tasker.tasks SET carrier = $2 WHERE task_id = $1", [invoice.task_id, carrier])
       [invoice, busy, report, fire].each { |step| sidekiq.push(step) }
       eventually("all are done:\n#{sidekiq.output}") { invoice.result && report.result && busy.failure && fire.failure }
 

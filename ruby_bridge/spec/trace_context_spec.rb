@@ -32,7 +32,14 @@ RSpec.describe TaskerCore::TraceContext do
   end
 
   it "takes what is no traceparent for none" do
-    expect([nil, "", "00-12-34-01", 7].map { |parent| described_class.of_attempt(parent, 1, 1) }).to all(be_nil)
+    id = "4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7"
+    wrong = ["00-#{id}-01-more", "00-#{id}-01\r\nX: 1", " 00-#{id}-01", "ff-#{id}-01", "00-#{id.upcase}-01", "00-#{'0' * 32}-00f067aa0ba902b7-01",
+             "00-4bf92f3577b34da6a3ce929d0e0e4736-#{'0' * 16}-01", { "a" => 1 }]
+    expect([nil, "", "00-12-34-01", 7, *wrong].map { |parent| described_class.of_attempt(parent, 1, 1) }).to all(be_nil)
+  end
+
+  it "takes more members from a later version" do
+    expect(described_class.of_attempt("01-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-more", 7, 1)).to start_with("01-4bf92f35")
   end
 
   context "with OpenTelemetry" do
@@ -65,6 +72,17 @@ RSpec.describe TaskerCore::TraceContext do
       expect(OpenTelemetry::Context.current).to be_nil
       carried = JSON.parse(TestDatabase.value("SELECT carrier FROM tasker.tasks WHERE task_id = $1", step.task_id))
       expect(carried).to eq("traceparent" => parent, "tracestate" => "a=b")
+    end
+
+    it "what another login wrote in its place goes no further than its form" do
+      ["a=b\r\nX-Admin: 1", "a" * 600, { a: 1 }].each do |state|
+        step = enqueue
+        TestDatabase.connection.exec_params("UPDATE tasker.tasks SET carrier = $2 WHERE task_id = $1",
+                                            [step.task_id, JSON.generate(traceparent: parent, tracestate: state, baggage: "x")])
+        perform(step)
+
+        expect(saw.last).to eq("traceparent" => described_class.of_attempt(parent, step.step_id, 1))
+      end
     end
 
     it "a task that nobody traces carries nothing" do

@@ -4,7 +4,7 @@ module TaskerCore
   # The arguments of a job class that runs as a step, out of the template's
   # handler_config:
   #
-  #   arguments: [$.context.order_id, $.results.reserve.reservation_id, eu, {record: $.context.order}]
+  #   arguments: [$.context.order_id, $.results.reserve.reservation_id, eu, {record: $.context.order, class: Order}]
   #   keywords: {attempt: $.attempt}
   #
   # A text that begins with "$." names a value, "$$." stands for "$.", and
@@ -12,8 +12,10 @@ module TaskerCore
   class AdoptedArguments
     # What a path may begin with.
     ROOTS = %w[context results task_id step_id attempt idempotency_key correlation_id].freeze
-    # A mapping with this single key stands for the record of a GlobalID.
+    # A mapping with this key stands for the record of a GlobalID.
     RECORD = "record"
+    # Beside it: the class, or a list of them, that the record must be of.
+    CLASS = "class"
 
     # @param task [TaskContext]
     # @param sequence [StepSequence]
@@ -51,7 +53,7 @@ module TaskerCore
       when /\A\$\./ then copy(at(value))
       when /\A\$\$\./ then value[1..]
       when Array then value.map { |member| resolve(member) }
-      when Hash then value.keys == [RECORD] ? record(value[RECORD]) : value.transform_values { |member| resolve(member) }
+      when Hash then record?(value) ? record(*value.values_at(RECORD, CLASS)) : value.transform_values { |member| resolve(member) }
       else copy(value)
       end
     end
@@ -90,13 +92,23 @@ module TaskerCore
       end
     end
 
-    def record(gid)
+    def record?(value) = value.key?(RECORD) && (value.keys - [RECORD, CLASS]).empty?
+
+    # The GlobalID comes from the context, which any login that may insert a task writes.
+    # So its class is compared by name before any constant is looked up.
+    def record(gid, classes)
       raise unresolvable("{record: …} needs the gem globalid, as Rails has it") unless defined?(GlobalID::Locator)
 
       id = resolve(gid)
-      raise unresolvable("#{gid.inspect} is #{id.inspect}, not a GlobalID such as gid://shop/Order/5") unless id.is_a?(String) && GlobalID.parse(id)
+      parsed = GlobalID.parse(id) if id.is_a?(String)
+      raise unresolvable("#{gid.inspect} is #{id.inspect}, not a GlobalID such as gid://shop/Order/5") unless parsed
 
-      GlobalID::Locator.locate(id)
+      allowed = Array(classes).map(&:to_s) | TaskerCore.config.record_classes.map(&:to_s)
+      return GlobalID::Locator.locate(parsed) if allowed.include?(parsed.model_name)
+
+      raise unresolvable("#{gid.inspect} is a record of #{parsed.model_name}, and " \
+                         "#{allowed.empty? ? 'no class is allowed' : "only #{allowed.join(', ')} are allowed"}: " \
+                         "write {record: …, class: #{parsed.model_name}} in the template, or name the class in config.record_classes")
     end
 
     # What the attempt was given is frozen, and a job may change its arguments.

@@ -1,5 +1,7 @@
 # frozen_string_literal: true
 
+require "json"
+
 module TaskerCore
   # Values of ActiveSupport::CurrentAttributes, from where a task is enqueued to
   # its handlers. They travel in the task's carrier, in Postgres, and not in its
@@ -7,6 +9,8 @@ module TaskerCore
   #
   # Written with ActiveJob's arguments where ActiveJob is there, so that records
   # travel as GlobalIDs, and are found again or missed when a handler starts.
+  #
+  # They are signed, as text: see HeaderKeys. ActiveJob reads nothing that is not.
   class CurrentValues
     # Member of the carrier.
     MEMBER = "current_attributes"
@@ -24,13 +28,17 @@ module TaskerCore
       end
 
       # @return [CurrentValues, nil] nil: none are configured
-      def for(config) = config.current_attributes.any? ? new(normalized(config.current_attributes)) : nil
+      def for(config) = config.current_attributes.any? ? new(normalized(config.current_attributes), config) : nil
 
       # @return [Hash] the carrier's part of a task that is being enqueued
       # @raise [TaskRefusedError] a value can't travel
-      def carrier(config = TaskerCore.config)
+      # @raise [ConfigurationError] there are values, and no key to sign them with
+      def carrier(namespace, name, config = TaskerCore.config)
         values = self.for(config)&.values
-        values&.any? ? JsonTree.build({ MEMBER => { "codec" => codec, "values" => values } }) : {}
+        return {} unless values&.any?
+
+        text = JSON.generate(JsonTree.build({ "codec" => codec, "values" => values }), max_nesting: 0)
+        { MEMBER => config.header_keys.sign(text, namespace.to_s, name.to_s) }
       end
 
       def codec = active_job? ? "active_job" : "json"
@@ -48,7 +56,12 @@ module TaskerCore
     end
 
     # @param classes [Hash{String => Array<Symbol>, nil}] nil: all attributes
-    def initialize(classes) = @classes = classes
+    # @param config [Configuration]
+    def initialize(classes, config)
+      @classes = classes
+      @config = config
+      @serializers = HeaderSerializers.new(config)
+    end
 
     # @return [Hash{String => Hash{String => Object}}] what is set now, by class and attribute, as JSON values
     def values
@@ -60,16 +73,42 @@ module TaskerCore
     end
 
     # As a layer of HandlerSurroundings. Afterwards the classes are as they were.
+    #
+    # @raise [HeadersRefusedError] the values are not signed, or can't be read: the handler
+    #   does not run, for without them it might work for another tenant or for none
     def call(task, _step)
-      sent = TaskCarrier.of(task)[MEMBER] || {}
+      sent = received(task)
       before = @classes.keys.map { |name| find(name) }.map { |current| [current, current.instance.attributes.dup] }
-      before.each { |current, _| assign(current, load(sent.dig("values", current.name) || {}, sent["codec"])) }
+      before.each { |current, _| assign(current, sent.fetch(current.name, {})) }
       yield
     ensure
       before&.each { |current, attributes| assign(current, attributes) }
     end
 
     private
+
+    # @return [Hash{String => Hash{String => Object}}] the configured classes and attributes among what the task carries
+    def received(task)
+      signed = TaskCarrier.of(task)[MEMBER]
+      return {} if signed.nil?
+
+      sent = JSON.parse(@config.header_keys.verify(signed, task.namespace, task.name), max_nesting: false)
+      configured(sent["values"], task).transform_values { |values| load(values, sent["codec"]) }
+    rescue HeadersRefusedError => e
+      text = "the CurrentAttributes of task #{task.task_id} are refused: #{e.message}"
+      TaskerCore.logger.warn { "tasker: #{text}" }
+      raise HeadersRefusedError, text
+    end
+
+    def configured(values, task)
+      chosen = values.slice(*@classes.keys).to_h do |name, attributes|
+        only = @classes[name]&.map(&:name)
+        [name, only ? attributes.slice(*only) : attributes]
+      end
+      left = values.flat_map { |name, attributes| (attributes.keys - chosen.fetch(name, {}).keys).map { |attribute| "#{name}.#{attribute}" } }
+      TaskerCore.logger.warn { "tasker: task #{task.task_id} carries #{left.join(', ')}, which config.current_attributes does not name: left out" } if left.any?
+      chosen
+    end
 
     # By name, for they are reloaded in development.
     def find(name)
@@ -91,7 +130,13 @@ module TaskerCore
     end
 
     def dump(value, name)
-      self.class.codec == "json" ? JsonTree.build(value) : ActiveJob::Arguments.serialize([value]).first
+      return JsonTree.build(value) if self.class.codec == "json"
+
+      dumped = ActiveJob::Arguments.serialize([value]).first
+      refused = @serializers.refused(dumped)
+      raise TaskRefusedError, "#{refused} is not in config.headers_serializers" if refused
+
+      dumped
     rescue StandardError => e
       raise TaskRefusedError, "#{name} can't travel with a task: #{e.message} – name the attributes that shall: " \
                               "config.current_attributes = { #{name[/.*(?=\.)/].inspect} => [:…] }"
@@ -100,6 +145,9 @@ module TaskerCore
     def load(values, codec)
       return values if codec != "active_job"
       raise ConfigurationError, "the task carries values that ActiveJob wrote: load it in this process" unless self.class.active_job?
+
+      refused = @serializers.refused(values)
+      raise HeadersRefusedError, "#{refused} wrote one, which is not in config.headers_serializers" if refused
 
       values.transform_values { |value| ActiveJob::Arguments.deserialize([value]).first }
     end

@@ -104,6 +104,10 @@ module TaskerCore
     end
   end
 
+  # What travels with a task is not signed, or by a key that this process doesn't have.
+  # The handler has not run. After the key is there, the next attempt runs it.
+  class HeadersRefusedError < RetryableError; end
+
   # Raise it when no further attempt can help: the step goes to +error+ at once.
   #
   #   raise TaskerCore::PermanentError.new("card declined", error_code: "card_declined")

@@ -10,8 +10,9 @@ module TaskerCore
 
     # @return [String, nil] JSON; nil: there is nothing to carry
     # @raise [TaskRefusedError] a value can't travel
-    def to_json(config = TaskerCore.config)
-      carried = { **TraceContext.carrier, **CurrentValues.carrier(config) }
+    # @raise [ConfigurationError] a value can't be signed
+    def to_json(namespace, name, config = TaskerCore.config)
+      carried = { **TraceContext.carrier, **CurrentValues.carrier(namespace, name, config) }
       JSON.generate(carried, max_nesting: 0) if carried.any?
     end
 

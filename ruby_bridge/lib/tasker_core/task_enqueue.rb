@@ -14,7 +14,7 @@ module TaskerCore
 
     # @param arguments [Hash{Symbol => Object}] those that are nil are left to the function's defaults
     def initialize(arguments)
-      @arguments = { **arguments, carrier: TaskCarrier.to_json }.compact
+      @arguments = { **arguments, carrier: TaskCarrier.to_json(*arguments.values_at(:namespace, :name)) }.compact
     end
 
     # @param connection [PG::Connection, ActiveRecord::ConnectionAdapters::AbstractAdapter, nil]

@@ -10,7 +10,9 @@ module TaskerCore
   class TraceContext
     # Members of the carrier.
     MEMBERS = %w[traceparent tracestate].freeze
-    PARENT = /\A(?<version>\h{2})-(?<trace>\h{32})-\h{16}-(?<flags>\h{2})/
+    # As W3C has it. Later versions than 00 may have more members.
+    PARENT = /\A(?<version>(?!ff)[0-9a-f]{2})-(?<trace>(?!0{32})[0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-(?<flags>[0-9a-f]{2})(?<more>-[\x21-\x7e]*)?\z/
+    STATE = /\A[\x20-\x7e]{1,512}\z/
 
     class << self
       def for(_config) = open_telemetry? ? new : nil
@@ -28,7 +30,9 @@ module TaskerCore
       # @param parent [String] the traceparent of who enqueued
       # @return [String, nil] nil: it is none
       def of_attempt(parent, step_id, attempt)
-        known = PARENT.match(parent.to_s) or return
+        known = PARENT.match(parent.to_s)
+        return if known.nil? || (known[:version] == "00" && known[:more])
+
         span = Digest::SHA256.hexdigest("#{known[:trace]}/attempt/#{step_id}/#{attempt}")[0, 16]
         "#{known[:version]}-#{known[:trace]}-#{span}-#{known[:flags]}"
       end
@@ -38,11 +42,13 @@ module TaskerCore
       def open_telemetry? = defined?(OpenTelemetry) && OpenTelemetry.respond_to?(:propagation) && defined?(OpenTelemetry::Context)
     end
 
-    # As a layer of HandlerSurroundings.
+    # As a layer of HandlerSurroundings. Neither member is signed: a trace of another task
+    # is a wrong picture and no more, so it is enough that both have their form.
     def call(task, step, &)
       sent = TaskCarrier.of(task)
       parent = self.class.of_attempt(sent["traceparent"], step.step_id, step.attempt) or return yield
-      context = OpenTelemetry.propagation.extract({ **sent.slice("tracestate"), "traceparent" => parent })
+      state = sent.slice("tracestate").select { |_, value| value.is_a?(String) && STATE.match?(value) }
+      context = OpenTelemetry.propagation.extract({ **state, "traceparent" => parent })
       OpenTelemetry::Context.with_current(context, &)
     end
   end

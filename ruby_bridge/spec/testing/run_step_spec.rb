@@ -82,6 +82,7 @@ RSpec.describe "TaskerCore::Testing.run_step" do
     TaskerCore.configure do |config|
       config.current_attributes = ["Current"]
       config.database_url = "postgres://127.0.0.1:1/nowhere"
+      config.headers_keys = ["k" * 32]
     end
     surrounded = ->(task, step) { TaskerCore.config.surroundings.call(task, step) { [Current.locale] } }
     handler = handler { |task, _, step| surrounded.call(task, step) }
@@ -90,8 +91,9 @@ RSpec.describe "TaskerCore::Testing.run_step" do
 
     expect(TaskerCore::Testing.run_step(handler)).to be_step_success.with([nil])
     expect(TaskerCore::Testing.run_task(template)).to be_complete
-    carried = { carrier: { current_attributes: { codec: "json", values: { Current: { locale: "de" } } } } }
-    expect(TaskerCore::Testing.run_step(handler, task: carried)).to be_step_success.with(["de"])
+    task = { namespace: "spec", name: "t" }
+    carried = Current.set(locale: "de") { JSON.parse(TaskerCore::TaskCarrier.to_json(*task.values)) }
+    expect(TaskerCore::Testing.run_step(handler, task: { **task, carrier: carried })).to be_step_success.with(["de"])
   end
 
   it "refuses inputs that are not JSON, with the place" do

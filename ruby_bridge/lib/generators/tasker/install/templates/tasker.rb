@@ -34,6 +34,12 @@ Rails.application.configure do
   # config.tasker.current_attributes = ["Current"]; with some attributes only: { "Current" => [:user] }
   # config.tasker.current_attributes = []
 
+  # Secrets of at least 32 bytes that sign these values: the first signs, all verify. nil: one that comes of secret_key_base.
+  # config.tasker.headers_keys = nil
+
+  # Serializers of ActiveJob, beside those of symbols, times and numbers, that may write and read these values.
+  # config.tasker.headers_serializers = []
+
   # Called around each handler, the first outermost: ->(task, step, &run) { run.call }
   # config.tasker.middleware = []
 
@@ -48,6 +54,9 @@ Rails.application.configure do
 
   # Let handler_class name job classes of this app's that were not written for tasker; or: ["InvoiceJob"]
   # config.tasker.adopt_jobs = true
+
+  # Classes whose records {record: …} may find in any template: ["Order"]
+  # config.tasker.record_classes = []
 
   # Runs handlers outside of Sidekiq. nil: this app's reloader.
   # config.tasker.executor = nil
