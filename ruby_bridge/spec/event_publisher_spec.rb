@@ -59,6 +59,16 @@ RSpec.describe TaskerCore::EventPublisher do
       expect([event, event.data, event.data["a"]["b"], event.name, event.correlation_id]).to all(be_frozen)
     end
 
+    it "has the engine's word for what it is about, whatever the event carries under the same name" do
+      described_class.subscribe("order.paid", from: :beginning, &collect)
+      task_id = TaskerCore.enqueue_task(namespace: "spec", name: template, connection: TestDatabase.connection)
+      forged = { "task_id" => 1, "step_name" => "charge", "namespace" => "other", "task_name" => "other", "step_id" => 3, "n" => 1 }
+      described_class.publish("order.paid", forged, task: task_id, connection: TestDatabase.connection)
+      start
+
+      expect(take(got).data).to eq("task_id" => task_id, "namespace" => "spec", "task_name" => template, "step_name" => "charge", "step_id" => 3, "n" => 1)
+    end
+
     it "may be of no task" do
       described_class.subscribe("gate.*", from: :beginning, &collect)
       write_event("gate.paused", data: { scope: "queue" })

@@ -44,7 +44,8 @@ module TaskerCore
 
     # @return [Hash{String => Object}] JSON values: what the event carries, and
     #   beside it, as far as there are any, task_id, step_id, step_name,
-    #   attempt, namespace, task_name and correlation_id
+    #   attempt, namespace, task_name and correlation_id. These are the engine's,
+    #   also where the event carries others of the same name
     def data = @made[:data] ||= build_data
 
     # @return [Hash{Symbol => Object}]
@@ -70,11 +71,12 @@ module TaskerCore
       data.freeze
     end
 
-    # What the event itself says goes before what is known beside it.
+    # The engine's members win: any login that publishes events chooses the event's own,
+    # and a subscriber acts on the task that the members name.
     def add_own(data, own)
       return data["value"] = DeepFreeze.call(own) unless own.is_a?(Hash)
 
-      data.update(DeepFreeze.call(own))
+      data.update(DeepFreeze.call(own)) { |_name, engine, _own| engine }
       data["delay"] = data["delay_seconds"] if @catalogue_name == "workflow.task_reenqueue_delayed"
     end
   end
