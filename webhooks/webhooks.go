@@ -90,6 +90,11 @@ func (s *Sender) Run(ctx context.Context) {
 			wanted[w.Name] = w
 		}
 		for name, d := range running {
+			// A delivery ends by itself when its subscriber is gone, for one. Below it starts again.
+			if d.hasEnded() {
+				delete(running, name)
+				continue
+			}
 			if err == nil && (wanted[name] == nil || !d.serves(wanted[name])) {
 				d.stop()
 				<-d.ended
@@ -136,6 +141,16 @@ type delivery struct {
 	log    *slog.Logger
 }
 
+// hasEnded says whether the delivery's goroutine has returned.
+func (d *delivery) hasEnded() bool {
+	select {
+	case <-d.ended:
+		return true
+	default:
+		return false
+	}
+}
+
 func (d *delivery) serves(w *store.Webhook) bool {
 	return d.hook.URL == w.URL && slices.Equal(d.hook.Patterns, w.Patterns) && d.hook.SecretEnv == w.SecretEnv && d.secret == d.sender.Getenv(w.SecretEnv)
 }
@@ -157,7 +172,7 @@ func (s *Sender) start(ctx context.Context, w *store.Webhook) *delivery {
 		if err := events.Subscribe(ctx, s.Store, events.Subscription{
 			Name: w.Subscriber(), Patterns: w.Patterns, Handle: d.deliver, GiveUpAfter: s.Tries - 1, GaveUp: d.gaveUp, Logger: d.log,
 		}); err != nil && ctx.Err() == nil {
-			d.log.Error("a webhook can't be served", "error", err)
+			d.log.Error("webhook delivery ended; it starts again", "error", err)
 		}
 	}()
 	return d

@@ -215,6 +215,32 @@ func TestWhatIsNeverTakenIsADeadLetter(t *testing.T) {
 	}
 }
 
+// A delivery whose subscriber is gone ends, and is started again.
+func TestADeliveryThatEndedIsStartedAgain(t *testing.T) {
+	r := newReceiver(t, taken)
+	r.hook("n.*")
+	r.publish(1)
+	r.run(nil)
+	r.until("the first", func() bool { return len(r.got) == 1 })
+	if _, err := r.pool.Exec(t.Context(), `DELETE FROM tasker.event_subscribers`); err != nil {
+		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		lags, err := r.store.EventLags(t.Context())
+		if err != nil || time.Now().After(deadline) {
+			t.Fatalf("the webhook has no subscriber again: %+v, %v", lags, err)
+		}
+		if len(lags) == 1 && lags[0].Holder != nil {
+			break
+		}
+	}
+	want := r.publish(2)
+	r.until("what came after", func() bool { return len(r.got) == 3 })
+	if !slices.Equal(r.got[1:], want) {
+		t.Errorf("got %v, not %v", r.got[1:], want)
+	}
+}
+
 // A worker serves what it may call and has the secret of, also when that changes.
 func TestWhoMayNotCallDoesNot(t *testing.T) {
 	r := newReceiver(t, taken)
