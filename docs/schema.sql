@@ -64,6 +64,7 @@ CREATE FUNCTION tasker.acknowledge_events(name text, holder text, cursor tasker.
     LANGUAGE plpgsql
     AS $_$
 BEGIN
+    PERFORM tasker.own_subscriber(name);
     UPDATE tasker.event_subscribers s
     SET cursor = CASE WHEN up_to IS NULL THEN $3 ELSE tasker.cursor_within(s.cursor, $3, up_to) END,
         acknowledged_at = clock_timestamp(), failed_event_id = NULL, failure = NULL,
@@ -640,6 +641,7 @@ END $$;
 CREATE FUNCTION tasker.event_failed(name text, holder text, event_id bigint, failure text) RETURNS void
     LANGUAGE sql
     AS $_$
+    SELECT tasker.own_subscriber($1);
     UPDATE tasker.event_subscribers s SET failed_event_id = $3, failure = left($4, 2000) WHERE s.name = $1 AND s.holder = $2
 $_$;
 
@@ -1114,6 +1116,9 @@ BEGIN
     IF NOT FOUND THEN
         RAISE EXCEPTION 'there is no subscriber "%"', name USING ERRCODE = 'no_data_found', HINT = 'tasker.subscribe makes one';
     END IF;
+    IF s.owner IS DISTINCT FROM session_user THEN
+        PERFORM tasker.own_subscriber(name);
+    END IF;
     IF s.holder = $2 AND s.held_until > clock_timestamp() + interval '3 seconds' THEN
         RETURN true;
     END IF;
@@ -1424,6 +1429,35 @@ CREATE FUNCTION tasker.outcomes(period interval DEFAULT '24:00:00'::interval, of
     GROUP BY 1, 2, 3
     ORDER BY 1, 2, 3 NULLS FIRST
 $_$;
+
+--
+-- Name: own_subscriber(text); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.own_subscriber(name text) RETURNS void
+    LANGUAGE plpgsql
+    AS $_$
+DECLARE
+    owner text;
+BEGIN
+    SELECT s.owner INTO owner FROM tasker.event_subscribers s WHERE s.name = $1;
+    IF NOT FOUND OR owner = session_user THEN
+        RETURN;
+    END IF;
+    IF owner IS NULL THEN
+        UPDATE tasker.event_subscribers s SET owner = session_user WHERE s.name = $1 AND s.owner IS NULL;
+        IF FOUND THEN
+            RETURN;
+        END IF;
+        -- Another login was first.
+        SELECT s.owner INTO owner FROM tasker.event_subscribers s WHERE s.name = $1;
+    END IF;
+    IF EXISTS (SELECT FROM pg_roles r WHERE r.rolname = owner AND pg_has_role(session_user, r.oid, 'MEMBER')) OR tasker.steers_subscribers() THEN
+        RETURN;
+    END IF;
+    RAISE EXCEPTION 'subscriber "%" belongs to %, and % may not use it', name, owner, session_user USING ERRCODE = 'insufficient_privilege',
+        HINT = format('use another name, or let its owner or an operator call tasker.set_subscriber_owner(%L, ROLE)', name);
+END $_$;
 
 --
 -- Name: pass_gates(bigint[], integer[]); Type: FUNCTION; Schema: tasker; Owner: -
@@ -2137,6 +2171,7 @@ CREATE FUNCTION tasker.release_subscriber(name text, holder text) RETURNS void
     LANGUAGE plpgsql
     AS $_$
 BEGIN
+    PERFORM tasker.own_subscriber(name);
     DELETE FROM tasker.event_sleepers s USING tasker.event_subscribers u WHERE u.name = $1 AND u.holder = $2 AND s.name = $1;
     UPDATE tasker.event_subscribers u SET holder = NULL, held_until = NULL WHERE u.name = $1 AND u.holder = $2;
 END $_$;
@@ -3171,6 +3206,24 @@ BEGIN
 END $_$;
 
 --
+-- Name: set_subscriber_owner(text, text); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.set_subscriber_owner(name text, owner text) RETURNS void
+    LANGUAGE plpgsql
+    AS $_$
+BEGIN
+    PERFORM tasker.own_subscriber(name);
+    IF owner IS NOT NULL AND NOT EXISTS (SELECT FROM pg_roles r WHERE r.rolname = $2) THEN
+        RAISE EXCEPTION 'there is no role "%"', owner USING ERRCODE = 'no_data_found';
+    END IF;
+    UPDATE tasker.event_subscribers s SET owner = $2 WHERE s.name = $1;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'there is no subscriber "%"', name USING ERRCODE = 'no_data_found', HINT = 'tasker.subscribe makes one';
+    END IF;
+END $_$;
+
+--
 -- Name: set_task_priority(bigint, smallint, text, text); Type: FUNCTION; Schema: tasker; Owner: -
 --
 
@@ -3207,9 +3260,12 @@ BEGIN
     ELSIF secret_env IS NULL OR secret_env !~ '^[A-Za-z_][A-Za-z0-9_]*$' THEN
         RAISE EXCEPTION 'secret_env of webhook % must be the name of an environment variable, not %', quote_literal(name), coalesce(quote_literal(left(secret_env, 80)), 'null') USING ERRCODE = 'TK003';
     END IF;
-    PERFORM tasker.subscribe('webhook:' || name, patterns);
     INSERT INTO tasker.webhooks AS w (name, url, patterns, secret_env, changed_by) VALUES ($1, $2, $3, $4, $5)
     ON CONFLICT ON CONSTRAINT webhooks_pkey DO UPDATE SET url = excluded.url, patterns = excluded.patterns, secret_env = excluded.secret_env, changed_at = now(), changed_by = excluded.changed_by;
+    PERFORM tasker.subscribe('webhook:' || name, patterns);
+    UPDATE tasker.event_subscribers s SET owner = r.rolname
+    FROM pg_namespace n JOIN pg_roles r ON r.oid = n.nspowner
+    WHERE n.nspname = 'tasker' AND s.name = 'webhook:' || $1 AND s.owner IS DISTINCT FROM r.rolname;
 END $_$;
 
 --
@@ -3425,6 +3481,19 @@ CREATE FUNCTION tasker.stats_since(since timestamp with time zone) RETURNS SETOF
 $_$;
 
 --
+-- Name: steers_subscribers(); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.steers_subscribers() RETURNS boolean
+    LANGUAGE sql STABLE
+    AS $$
+    SELECT EXISTS (SELECT FROM pg_roles r
+                   WHERE (r.rolname IN ('tasker_operator', 'tasker_worker')
+                          OR r.oid = (SELECT n.nspowner FROM pg_namespace n WHERE n.nspname = 'tasker'))
+                     AND pg_has_role(session_user, r.oid, 'MEMBER'))
+$$;
+
+--
 -- Name: step_ids(bigint); Type: FUNCTION; Schema: tasker; Owner: -
 --
 
@@ -3524,10 +3593,16 @@ BEGIN
     IF start IS NULL OR start NOT IN ('now', 'beginning') THEN
         RAISE EXCEPTION 'a subscriber starts at now or beginning, not at %', coalesce(start, 'NULL') USING ERRCODE = 'TK003';
     END IF;
-    INSERT INTO tasker.event_subscribers AS s (name, patterns, likes, cursor)
-    VALUES ($1, $2, new_likes, ROW (CASE start WHEN 'now' THEN (SELECT coalesce(max(e.event_id), 0) FROM tasker.events e) ELSE 0 END, '{}', '{}', '{}'))
+    IF starts_with(name, 'webhook:')
+       AND NOT (EXISTS (SELECT FROM tasker.webhooks w WHERE w.name = substr($1, 9)) AND tasker.steers_subscribers()) THEN
+        RAISE EXCEPTION 'names of subscribers that begin with webhook: belong to webhooks, so "%" is refused', name
+        USING ERRCODE = 'insufficient_privilege', HINT = 'an operator makes a webhook: tasker webhook set';
+    END IF;
+    INSERT INTO tasker.event_subscribers AS s (name, owner, patterns, likes, cursor)
+    VALUES ($1, session_user, $2, new_likes, ROW (CASE start WHEN 'now' THEN (SELECT coalesce(max(e.event_id), 0) FROM tasker.events e) ELSE 0 END, '{}', '{}', '{}'))
     ON CONFLICT ON CONSTRAINT event_subscribers_pkey DO UPDATE SET patterns = excluded.patterns, likes = excluded.likes
     WHERE s.patterns <> excluded.patterns;
+    PERFORM tasker.own_subscriber(name); -- its error takes back the patterns
 END $_$;
 
 --
@@ -3725,6 +3800,11 @@ CREATE FUNCTION tasker.unsubscribe(name text) RETURNS boolean
     LANGUAGE plpgsql
     AS $_$
 BEGIN
+    IF EXISTS (SELECT FROM tasker.webhooks w WHERE 'webhook:' || w.name = $1) AND tasker.steers_subscribers() THEN
+        RAISE EXCEPTION 'subscriber "%" belongs to a webhook', name USING ERRCODE = 'TK008',
+            HINT = format('remove the webhook: tasker webhook remove %s', substr(name, 9));
+    END IF;
+    PERFORM tasker.own_subscriber(name);
     DELETE FROM tasker.event_sleepers s WHERE s.name = $1;
     DELETE FROM tasker.event_subscribers s WHERE s.name = $1;
     RETURN FOUND;
@@ -4191,7 +4271,8 @@ CREATE TABLE tasker.event_subscribers (
     failed_event_id bigint,
     failure text,
     created_at timestamp with time zone DEFAULT now() NOT NULL,
-    acknowledged_at timestamp with time zone
+    acknowledged_at timestamp with time zone,
+    owner text
 )
 WITH (fillfactor='50', autovacuum_vacuum_scale_factor='0', autovacuum_vacuum_threshold='1000');
 
@@ -4200,6 +4281,12 @@ WITH (fillfactor='50', autovacuum_vacuum_scale_factor='0', autovacuum_vacuum_thr
 --
 
 COMMENT ON TABLE tasker.event_subscribers IS 'Durable subscribers of tasker.events and how far each has got; tasker.event_lag is for reading';
+
+--
+-- Name: COLUMN event_subscribers.owner; Type: COMMENT; Schema: tasker; Owner: -
+--
+
+COMMENT ON COLUMN tasker.event_subscribers.owner IS 'Role that may use it, with its members; NULL: the first login that uses it becomes the owner';
 
 --
 -- Name: events; Type: TABLE; Schema: tasker; Owner: -

@@ -15,7 +15,8 @@ DECLARE
         schema_path,schema_shown,schema_word,failure_in_words,event_likes,check_channel,likes_are_safe,has_defaults,with_defaults,context_key,cursor_after,cursor_within,unread_since,fence_class,
         step_ids,reports_of,old_tasks,old_events,ended_tasks,held_by,first_unread,events_beyond,still_writing,open_transactions,event_writers,steps_of,read_events,event_cursor_since,stats_bucket,failure_kind,stats_from,stats_since,figures,outcomes,histogram,slowest,failures,waiting_now,trend,totals,is_test_database}';
     app text[] := '{enqueue_task,start_attempt,start_attempts,report_results,heartbeat,record_progress,register_process,process_beat,process_stopped,
-        publish_event,subscribe,unsubscribe,hold_subscriber,release_subscriber,next_events,acknowledge_events,event_failed,await_task,fall_asleep}';
+        publish_event,subscribe,unsubscribe,hold_subscriber,release_subscriber,next_events,acknowledge_events,event_failed,set_subscriber_owner,
+        await_task,fall_asleep}';
     operator text[] := '{cancel_task,pause_task,resume_task,retry_task,resolve_task,run_task_now,set_task_priority,retry_step,skip_step,resolve_step,
         set_limit,pause,resume,acknowledge_dead_letter,set_webhook,remove_webhook,retry_webhook,register_template,prune_tasks,prune_events,find_stale_tasks,sweep}';
     -- What a trigger calls, and what needs the owner: partitions are tables.

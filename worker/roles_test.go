@@ -1,10 +1,12 @@
 package worker_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net/url"
+	"strings"
 	"testing"
 
 	"github.com/jackc/pgx/v5"
@@ -127,4 +129,85 @@ func TestNoRoleCanDoMore(t *testing.T) {
 		}
 		b.must(conn.Close(t.Context()))
 	}
+}
+
+// An app may use its own subscribers, and neither those of another app nor those of
+// webhooks.
+func TestASubscriberBelongsToItsLogin(t *testing.T) {
+	b := setup(t)
+	b.must(migrations.Roles(t.Context(), b.pool))
+	b.exec(`SELECT tasker.set_webhook('shop', 'https://shop.example/in', '{*}', 'SHOP_SECRET');
+		INSERT INTO tasker.event_subscribers (name, patterns, likes, cursor) VALUES ('old', '{*}', '{%}', ROW (0, '{}', '{}', '{}'))`)
+	connect := func(role string) *pgx.Conn {
+		t.Helper()
+		conn, err := pgx.Connect(t.Context(), b.user(role))
+		b.must(err)
+		t.Cleanup(func() { b.must(conn.Close(context.WithoutCancel(t.Context()))) })
+		return conn
+	}
+	mine, other := connect("tasker_app"), connect("tasker_app")
+	ok := func(conn *pgx.Conn, sql string) {
+		t.Helper()
+		if _, err := conn.Exec(t.Context(), sql); err != nil {
+			t.Errorf("%s: %v", sql, err)
+		}
+	}
+	refused := func(conn *pgx.Conn, sql, part string) {
+		t.Helper()
+		_, err := conn.Exec(t.Context(), sql)
+		var pg *pgconn.PgError
+		if !errors.As(err, &pg) || pg.Code != "42501" || !strings.Contains(pg.Message, part) {
+			t.Errorf("%s: got %v, want that it may not, with %q", sql, err, part)
+		}
+	}
+	uses := func(name string) []string {
+		return []string{
+			fmt.Sprintf(`SELECT tasker.hold_subscriber('%s', 'h')`, name), fmt.Sprintf(`SELECT tasker.next_events('%s', 'h')`, name),
+			fmt.Sprintf(`SELECT tasker.acknowledge_events('%s', 'h', ROW (9, '{}', '{}', '{}')::tasker.event_cursor)`, name),
+			fmt.Sprintf(`SELECT tasker.event_failed('%s', 'h', 1, 'no')`, name), fmt.Sprintf(`SELECT tasker.release_subscriber('%s', 'h')`, name),
+		}
+	}
+	owner := mine.Config().User
+	ok(mine, `SELECT tasker.subscribe('mailer')`)
+	for _, sql := range append(uses("mailer"), `SELECT tasker.subscribe('mailer', '{order.*}')`, `SELECT tasker.unsubscribe('mailer')`,
+		`SELECT tasker.set_subscriber_owner('mailer', NULL)`) {
+		refused(other, sql, `subscriber "mailer" belongs to `+owner+`,`)
+	}
+	b.want("{*} <nil>", `SELECT patterns::text || ' ' || coalesce(holder, '<nil>') FROM tasker.event_subscribers WHERE name = 'mailer'`)
+	for _, role := range []string{"tasker_app", "tasker_operator", "tasker_worker"} {
+		conn := mine
+		if role != "tasker_app" {
+			conn = connect(role)
+		}
+		for _, sql := range append(uses("mailer"), `SELECT tasker.subscribe('mailer', '{*}')`) {
+			ok(conn, sql)
+		}
+	}
+
+	// Of the webhook, and names like those of webhooks.
+	for _, sql := range append(uses("webhook:shop"), `SELECT tasker.unsubscribe('webhook:shop')`) {
+		refused(mine, sql, `subscriber "webhook:shop" belongs to `)
+	}
+	for _, name := range []string{"webhook:shop", "webhook:mine", "webhook:"} {
+		refused(mine, fmt.Sprintf(`SELECT tasker.subscribe('%s')`, name), "belong to webhooks")
+	}
+	operator := connect("tasker_operator")
+	ok(operator, `SELECT tasker.set_webhook('bank', 'https://bank.example/in', '{*}', 'S')`)
+	b.want("postgres", `SELECT owner FROM tasker.event_subscribers WHERE name = 'webhook:bank'`)
+	refused(operator, `SELECT tasker.subscribe('webhook:none')`, "belong to webhooks")
+	if _, err := operator.Exec(t.Context(), `SELECT tasker.unsubscribe('webhook:bank')`); err == nil || !strings.Contains(err.Error(), "belongs to a webhook") {
+		t.Errorf("a webhook's subscriber is dropped without the webhook: %v", err)
+	}
+	ok(operator, `SELECT tasker.remove_webhook('bank')`)
+
+	// From before there were owners: the first that uses it.
+	ok(other, `SELECT tasker.hold_subscriber('old', 'h')`)
+	refused(mine, `SELECT tasker.unsubscribe('old')`, `belongs to `+other.Config().User)
+
+	// A group of logins.
+	b.exec(fmt.Sprintf(`CREATE ROLE %[1]s_group; GRANT %[1]s_group TO %[1]s, %[2]s`, owner, other.Config().User))
+	t.Cleanup(func() { b.exec(`DROP ROLE ` + owner + `_group`) })
+	ok(mine, fmt.Sprintf(`SELECT tasker.set_subscriber_owner('mailer', '%s_group')`, owner))
+	ok(other, `SELECT tasker.unsubscribe('mailer')`)
+	b.want("0", `SELECT count(*)::text FROM tasker.event_subscribers WHERE name = 'mailer'`)
 }
