@@ -32,12 +32,13 @@ const (
 	OfStep    EventSubject = "step"
 	OfAttempt EventSubject = "attempt"
 	OfGate    EventSubject = "gate"
+	OfWebhook EventSubject = "webhook"
 )
 
 // EventField is a member of an event's data.
 type EventField struct {
 	Name     string `json:"name"`
-	Type     string `json:"type"` // string, integer, number, strings
+	Type     string `json:"type"` // string, integer, number, strings, object
 	Unit     string `json:"unit,omitempty"`
 	Is       string `json:"is"`
 	Optional bool   `json:"optional,omitempty"`
@@ -49,8 +50,15 @@ func optional(name, kind, is string) EventField { return EventField{name, kind, 
 func fields(groups ...[]EventField) []EventField { return slices.Concat(groups...) }
 
 var (
-	byOperator = []EventField{optional("by", "string", "who did it"), optional("reason", "string", "why, in their words")}
-	ofFailure  = []EventField{
+	login      = optional("login", "string", "of Postgres, that did it") // optional: events from before migration 42 have none
+	byOperator = []EventField{optional("by", "string", "who did it, in their words"), optional("reason", "string", "why, in their words"), login}
+	// Both contexts where they are small, else their hashes.
+	ofContext = []EventField{
+		optional("from", "object", "the context before, if both have at most 4096 bytes"), optional("to", "object", "the context now"),
+		optional("from_sha256", "string", "of the context before as text, if one is larger"), optional("from_bytes", "integer", "of that text"),
+		optional("to_sha256", "string", "of the context now"), optional("to_bytes", "integer", "of that text"),
+	}
+	ofFailure = []EventField{
 		optional("class", "string", "of the error"), optional("message", "string", "of the error, its first 500 characters"),
 		optional("code", "string", "what an app's code, or the engine, calls the failure"),
 	}
@@ -79,6 +87,7 @@ var EventCatalogue = []EventKind{
 	{EventTaskResumed, "", "an operator lets it go on", OfTask, byOperator},
 	{EventTaskRunNow, "", "an operator cut its waiting short", OfTask, byOperator},
 	{EventTaskPriority, "", "an operator changed its priority", OfTask, fields(byOperator, []EventField{field("from", "integer", "1 to 4"), field("to", "integer", "1 to 4")})},
+	{EventTaskContext, "", "an operator replaced its context", OfTask, fields(byOperator, ofContext)},
 	{EventTaskStale, "", "nothing has happened to it for long, and it is listed", OfTask, listed},
 	{EventTaskDeadLetter, "", "it is in error, and listed", OfTask, listed},
 	{EventTaskAcknowledge, "", "an operator has taken it off the list", OfTask, byOperator},
@@ -101,6 +110,12 @@ var EventCatalogue = []EventKind{
 	})},
 	{EventGatePaused, "", "an operator lets nothing pass", OfGate, fields(gate, byOperator)},
 	{EventGateResumed, "", "an operator ended that", OfGate, fields(gate, byOperator)},
+
+	{EventWebhookSet, "", "an operator has made or changed a webhook", OfWebhook, []EventField{
+		field("name", "string", "of the webhook"), field("host", "string", "of its URL"), field("patterns", "strings", "of events that it gets"),
+		field("secret_env", "string", "the variable with its secret"), optional("by", "string", "who did it, in their words"), login,
+	}},
+	{EventWebhookRemoved, "", "an operator has removed a webhook", OfWebhook, []EventField{field("name", "string", "of the webhook"), login}},
 }
 
 // Engine says that a name is the engine's to use, whether it is in the catalogue or not.
@@ -130,7 +145,7 @@ func (e *Event) Check() error {
 			wrong = append(wrong, fmt.Errorf("event %d, %s: "+format, append([]any{e.ID, e.Name}, args...)...))
 		}
 	}
-	is((e.TaskID != 0) == (kind.Of != OfGate), "it is of task %d", e.TaskID)
+	is((e.TaskID != 0) == (kind.Of != OfGate && kind.Of != OfWebhook), "it is of task %d", e.TaskID)
 	is((e.StepID != 0) == (kind.Of == OfStep || kind.Of == OfAttempt), "it is of step %d", e.StepID)
 	is(kind.Of != OfAttempt || e.Attempt > 0, "it is of no attempt")
 	var data map[string]any
@@ -162,6 +177,9 @@ func (f *EventField) fits(value any) bool {
 		return ok && n == float64(int64(n))
 	case "number":
 		_, ok := value.(float64)
+		return ok
+	case "object":
+		_, ok := value.(map[string]any)
 		return ok
 	default: // strings
 		list, ok := value.([]any)

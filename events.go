@@ -22,6 +22,7 @@ const (
 	EventTaskResumed     EventName = "task.resumed"
 	EventTaskRunNow      EventName = "task.run_now"
 	EventTaskPriority    EventName = "task.priority_changed"
+	EventTaskContext     EventName = "task.context_replaced"         // by an operator, with a retry
 	EventTaskStale       EventName = "task.stale"                    // listed: nothing has happened to it for long
 	EventTaskDeadLetter  EventName = "task.dead_lettered"            // listed: it is in error
 	EventTaskAcknowledge EventName = "task.dead_letter_acknowledged" // taken off the list by an operator
@@ -41,12 +42,15 @@ const (
 	EventGatePaused  EventName = "gate.paused"
 	EventGateResumed EventName = "gate.resumed"
 
+	EventWebhookSet     EventName = "workflow.webhook_set" // of no task: an operator has made or changed a webhook
+	EventWebhookRemoved EventName = "workflow.webhook_removed"
+
 	EventTaskReenqueued EventName = "workflow.task_reenqueue_delayed" // a River job was scheduled for later
 	EventReportRefused  EventName = "step.report_refused"             // a result came for an attempt that is not current
 )
 
 // Event is a row of tasker.events, with what is known of its task and step. An
-// event of the engine's has a task, but for those of gates; a published one need not.
+// event of the engine's has a task, but for those of gates and webhooks; a published one need not.
 type Event struct {
 	ID            int64           `json:"id"`
 	OccurredAt    time.Time       `json:"occurred_at"` // when its transaction began

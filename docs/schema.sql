@@ -520,6 +520,21 @@ CREATE FUNCTION tasker.context_key(context jsonb) RETURNS text
 $$;
 
 --
+-- Name: context_record(jsonb, jsonb); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.context_record(was jsonb, becomes jsonb) RETURNS jsonb
+    LANGUAGE sql IMMUTABLE
+    AS $$
+    SELECT CASE WHEN greatest(octet_length(w.old), octet_length(w.new)) <= 4096
+        THEN jsonb_build_object('from', was, 'to', becomes)
+        ELSE jsonb_build_object(
+            'from_sha256', encode(sha256(convert_to(w.old, 'UTF8')), 'hex'), 'from_bytes', octet_length(w.old),
+            'to_sha256', encode(sha256(convert_to(w.new, 'UTF8')), 'hex'), 'to_bytes', octet_length(w.new)) END
+    FROM (SELECT was::text AS old, becomes::text AS new) w
+$$;
+
+--
 -- Name: cursor_after(tasker.event_cursor, int8multirange, bigint, boolean, boolean); Type: FUNCTION; Schema: tasker; Owner: -
 --
 
@@ -1545,7 +1560,8 @@ BEGIN
         paused_at = clock_timestamp(), version = g.version + 1, changed_at = clock_timestamp(), changed_by = $3, reason = $4
     WHERE g.paused_at IS NULL;
     IF FOUND THEN
-        INSERT INTO tasker.events (name, data) VALUES ('gate.paused', jsonb_strip_nulls(jsonb_build_object('scope', $1, 'name', $2, 'by', $3, 'reason', $4)));
+        INSERT INTO tasker.events (name, data) VALUES ('gate.paused', jsonb_strip_nulls(jsonb_build_object(
+        'scope', $1, 'name', $2, 'by', $3, 'reason', $4, 'login', session_user)));
     END IF;
 END $_$;
 
@@ -2062,6 +2078,7 @@ CREATE FUNCTION tasker.record_verb(task bigint, step bigint, event text, who tex
     INSERT INTO tasker.events (task_id, step_id, attempt, name, data)
     SELECT task, step, (SELECT s.attempts FROM tasker.steps s WHERE s.step_id = step), event,
            jsonb_strip_nulls(jsonb_build_object('by', who, 'reason', why)) || more
+           || jsonb_build_object('login', session_user)
 $$;
 
 --
@@ -2219,6 +2236,7 @@ BEGIN
         RETURN false;
     END IF;
     PERFORM tasker.unsubscribe('webhook:' || $1);
+    INSERT INTO tasker.events (name, data) VALUES ('workflow.webhook_removed', jsonb_build_object('name', $1, 'login', session_user));
     RETURN true;
 END $_$;
 
@@ -2261,12 +2279,15 @@ BEGIN
 END $$;
 
 --
--- Name: replace_context(bigint, jsonb); Type: FUNCTION; Schema: tasker; Owner: -
+-- Name: replace_context(bigint, jsonb, text, text); Type: FUNCTION; Schema: tasker; Owner: -
 --
 
-CREATE FUNCTION tasker.replace_context(task bigint, new_context jsonb) RETURNS void
+CREATE FUNCTION tasker.replace_context(task bigint, new_context jsonb, who text, why text) RETURNS void
     LANGUAGE plpgsql
     AS $$
+DECLARE
+    was     jsonb;
+    becomes jsonb;
 BEGIN
     IF new_context IS NULL THEN
         RETURN;
@@ -2277,9 +2298,12 @@ BEGIN
     IF pg_column_size(new_context) > 1048576 THEN
         RAISE EXCEPTION 'the context of a task may have 1 MiB, this one has % bytes', pg_column_size(new_context) USING ERRCODE = 'TK003';
     END IF;
+    SELECT u.context INTO was FROM tasker.tasks u WHERE u.task_id = task; -- the caller has locked the task
     UPDATE tasker.tasks u
     SET context = CASE WHEN m.context_defaults THEN tasker.with_defaults(m.context_schema, new_context) ELSE new_context END
-    FROM tasker.task_templates m WHERE u.task_id = task AND m.template_id = u.template_id;
+    FROM tasker.task_templates m WHERE u.task_id = task AND m.template_id = u.template_id
+    RETURNING u.context INTO becomes;
+    PERFORM tasker.record_verb(task, NULL, 'task.context_replaced', who, why, tasker.context_record(was, becomes));
 END $$;
 
 --
@@ -2516,7 +2540,7 @@ BEGIN
         WHERE s.step_id = ANY (ids) AND s.state = 'error' RETURNING s.step_id
     ), recorded AS (
         INSERT INTO tasker.events (task_id, step_id, name, data)
-        SELECT task, r.step_id, 'step.initialize_requested', jsonb_strip_nulls(jsonb_build_object('by', who, 'reason', why))
+        SELECT task, r.step_id, 'step.initialize_requested', jsonb_strip_nulls(jsonb_build_object('by', who, 'reason', why, 'login', session_user))
         FROM reset r ORDER BY r.step_id
     )
     SELECT count(*) INTO n FROM reset;
@@ -2562,9 +2586,10 @@ BEGIN
     IF NOT FOUND THEN
         RAISE EXCEPTION '% % is not paused', $1, $2 USING ERRCODE = 'TK008';
     END IF;
-    INSERT INTO tasker.events (name, data) VALUES ('gate.resumed', jsonb_strip_nulls(jsonb_build_object('scope', $1, 'name', $2, 'by', $3, 'reason', $4)));
-    -- Workers admit whom it lets pass: doing so here would hold the gates until
-    -- the caller's transaction ends.
+    INSERT INTO tasker.events (name, data) VALUES ('gate.resumed', jsonb_strip_nulls(jsonb_build_object(
+        'scope', $1, 'name', $2, 'by', $3, 'reason', $4, 'login', session_user)));
+    -- Workers grant the permits. A grant here would lock the limits until the caller's
+    -- transaction ends.
     PERFORM tasker.open_gates();
 END $_$;
 
@@ -2602,7 +2627,7 @@ BEGIN
     ELSIF s.state NOT IN ('error', 'waiting_for_retry') THEN
         RAISE EXCEPTION 'step % (%) is %: only one in error, or waiting for its retry, can be retried', step, s.name, s.state USING ERRCODE = 'TK008';
     END IF;
-    PERFORM tasker.replace_context(s.task_id, new_context);
+    PERFORM tasker.replace_context(s.task_id, new_context, who, why);
     IF s.state = 'error' THEN
         PERFORM tasker.reset_steps(s.task_id, ARRAY[step], who, why);
     ELSE
@@ -2626,7 +2651,7 @@ BEGIN
     IF t.state <> 'error' THEN
         RAISE EXCEPTION 'task % is %: only a task in error can be retried', task, t.state USING ERRCODE = 'TK008';
     END IF;
-    PERFORM tasker.replace_context(task, new_context);
+    PERFORM tasker.replace_context(task, new_context, who, why);
     n := tasker.reset_steps(task, ARRAY(SELECT s.step_id FROM tasker.steps s WHERE s.task_id = task AND s.state = 'error' ORDER BY s.step_id FOR UPDATE), who, why);
     IF n = 0 AND t.error ->> 'code' IS DISTINCT FROM 'task_deadline' THEN
         RAISE EXCEPTION 'task % has no step in error: it failed because steps were cancelled; resolve the task, or cancel it', task USING ERRCODE = 'TK008';
@@ -3201,7 +3226,7 @@ BEGIN
         max_attempts = $3, per_second = $4, burst = b, tokens = coalesce(b, 0), filled_at = clock_timestamp(),
         version = g.version + 1, changed_at = clock_timestamp(), changed_by = $6, reason = $7;
     INSERT INTO tasker.events (name, data) VALUES ('gate.limited', jsonb_strip_nulls(jsonb_build_object(
-        'scope', $1, 'name', $2, 'max_attempts', $3, 'per_second', $4, 'burst', b, 'by', $6, 'reason', $7)));
+        'scope', $1, 'name', $2, 'max_attempts', $3, 'per_second', $4, 'burst', b, 'by', $6, 'reason', $7, 'login', session_user)));
     PERFORM tasker.open_gates();
 END $_$;
 
@@ -3266,6 +3291,9 @@ BEGIN
     UPDATE tasker.event_subscribers s SET owner = r.rolname
     FROM pg_namespace n JOIN pg_roles r ON r.oid = n.nspowner
     WHERE n.nspname = 'tasker' AND s.name = 'webhook:' || $1 AND s.owner IS DISTINCT FROM r.rolname;
+    -- Of the URL the host alone: others hold a secret.
+    INSERT INTO tasker.events (name, data) VALUES ('workflow.webhook_set', jsonb_strip_nulls(jsonb_build_object(
+        'name', $1, 'host', substring(url FROM '^[^:]+://([^/?#]+)'), 'patterns', $3, 'secret_env', $4, 'by', $5, 'login', session_user)));
 END $_$;
 
 --

@@ -8,7 +8,10 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/taskerhq/tasker"
+	"github.com/taskerhq/tasker/migrations"
 	"github.com/taskerhq/tasker/store"
 )
 
@@ -328,4 +331,45 @@ step_templates:
 	b.want("complete: complete,skipped,complete; complete: skipped,skipped,skipped", `SELECT string_agg(line, '; ' ORDER BY line) FROM (
 		SELECT t.state || ': ' || string_agg(s.state, ',' ORDER BY position) AS line FROM tasker.tasks t JOIN tasker.steps s USING (task_id) GROUP BY task_id, t.state) x`)
 	b.want("4", `SELECT count(*)::text FROM tasker.events WHERE name = 'step.skipped' AND data ->> 'reason' = 'bypassed at enqueue'`)
+}
+
+// An event of an operator's verb names the login, whatever "by" says, and a context that
+// was replaced is in the event: as it is, or as a hash.
+func TestAVerbRecordsItsLoginAndWhatItReplaced(t *testing.T) {
+	b := setup(t)
+	b.must(migrations.Roles(t.Context(), b.pool))
+	b.register(oneGoStep)
+	b.enqueue("one", `{"account": "a"}`)
+	b.exec(`UPDATE tasker.tasks SET state = 'in_progress'; UPDATE tasker.tasks SET state = 'error';
+		UPDATE tasker.steps SET state = 'in_progress'; UPDATE tasker.steps SET state = 'error'`)
+	conn, err := pgx.Connect(t.Context(), b.user("tasker_operator"))
+	b.must(err)
+	t.Cleanup(func() { b.must(conn.Close(context.WithoutCancel(t.Context()))) })
+	as := func(sql string, args ...any) {
+		t.Helper()
+		_, err := conn.Exec(t.Context(), sql, args...)
+		b.must(err)
+	}
+	as(`SELECT tasker.retry_task(1, 'the pope', 'why not', '{"account": "b"}')`)
+	b.want(`{"by": "the pope", "to": {"account": "b"}, "from": {"account": "a"}, "login": "`+conn.Config().User+`", "reason": "why not"}`,
+		`SELECT data::text FROM tasker.events WHERE name = 'task.context_replaced'`)
+	b.exec(`UPDATE tasker.steps SET state = 'in_progress'; UPDATE tasker.steps SET state = 'error'`)
+	as(`SELECT tasker.retry_step(1, 'the pope', NULL, jsonb_build_object('account', repeat('x', 5000)))`)
+	b.want("true", `SELECT (data - 'by' - 'login' = jsonb_build_object(
+			'from_sha256', encode(sha256('{"account": "b"}'), 'hex'), 'from_bytes', 16, 'to_bytes', 5015,
+			'to_sha256', encode(sha256(convert_to(t.context::text, 'UTF8')), 'hex')))::text
+		FROM tasker.events e JOIN tasker.tasks t USING (task_id) WHERE e.name = 'task.context_replaced' ORDER BY e.event_id DESC LIMIT 1`)
+
+	for _, sql := range []string{
+		`SELECT tasker.set_task_priority(1, 1::smallint, 'the pope')`, `SELECT tasker.pause_task(1, 'the pope')`, `SELECT tasker.resume_task(1, 'the pope')`,
+		`SELECT tasker.cancel_task(1, 'the pope')`, `SELECT tasker.set_limit('template', 'test/one', max_attempts => 2, who => 'the pope')`,
+		`SELECT tasker.pause('template', 'test/one', 'the pope')`, `SELECT tasker.resume('template', 'test/one', 'the pope')`,
+		`SELECT tasker.set_webhook('shop', 'https://shop.example:8443/in?token=s3cret', '{*}', 'SHOP', 'the pope')`, `SELECT tasker.remove_webhook('shop')`,
+	} {
+		as(sql)
+	}
+	b.want("", `SELECT coalesce(string_agg(name, ' '), '') FROM tasker.events WHERE data ? 'by' AND data ->> 'login' IS DISTINCT FROM $1`, conn.Config().User)
+	b.want("14", `SELECT count(*)::text FROM tasker.events WHERE data ->> 'login' = $1`, conn.Config().User)
+	b.want(`{"by": "the pope", "host": "shop.example:8443", "name": "shop", "login": "`+conn.Config().User+`", "patterns": ["*"], "secret_env": "SHOP"}`,
+		`SELECT data::text FROM tasker.events WHERE name = 'workflow.webhook_set'`)
 }

@@ -13,12 +13,12 @@ module TaskerCore
     # Of the engine, as in events.go.
     CATALOGUE = %w[
       task.initialize_requested task.start_requested task.completed task.failed task.cancelled task.resolved_manually
-      task.retry_requested task.paused task.resumed task.run_now task.priority_changed task.stale task.dead_lettered
-      task.dead_letter_acknowledged
+      task.retry_requested task.paused task.resumed task.run_now task.priority_changed task.context_replaced task.stale
+      task.dead_lettered task.dead_letter_acknowledged
       step.execution_requested step.handle step.completed step.retry_requested step.failed step.cancelled step.skipped
       step.resolved_manually step.initialize_requested step.run_now step.report_refused
       gate.limited gate.paused gate.resumed
-      workflow.task_reenqueue_delayed
+      workflow.task_reenqueue_delayed workflow.webhook_set workflow.webhook_removed
     ].freeze
     ALIASES = { "task.enqueue" => "task.initialize_requested", "task.reenqueue" => "workflow.task_reenqueue_delayed" }.freeze
     # First words of names that only the engine gives.
