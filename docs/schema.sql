@@ -42,6 +42,7 @@ CREATE TYPE tasker.river_job_state AS ENUM (
 
 CREATE FUNCTION tasker.acknowledge_dead_letter(task bigint, who text DEFAULT NULL::text, why text DEFAULT NULL::text) RETURNS void
     LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 BEGIN
     UPDATE tasker.dead_letters d SET resolved_at = now(), resolution = 'acknowledged', resolved_by = who, note = why
@@ -62,6 +63,7 @@ END $$;
 
 CREATE FUNCTION tasker.acknowledge_events(name text, holder text, cursor tasker.event_cursor, up_to bigint DEFAULT NULL::bigint) RETURNS boolean
     LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $_$
 BEGIN
     PERFORM tasker.own_subscriber(name);
@@ -80,6 +82,7 @@ END $_$;
 CREATE FUNCTION tasker.admit_waiters() RETURNS double precision
     LANGUAGE plpgsql
     SET lock_timeout TO '20ms'
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 DECLARE
     g     tasker.gates;
@@ -161,6 +164,7 @@ END $$;
 
 CREATE FUNCTION tasker.age_jobs(ageing interval, most integer DEFAULT 200) RETURNS integer
     LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 DECLARE
     n     int := 0;
@@ -190,6 +194,7 @@ END $$;
 
 CREATE FUNCTION tasker.assert_gates(seen bigint, step_tasks bigint[], step_states text[]) RETURNS void
     LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 DECLARE
     faults text;
@@ -207,6 +212,7 @@ END $$;
 
 CREATE FUNCTION tasker.assert_worker(worker bigint) RETURNS void
     LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 BEGIN
     IF NOT pg_try_advisory_xact_lock_shared(tasker.fence_class(), worker::int) THEN -- an expression costs less than a statement
@@ -224,6 +230,7 @@ END $$;
 
 CREATE FUNCTION tasker.await_task(task bigint, channel text) RETURNS boolean
     LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $_$
 DECLARE
     found_state text;
@@ -246,6 +253,7 @@ END $_$;
 
 CREATE FUNCTION tasker.cancel_task(task bigint, who text DEFAULT NULL::text, why text DEFAULT NULL::text) RETURNS void
     LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 DECLARE
     t tasker.tasks := tasker.lock_task(task);
@@ -276,6 +284,7 @@ END $$;
 
 CREATE FUNCTION tasker.check_channel(channel text) RETURNS void
     LANGUAGE plpgsql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $_$
 BEGIN
     IF channel !~ '^[A-Za-z_][A-Za-z0-9_]*$' OR octet_length(channel) > 63 THEN
@@ -289,6 +298,7 @@ END $_$;
 
 CREATE FUNCTION tasker.check_gate(scope text, name text) RETURNS void
     LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $_$
 #variable_conflict use_column
 DECLARE
@@ -315,6 +325,7 @@ END $_$;
 
 CREATE FUNCTION tasker.check_new_context() RETURNS trigger
     LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 BEGIN
     PERFORM tasker.refuse_context(NEW.namespace, NEW.name, NEW.version, tasker.schema_problem(t.context_schema, NEW.context))
@@ -336,6 +347,7 @@ CREATE FUNCTION tasker.claim_tasks(worker bigint, ids bigint[], opening bigint[]
     SET jit TO 'off'
     SET plan_cache_mode TO 'force_generic_plan'
     SET lock_timeout TO '100ms'
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 #variable_conflict use_column
 DECLARE
@@ -438,6 +450,7 @@ COMMENT ON FUNCTION tasker.claim_tasks(worker bigint, ids bigint[], opening bigi
 
 CREATE FUNCTION tasker.close_dead_letters(most integer) RETURNS integer
     LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 DECLARE
     n int;
@@ -484,6 +497,7 @@ END $$;
 
 CREATE FUNCTION tasker.close_event_days() RETURNS integer
     LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 DECLARE
     open_now text[] := tasker.open_transactions();
@@ -515,6 +529,7 @@ END $$;
 
 CREATE FUNCTION tasker.context_key(context jsonb) RETURNS text
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
     SELECT 'context:' || encode(sha256(convert_to(context::text, 'UTF8')), 'hex')
 $$;
@@ -525,6 +540,7 @@ $$;
 
 CREATE FUNCTION tasker.context_record(was jsonb, becomes jsonb) RETURNS jsonb
     LANGUAGE sql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
     SELECT CASE WHEN greatest(octet_length(w.old), octet_length(w.new)) <= 4096
         THEN jsonb_build_object('from', was, 'to', becomes)
@@ -540,6 +556,7 @@ $$;
 
 CREATE FUNCTION tasker.cursor_after(c tasker.event_cursor, seen int8multirange, reached bigint, cut boolean, settled boolean) RETURNS tasker.event_cursor
     LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 DECLARE
     passed bigint := greatest(c.passed, reached);
@@ -565,6 +582,7 @@ END $$;
 
 CREATE FUNCTION tasker.cursor_within(earlier tasker.event_cursor, later tasker.event_cursor, up_to bigint) RETURNS tasker.event_cursor
     LANGUAGE sql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
     SELECT ROW (greatest(earlier.passed, up_to), int8multirange(), '{}'::text[],
                 (later.missing + later.recent) * int8multirange(int8range(NULL, up_to, '(]'))
@@ -577,6 +595,7 @@ $$;
 
 CREATE FUNCTION tasker.ended_tasks(tasks bigint[]) RETURNS SETOF bigint
     LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
     SELECT u.task_id FROM unnest(tasks) AS u(task_id)
     WHERE coalesce((SELECT t.state FROM tasker.tasks t WHERE t.task_id = u.task_id), '') NOT IN ('pending', 'in_progress')
@@ -588,6 +607,7 @@ $$;
 
 CREATE FUNCTION tasker.enqueue_task(namespace text, name text, context jsonb DEFAULT '{}'::jsonb, version text DEFAULT NULL::text, priority smallint DEFAULT NULL::smallint, run_at timestamp with time zone DEFAULT NULL::timestamp with time zone, idempotency_key text DEFAULT NULL::text, on_duplicate text DEFAULT 'return_existing'::text, correlation_id text DEFAULT NULL::text, tags text[] DEFAULT '{}'::text[], initiator text DEFAULT NULL::text, source_system text DEFAULT NULL::text, reason text DEFAULT NULL::text, bypass_steps text[] DEFAULT '{}'::text[], deadline timestamp with time zone DEFAULT NULL::timestamp with time zone, parent_task_id bigint DEFAULT NULL::bigint, carrier jsonb DEFAULT NULL::jsonb) RETURNS bigint
     LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $_$
 #variable_conflict use_column
 DECLARE
@@ -627,6 +647,7 @@ CREATE FUNCTION tasker.event_cursor_since(at timestamp with time zone DEFAULT NU
     LANGUAGE plpgsql STABLE
     SET enable_seqscan TO 'off'
     SET jit TO 'off'
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 DECLARE
     low  bigint := 0;  -- began before it, as far as is known
@@ -655,6 +676,7 @@ END $$;
 
 CREATE FUNCTION tasker.event_failed(name text, holder text, event_id bigint, failure text) RETURNS void
     LANGUAGE sql
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $_$
     SELECT tasker.own_subscriber($1);
     UPDATE tasker.event_subscribers s SET failed_event_id = $3, failure = left($4, 2000) WHERE s.name = $1 AND s.holder = $2
@@ -666,6 +688,7 @@ $_$;
 
 CREATE FUNCTION tasker.event_likes(patterns text[]) RETURNS text[]
     LANGUAGE plpgsql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $_$
 DECLARE
     wrong text;
@@ -686,6 +709,7 @@ END $_$;
 
 CREATE FUNCTION tasker.event_writers() RETURNS text[]
     LANGUAGE sql
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
     SELECT coalesce(array_agg(DISTINCT coalesce(l.virtualtransaction, '')), '{}') FROM pg_locks l
     WHERE l.locktype = 'relation' AND l.relation = 'tasker.events'::regclass AND l.mode = 'RowExclusiveLock' AND l.granted
@@ -699,6 +723,7 @@ $$;
 
 CREATE FUNCTION tasker.events_beyond(c tasker.event_cursor, likes text[], most integer, since timestamp with time zone, up_to bigint DEFAULT '9223372036854775807'::bigint) RETURNS TABLE(event_id bigint, created_at timestamp with time zone, wanted boolean)
     LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
     (SELECT e.event_id, e.created_at, e.name LIKE ANY (likes)
      FROM unnest(c.missing + c.recent) AS m(ids)
@@ -718,6 +743,7 @@ $$;
 CREATE FUNCTION tasker.expand_tasks() RETURNS trigger
     LANGUAGE plpgsql
     SET jit TO 'off'
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 DECLARE
     bypassed boolean;
@@ -773,6 +799,7 @@ END $$;
 CREATE FUNCTION tasker.expire_tasks(most integer DEFAULT 1000) RETURNS integer
     LANGUAGE plpgsql
     SET lock_timeout TO '100ms'
+    SET search_path TO 'pg_catalog', 'pg_temp'
     SET enable_sort TO 'off'
     SET enable_seqscan TO 'off'
     SET jit TO 'off'
@@ -826,9 +853,8 @@ END $$;
 
 CREATE FUNCTION tasker.failure_in_words(failure jsonb) RETURNS text
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
-    AS $$
-    SELECT left(split_part(coalesce(nullif(failure ->> 'message', ''), failure ->> 'class', 'no message'), E'\n', 1), 200)
-$$;
+    RETURN "left"(split_part(COALESCE(NULLIF((failure ->> 'message'::text), ''::text), (failure ->> 'class'::text), 'no message'::text), '
+'::text, 1), 200);
 
 --
 -- Name: failure_kind(text, text); Type: FUNCTION; Schema: tasker; Owner: -
@@ -845,6 +871,7 @@ CREATE FUNCTION tasker.failure_kind(class text, message text) RETURNS text
 CREATE FUNCTION tasker.failures(period interval DEFAULT '24:00:00'::interval, of_namespace text DEFAULT NULL::text, of_name text DEFAULT NULL::text, most integer DEFAULT 10) RETURNS TABLE(fingerprint text, namespace text, name text, step text, n bigint, class text, message text, task_id bigint, last_at timestamp with time zone)
     LANGUAGE sql STABLE
     SET jit TO 'off'
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $_$
     SELECT e.fingerprint, t.namespace, t.name, st.name, sum(e.n)::bigint, (array_agg(e.class ORDER BY e.last_at DESC))[1],
            (array_agg(e.message ORDER BY e.last_at DESC))[1], (array_agg(e.task_id ORDER BY e.last_at DESC))[1], max(e.last_at)
@@ -864,6 +891,7 @@ $_$;
 
 CREATE FUNCTION tasker.fall_asleep(name text, channel text, likes text[], asleep boolean) RETURNS void
     LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $_$
 BEGIN
     PERFORM tasker.check_channel(channel);
@@ -888,7 +916,7 @@ END $_$;
 
 CREATE FUNCTION tasker.fence_class() RETURNS integer
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
-    AS $$SELECT 1953721202$$;
+    RETURN 1953721202;
 
 --
 -- Name: figures(interval, text, text); Type: FUNCTION; Schema: tasker; Owner: -
@@ -897,6 +925,7 @@ CREATE FUNCTION tasker.fence_class() RETURNS integer
 CREATE FUNCTION tasker.figures(period interval DEFAULT '24:00:00'::interval, of_namespace text DEFAULT NULL::text, of_name text DEFAULT NULL::text) RETURNS TABLE(namespace text, name text, step text, measure text, n bigint, mean double precision, p50 double precision, p90 double precision, p95 double precision, p99 double precision)
     LANGUAGE sql STABLE
     SET jit TO 'off'
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $_$
     WITH summed AS MATERIALIZED ( -- before anything is joined: there are many rows and few sums
         SELECT s.template_id, s.position, s.measure, s.bucket, sum(s.n) AS n, sum(s.seconds) AS seconds
@@ -935,6 +964,7 @@ CREATE FUNCTION tasker.find_stale_tasks(pending interval DEFAULT '01:00:00'::int
     SET enable_mergejoin TO 'off'
     SET jit TO 'off'
     SET lock_timeout TO '100ms'
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 DECLARE
     shortest interval := least(pending, in_progress, waiting, running);
@@ -991,9 +1021,7 @@ END $$;
 
 CREATE FUNCTION tasker.first_unread(c tasker.event_cursor) RETURNS bigint
     LANGUAGE sql IMMUTABLE
-    AS $$
-    SELECT least(c.passed + 1, lower(c.missing + c.recent))
-$$;
+    RETURN LEAST(((c).passed + 1), lower(((c).missing + (c).recent)));
 
 --
 -- Name: gate_is_for(text, text, text, text, text, text, text, text); Type: FUNCTION; Schema: tasker; Owner: -
@@ -1001,12 +1029,7 @@ $$;
 
 CREATE FUNCTION tasker.gate_is_for(scope text, gate text, namespace text, name text, handler_class text, handler text, queue text, limit_key text) RETURNS boolean
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
-    AS $$
-    SELECT CASE scope WHEN 'template' THEN gate = namespace || '/' || name
-        WHEN 'handler' THEN gate = coalesce(handler_class, handler)
-        WHEN 'queue' THEN handler_class IS NOT NULL AND gate = queue
-        ELSE gate = limit_key END
-$$;
+    RETURN CASE scope WHEN 'template'::text THEN (gate = ((namespace || '/'::text) || name)) WHEN 'handler'::text THEN (gate = COALESCE(handler_class, handler)) WHEN 'queue'::text THEN ((handler_class IS NOT NULL) AND (gate = queue)) ELSE (gate = limit_key) END;
 
 --
 -- Name: gate_rank(timestamp with time zone, integer); Type: FUNCTION; Schema: tasker; Owner: -
@@ -1014,7 +1037,7 @@ $$;
 
 CREATE FUNCTION tasker.gate_rank(since timestamp with time zone, priority integer) RETURNS timestamp with time zone
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
-    AS $$ SELECT since + (priority - 1) * interval '1 minute' $$;
+    RETURN (since + (((priority - 1))::double precision * '00:01:00'::interval));
 
 --
 -- Name: gates; Type: TABLE; Schema: tasker; Owner: -
@@ -1052,9 +1075,7 @@ COMMENT ON TABLE tasker.gates IS 'Limits and pauses that operators have set; a r
 
 CREATE FUNCTION tasker.gate_tokens(g tasker.gates) RETURNS double precision
     LANGUAGE sql STABLE
-    AS $$
-    SELECT least(g.burst, g.tokens + g.per_second * greatest(0, extract(epoch FROM clock_timestamp() - g.filled_at)))
-$$;
+    RETURN LEAST((g).burst, ((g).tokens + ((g).per_second * (GREATEST((0)::numeric, EXTRACT(epoch FROM (clock_timestamp() - (g).filled_at))))::double precision)));
 
 --
 -- Name: has_defaults(jsonb); Type: FUNCTION; Schema: tasker; Owner: -
@@ -1062,7 +1083,7 @@ $$;
 
 CREATE FUNCTION tasker.has_defaults(schema jsonb) RETURNS boolean
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
-    AS $$ SELECT coalesce(schema::text LIKE '%"default": %', false) $$;
+    RETURN COALESCE(((schema)::text ~~ '%"default": %'::text), false);
 
 --
 -- Name: heartbeat(bigint, integer, jsonb); Type: FUNCTION; Schema: tasker; Owner: -
@@ -1070,6 +1091,7 @@ CREATE FUNCTION tasker.has_defaults(schema jsonb) RETURNS boolean
 
 CREATE FUNCTION tasker.heartbeat(step_id bigint, attempt integer, progress jsonb DEFAULT NULL::jsonb) RETURNS boolean
     LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $_$
 #variable_conflict use_column
 BEGIN
@@ -1091,6 +1113,7 @@ END $_$;
 
 CREATE FUNCTION tasker.held_by(task bigint) RETURNS text
     LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
     SELECT format('%s: %s', r.name, r.explanation) || CASE WHEN r.likewise > 1 THEN format(' (and %s more likewise)', r.likewise - 1) ELSE '' END
     FROM (SELECT s.name, s.explanation, s.position, count(*) OVER (PARTITION BY s.reason) AS likewise,
@@ -1108,6 +1131,7 @@ $$;
 CREATE FUNCTION tasker.histogram(period interval, of_namespace text, of_name text, of_step text DEFAULT NULL::text, of_measure text DEFAULT 'run'::text) RETURNS TABLE(at_least double precision, below double precision, n bigint)
     LANGUAGE sql STABLE
     SET jit TO 'off'
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $_$
     SELECT power(2, s.bucket / 8.0)::double precision, power(2, (s.bucket + 1) / 8.0)::double precision, sum(s.n)::bigint
     FROM tasker.stats_since(tasker.stats_from($1)) s
@@ -1123,6 +1147,7 @@ $_$;
 
 CREATE FUNCTION tasker.hold_subscriber(name text, holder text) RETURNS boolean
     LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $_$
 DECLARE
     s tasker.event_subscribers;
@@ -1148,6 +1173,7 @@ END $_$;
 
 CREATE FUNCTION tasker.is_test_database() RETURNS boolean
     LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $_$
     -- Not current_setting: that any session can set for itself.
     SELECT EXISTS (SELECT FROM pg_db_role_setting s CROSS JOIN LATERAL unnest(s.setconfig) AS c(setting)
@@ -1161,6 +1187,7 @@ $_$;
 
 CREATE FUNCTION tasker.leave_gates() RETURNS trigger
     LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 BEGIN
     IF OLD.state IN ('enqueued', 'in_progress') AND NEW.state NOT IN ('enqueued', 'in_progress') THEN
@@ -1206,6 +1233,7 @@ WITH (autovacuum_vacuum_scale_factor='0.02', autovacuum_vacuum_cost_delay='0', f
 
 CREATE FUNCTION tasker.lock_step(step bigint) RETURNS tasker.steps
     LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 DECLARE
     s tasker.steps;
@@ -1265,6 +1293,7 @@ COMMENT ON TABLE tasker.tasks IS 'INSERT here to start a workflow';
 
 CREATE FUNCTION tasker.lock_task(task bigint) RETURNS tasker.tasks
     LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 DECLARE
     t tasker.tasks;
@@ -1283,6 +1312,7 @@ END $$;
 CREATE FUNCTION tasker.make_event_days(ahead integer DEFAULT 3) RETURNS integer
     LANGUAGE plpgsql
     SET lock_timeout TO '100ms'
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 DECLARE
     today timestamptz := date_trunc('day', now(), 'UTC');
@@ -1320,6 +1350,7 @@ CREATE FUNCTION tasker.next_events(name text, holder text, most integer DEFAULT 
     SET enable_mergejoin TO 'off'
     SET jit TO 'off'
     SET plan_cache_mode TO 'force_generic_plan'
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $_$
 #variable_conflict use_column
 DECLARE
@@ -1338,6 +1369,7 @@ END $_$;
 
 CREATE FUNCTION tasker.next_token(g tasker.gates, taken bigint, kept bigint) RETURNS double precision
     LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
     SELECT greatest(0.001, (1 + kept - tasker.gate_tokens(g)) / g.per_second)
     WHERE g.per_second IS NOT NULL AND (g.max_attempts > taken + kept) IS NOT FALSE
@@ -1349,6 +1381,7 @@ $$;
 
 CREATE FUNCTION tasker.notify_river() RETURNS void
     LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 BEGIN
     PERFORM pg_notify('tasker.river_insert', '{"queue": "default"}');
@@ -1360,6 +1393,7 @@ END $$;
 
 CREATE FUNCTION tasker.old_events(before timestamp with time zone) RETURNS TABLE(partition text, since timestamp with time zone, until timestamp with time zone, bytes bigint, held_by text)
     LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $_$
 #variable_conflict use_column
 DECLARE
@@ -1385,6 +1419,7 @@ END $_$;
 
 CREATE FUNCTION tasker.old_tasks(before timestamp with time zone, most integer, after bigint, failed boolean) RETURNS TABLE(task_id bigint, old boolean, done boolean)
     LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
     SELECT p.task_id, coalesce(p.finished_at < before, false)
                AND (p.state IN ('complete', 'cancelled', 'resolved_manually') OR failed AND p.state = 'error')
@@ -1400,6 +1435,7 @@ $$;
 
 CREATE FUNCTION tasker.open_gates() RETURNS void
     LANGUAGE sql
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ SELECT count(pg_notify('tasker.worker_' || w.worker_id, 'g')) FROM tasker.workers w WHERE w.state = 'alive' $$;
 
 --
@@ -1408,6 +1444,7 @@ CREATE FUNCTION tasker.open_gates() RETURNS void
 
 CREATE FUNCTION tasker.open_transactions() RETURNS text[]
     LANGUAGE sql
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
     SELECT coalesce(array_agg(l.virtualtransaction), '{}') FROM pg_locks l JOIN pg_stat_activity a USING (pid)
     WHERE l.locktype = 'virtualxid' AND l.mode = 'ExclusiveLock' AND a.datname = current_database()
@@ -1421,6 +1458,7 @@ $$;
 CREATE FUNCTION tasker.outcomes(period interval DEFAULT '24:00:00'::interval, of_namespace text DEFAULT NULL::text, of_name text DEFAULT NULL::text) RETURNS TABLE(namespace text, name text, step text, created bigint, completed bigint, failed bigint, cancelled bigint, resolved bigint, skipped bigint, retried bigint, recovered bigint, exhausted bigint, ran bigint, ran_seconds double precision, waited bigint, waited_seconds double precision, took bigint, took_seconds double precision)
     LANGUAGE sql STABLE
     SET jit TO 'off'
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $_$
     WITH summed AS MATERIALIZED (
         SELECT s.template_id, s.position, s.measure, sum(s.n) AS n, sum(s.seconds) AS seconds
@@ -1451,6 +1489,7 @@ $_$;
 
 CREATE FUNCTION tasker.own_subscriber(name text) RETURNS void
     LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $_$
 DECLARE
     owner text;
@@ -1480,6 +1519,7 @@ END $_$;
 
 CREATE FUNCTION tasker.pass_gates(steps bigint[], gate_ids integer[]) RETURNS bigint[]
     LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $_$
 DECLARE
     g      tasker.gates;
@@ -1551,6 +1591,7 @@ END $_$;
 
 CREATE FUNCTION tasker.pause(scope text, name text, who text DEFAULT NULL::text, why text DEFAULT NULL::text) RETURNS void
     LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $_$
 #variable_conflict use_column
 BEGIN
@@ -1571,6 +1612,7 @@ END $_$;
 
 CREATE FUNCTION tasker.pause_task(task bigint, who text DEFAULT NULL::text, why text DEFAULT NULL::text) RETURNS void
     LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 DECLARE
     t tasker.tasks := tasker.lock_task(task);
@@ -1591,6 +1633,7 @@ END $$;
 
 CREATE FUNCTION tasker.poke_task(task bigint) RETURNS void
     LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 DECLARE
     t tasker.tasks;
@@ -1609,6 +1652,7 @@ END $$;
 
 CREATE FUNCTION tasker.prepare_task() RETURNS trigger
     LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 DECLARE
     found_id      bigint;
@@ -1720,6 +1764,7 @@ END $$;
 
 CREATE FUNCTION tasker.process_beat(process_id bigint) RETURNS boolean
     LANGUAGE sql
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $_$
     WITH beat AS (
         UPDATE tasker.processes p SET last_seen_at = clock_timestamp()
@@ -1733,6 +1778,7 @@ $_$;
 
 CREATE FUNCTION tasker.process_beat(process_id bigint, seconds jsonb) RETURNS boolean
     LANGUAGE sql
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $_$
     WITH beat AS (
         UPDATE tasker.processes p SET last_seen_at = clock_timestamp(), seconds = coalesce($2, '{}')
@@ -1746,6 +1792,7 @@ $_$;
 
 CREATE FUNCTION tasker.process_stopped(process_id bigint) RETURNS void
     LANGUAGE sql
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $_$
     UPDATE tasker.processes p SET stopped_at = clock_timestamp() WHERE p.process_id = $1
 $_$;
@@ -1757,6 +1804,7 @@ $_$;
 CREATE FUNCTION tasker.prune_events(before timestamp with time zone, ignore_subscribers boolean DEFAULT false, OUT partition text, OUT rows bigint, OUT bytes bigint) RETURNS record
     LANGUAGE plpgsql
     SET lock_timeout TO '100ms'
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 #variable_conflict use_column
 DECLARE
@@ -1800,6 +1848,7 @@ END $$;
 
 CREATE FUNCTION tasker.prune_stats(keep interval DEFAULT '90 days'::interval) RETURNS integer
     LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 DECLARE
     n     int;
@@ -1831,6 +1880,7 @@ CREATE FUNCTION tasker.prune_tasks(before timestamp with time zone, most integer
     SET jit TO 'off'
     SET plan_cache_mode TO 'force_generic_plan'
     SET lock_timeout TO '1s'
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 DECLARE
     ids bigint[];
@@ -1868,6 +1918,7 @@ END $$;
 
 CREATE FUNCTION tasker.publish_event(name text, data jsonb DEFAULT '{}'::jsonb, task bigint DEFAULT NULL::bigint, step bigint DEFAULT NULL::bigint, attempt integer DEFAULT NULL::integer) RETURNS bigint
     LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $_$
 DECLARE
     of_task bigint := task;
@@ -1910,6 +1961,7 @@ CREATE FUNCTION tasker.read_events(cursor tasker.event_cursor, patterns text[] D
     SET enable_mergejoin TO 'off'
     SET jit TO 'off'
     SET plan_cache_mode TO 'force_generic_plan'
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 #variable_conflict use_column
 DECLARE
@@ -1975,6 +2027,7 @@ END $$;
 
 CREATE FUNCTION tasker.reap_attempts(silence interval) RETURNS integer
     LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 DECLARE
     overdue bigint[];
@@ -2025,6 +2078,7 @@ END $$;
 
 CREATE FUNCTION tasker.reap_worker() RETURNS integer
     LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 DECLARE
     w record;
@@ -2058,6 +2112,7 @@ END $$;
 CREATE FUNCTION tasker.record_progress(worker bigint, step_ids bigint[], numbers integer[], docs text[]) RETURNS void
     LANGUAGE plpgsql
     SET lock_timeout TO '100ms'
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 BEGIN
     PERFORM tasker.assert_worker(worker);
@@ -2074,6 +2129,7 @@ END $$;
 
 CREATE FUNCTION tasker.record_verb(task bigint, step bigint, event text, who text, why text, more jsonb DEFAULT '{}'::jsonb) RETURNS void
     LANGUAGE sql
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
     INSERT INTO tasker.events (task_id, step_id, attempt, name, data)
     SELECT task, step, (SELECT s.attempts FROM tasker.steps s WHERE s.step_id = step), event,
@@ -2087,6 +2143,7 @@ $$;
 
 CREATE FUNCTION tasker.refuse_context(namespace text, name text, version text, problem text) RETURNS void
     LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 BEGIN
     RAISE EXCEPTION 'the context does not fit the schema of %/%@%: %', namespace, name, version, problem
@@ -2100,6 +2157,7 @@ END $$;
 
 CREATE FUNCTION tasker.refuse_priority() RETURNS trigger
     LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 BEGIN
     RAISE EXCEPTION 'the priority of a task is a number from 1, which goes first, to 4, not %', coalesce(NEW.priority::text, 'NULL') USING ERRCODE = 'TK003';
@@ -2111,6 +2169,7 @@ END $$;
 
 CREATE FUNCTION tasker.refuse_transition() RETURNS trigger
     LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 BEGIN
     RAISE EXCEPTION '% % cannot go from % to %',
@@ -2126,6 +2185,7 @@ END $$;
 
 CREATE FUNCTION tasker.register_process(identity text, details jsonb DEFAULT '{}'::jsonb) RETURNS bigint
     LANGUAGE sql
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $_$
     INSERT INTO tasker.processes (identity, details) VALUES ($1, $2) RETURNING process_id
 $_$;
@@ -2136,6 +2196,7 @@ $_$;
 
 CREATE FUNCTION tasker.register_template(namespace text, name text, version text, description text, definition jsonb, checksum text, max_parallel_steps integer, steps jsonb) RETURNS text
     LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $_$
 DECLARE
     known    tasker.task_templates;
@@ -2186,6 +2247,7 @@ END $_$;
 
 CREATE FUNCTION tasker.release_subscriber(name text, holder text) RETURNS void
     LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $_$
 BEGIN
     PERFORM tasker.own_subscriber(name);
@@ -2199,6 +2261,7 @@ END $_$;
 
 CREATE FUNCTION tasker.release_worker(worker bigint, client text) RETURNS integer
     LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 DECLARE
     freed   bigint[];
@@ -2229,6 +2292,7 @@ END $$;
 
 CREATE FUNCTION tasker.remove_webhook(name text) RETURNS boolean
     LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $_$
 BEGIN
     DELETE FROM tasker.webhooks w WHERE w.name = $1;
@@ -2246,6 +2310,7 @@ END $_$;
 
 CREATE FUNCTION tasker.renew_waiters(channel text, tasks bigint[]) RETURNS boolean
     LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $_$
 BEGIN
     PERFORM tasker.check_channel(channel);
@@ -2266,6 +2331,7 @@ END $_$;
 
 CREATE FUNCTION tasker.reopen_task(task bigint, who text, why text) RETURNS void
     LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 BEGIN
     UPDATE tasker.tasks u SET state = 'in_progress', finished_at = NULL, error = NULL,
@@ -2284,6 +2350,7 @@ END $$;
 
 CREATE FUNCTION tasker.replace_context(task bigint, new_context jsonb, who text, why text) RETURNS void
     LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 DECLARE
     was     jsonb;
@@ -2312,6 +2379,7 @@ END $$;
 
 CREATE FUNCTION tasker.report_results(reports jsonb) RETURNS TABLE(step_id bigint, attempt integer, accepted boolean, reason text)
     LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 BEGIN
     RETURN QUERY SELECT * FROM tasker.report_results(reports, true);
@@ -2328,6 +2396,7 @@ CREATE FUNCTION tasker.report_results(reports jsonb, wait boolean) RETURNS TABLE
     SET enable_mergejoin TO 'off'
     SET jit TO 'off'
     SET plan_cache_mode TO 'force_generic_plan'
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $_$
 #variable_conflict use_column
 DECLARE
@@ -2468,6 +2537,7 @@ CREATE FUNCTION tasker.reports_of(step_ids bigint[]) RETURNS TABLE(task_id bigin
     SET enable_mergejoin TO 'off'
     SET jit TO 'off'
     SET plan_cache_mode TO 'force_generic_plan'
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 #variable_conflict use_column
 BEGIN
@@ -2483,6 +2553,7 @@ END $$;
 
 CREATE FUNCTION tasker.rescue_jobs(client text) RETURNS bigint[]
     LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 DECLARE
     rescued bigint[];
@@ -2507,6 +2578,7 @@ END $$;
 
 CREATE FUNCTION tasker.rescue_unheard(client text, known bigint[]) RETURNS integer
     LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 DECLARE
     n int;
@@ -2530,6 +2602,7 @@ END $$;
 
 CREATE FUNCTION tasker.reset_steps(task bigint, ids bigint[], who text, why text) RETURNS integer
     LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 DECLARE
     n int;
@@ -2553,6 +2626,7 @@ END $$;
 
 CREATE FUNCTION tasker.resolve_step(step bigint, result jsonb DEFAULT 'null'::jsonb, who text DEFAULT NULL::text, why text DEFAULT NULL::text) RETURNS void
     LANGUAGE sql
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ SELECT tasker.settle_step(step, 'resolved_manually', coalesce(result, 'null'), who, why) $$;
 
 --
@@ -2561,6 +2635,7 @@ CREATE FUNCTION tasker.resolve_step(step bigint, result jsonb DEFAULT 'null'::js
 
 CREATE FUNCTION tasker.resolve_task(task bigint, who text DEFAULT NULL::text, why text DEFAULT NULL::text) RETURNS void
     LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 DECLARE
     t tasker.tasks := tasker.lock_task(task);
@@ -2578,6 +2653,7 @@ END $$;
 
 CREATE FUNCTION tasker.resume(scope text, name text, who text DEFAULT NULL::text, why text DEFAULT NULL::text) RETURNS void
     LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $_$
 #variable_conflict use_column
 BEGIN
@@ -2599,6 +2675,7 @@ END $_$;
 
 CREATE FUNCTION tasker.resume_task(task bigint, who text DEFAULT NULL::text, why text DEFAULT NULL::text) RETURNS void
     LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 DECLARE
     t tasker.tasks := tasker.lock_task(task);
@@ -2617,6 +2694,7 @@ END $$;
 
 CREATE FUNCTION tasker.retry_step(step bigint, who text DEFAULT NULL::text, why text DEFAULT NULL::text, new_context jsonb DEFAULT NULL::jsonb) RETURNS void
     LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 DECLARE
     s tasker.steps := tasker.lock_step(step);
@@ -2643,6 +2721,7 @@ END $$;
 
 CREATE FUNCTION tasker.retry_task(task bigint, who text DEFAULT NULL::text, why text DEFAULT NULL::text, new_context jsonb DEFAULT NULL::jsonb) RETURNS integer
     LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 DECLARE
     t tasker.tasks := tasker.lock_task(task);
@@ -2666,6 +2745,7 @@ END $$;
 
 CREATE FUNCTION tasker.retry_webhook(name text, of_event bigint DEFAULT NULL::bigint) RETURNS integer
     LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $_$
 DECLARE
     n int;
@@ -2684,6 +2764,7 @@ CREATE FUNCTION tasker.ring() RETURNS trigger
     SET enable_seqscan TO 'off'
     SET enable_hashjoin TO 'off'
     SET enable_mergejoin TO 'off'
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 DECLARE
     sleepers boolean;
@@ -2710,6 +2791,7 @@ END $$;
 
 CREATE FUNCTION tasker.river_job_state_in_bitmask(bitmask bit, state tasker.river_job_state) RETURNS boolean
     LANGUAGE sql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
     SELECT CASE state
         WHEN 'available' THEN get_bit(bitmask, 7)
@@ -2730,9 +2812,7 @@ $$;
 
 CREATE FUNCTION tasker.river_state(due timestamp with time zone) RETURNS tasker.river_job_state
     LANGUAGE sql STABLE
-    AS $$
-    SELECT CASE WHEN due > now() + interval '5 seconds' THEN 'scheduled' ELSE 'available' END::tasker.river_job_state
-$$;
+    RETURN (CASE WHEN (due > (now() + '00:00:05'::interval)) THEN 'scheduled'::text ELSE 'available'::text END)::tasker.river_job_state;
 
 --
 -- Name: roll_up(integer, double precision); Type: FUNCTION; Schema: tasker; Owner: -
@@ -2745,6 +2825,7 @@ CREATE FUNCTION tasker.roll_up(most integer DEFAULT 5000, rest double precision 
     SET enable_mergejoin TO 'off'
     SET jit TO 'off'
     SET plan_cache_mode TO 'force_generic_plan'
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 DECLARE
     c       tasker.event_cursor;
@@ -2894,6 +2975,7 @@ END $$;
 
 CREATE FUNCTION tasker.run_task_now(task bigint, who text DEFAULT NULL::text, why text DEFAULT NULL::text) RETURNS void
     LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 DECLARE
     t tasker.tasks := tasker.lock_task(task);
@@ -2913,6 +2995,7 @@ END $$;
 
 CREATE FUNCTION tasker.schedule_runs(task_ids bigint[], delays double precision[]) RETURNS void
     LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 BEGIN
     INSERT INTO tasker.river_job (kind, args, queue, priority, max_attempts, state, scheduled_at)
@@ -2933,6 +3016,7 @@ END $$;
 
 CREATE FUNCTION tasker.schema_path(path text, key text) RETURNS text
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $_$
     SELECT path || CASE WHEN key ~ '^[A-Za-z_][A-Za-z0-9_]*$' THEN '.' || key ELSE '[' || to_json(key) || ']' END
 $_$;
@@ -2943,6 +3027,7 @@ $_$;
 
 CREATE FUNCTION tasker.schema_problem(schema jsonb, value jsonb, path text DEFAULT '$'::text) RETURNS text
     LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 BEGIN
     IF schema IS NULL THEN
@@ -2965,6 +3050,7 @@ END $$;
 
 CREATE FUNCTION tasker.schema_problem_within(root jsonb, rule jsonb, given jsonb, path text, depth integer) RETURNS text
     LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $_$
 DECLARE
     kind      text := jsonb_typeof(given);
@@ -3181,6 +3267,7 @@ END $_$;
 
 CREATE FUNCTION tasker.schema_shown(given jsonb) RETURNS text
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
     SELECT CASE WHEN char_length(given::text) <= 60 AND jsonb_typeof(given) NOT IN ('array', 'object') THEN given::text
         WHEN given IN ('[]', '{}') THEN given::text
@@ -3194,6 +3281,7 @@ $$;
 
 CREATE FUNCTION tasker.schema_word(type text) RETURNS text
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
     SELECT CASE type WHEN 'null' THEN 'null' WHEN 'boolean' THEN 'true or false' WHEN 'integer' THEN 'a whole number'
         WHEN 'array' THEN 'an array' WHEN 'object' THEN 'an object' ELSE 'a ' || type END
@@ -3205,6 +3293,7 @@ $$;
 
 CREATE FUNCTION tasker.set_limit(scope text, name text, max_attempts integer DEFAULT NULL::integer, per_second double precision DEFAULT NULL::double precision, burst double precision DEFAULT NULL::double precision, who text DEFAULT NULL::text, why text DEFAULT NULL::text) RETURNS void
     LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $_$
 #variable_conflict use_column
 DECLARE
@@ -3236,6 +3325,7 @@ END $_$;
 
 CREATE FUNCTION tasker.set_subscriber_owner(name text, owner text) RETURNS void
     LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $_$
 BEGIN
     PERFORM tasker.own_subscriber(name);
@@ -3254,6 +3344,7 @@ END $_$;
 
 CREATE FUNCTION tasker.set_task_priority(task bigint, priority smallint, who text DEFAULT NULL::text, why text DEFAULT NULL::text) RETURNS void
     LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $_$
 DECLARE
     t tasker.tasks := tasker.lock_task(task);
@@ -3276,6 +3367,7 @@ END $_$;
 
 CREATE FUNCTION tasker.set_webhook(name text, url text, patterns text[], secret_env text, by text DEFAULT NULL::text) RETURNS void
     LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $_$
 BEGIN
     IF name IS NULL OR name !~ '^[a-z0-9][a-z0-9_-]{0,62}$' THEN
@@ -3302,6 +3394,7 @@ END $_$;
 
 CREATE FUNCTION tasker.settle_step(step bigint, becomes text, outcome jsonb, who text, why text) RETURNS void
     LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 DECLARE
     s tasker.steps := tasker.lock_step(step);
@@ -3327,6 +3420,7 @@ END $$;
 
 CREATE FUNCTION tasker.skip_step(step bigint, who text DEFAULT NULL::text, why text DEFAULT NULL::text) RETURNS void
     LANGUAGE sql
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ SELECT tasker.settle_step(step, 'skipped', NULL, who, why) $$;
 
 --
@@ -3336,6 +3430,7 @@ CREATE FUNCTION tasker.skip_step(step bigint, who text DEFAULT NULL::text, why t
 CREATE FUNCTION tasker.slowest(period interval DEFAULT '24:00:00'::interval, of_namespace text DEFAULT NULL::text, of_name text DEFAULT NULL::text, of_steps boolean DEFAULT false, most integer DEFAULT 10) RETURNS TABLE(namespace text, name text, version text, step text, task_id bigint, seconds double precision, ended_at timestamp with time zone)
     LANGUAGE sql STABLE
     SET jit TO 'off'
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $_$
     SELECT t.namespace, t.name, t.version, st.name, s.task_id, s.seconds, s.ended_at
     FROM tasker.stats_slowest s
@@ -3352,6 +3447,7 @@ $_$;
 
 CREATE FUNCTION tasker.start_attempt(step_id bigint, attempt integer, process_id bigint DEFAULT NULL::bigint) RETURNS jsonb
     LANGUAGE sql
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $_$
     SELECT CASE WHEN a.refusal IS NOT NULL THEN jsonb_build_object('status', 'refused', 'reason', a.refusal) ELSE jsonb_build_object(
         'status', 'started',
@@ -3379,6 +3475,7 @@ CREATE FUNCTION tasker.start_attempts(step_ids bigint[], attempts integer[], pro
     SET enable_mergejoin TO 'off'
     SET jit TO 'off'
     SET plan_cache_mode TO 'force_generic_plan'
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $_$
 #variable_conflict use_column
 DECLARE
@@ -3502,6 +3599,7 @@ COMMENT ON TABLE tasker.stats IS 'Counts and durations of what has ended, by spa
 
 CREATE FUNCTION tasker.stats_since(since timestamp with time zone) RETURNS SETOF tasker.stats
     LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $_$
     SELECT s.* FROM tasker.stats s WHERE s.span = 60 AND s.since >= date_bin('1 hour', $1 + interval '59 minutes 59.999999 seconds', timestamptz '2000-01-01 00:00+00')
     UNION ALL
@@ -3514,6 +3612,7 @@ $_$;
 
 CREATE FUNCTION tasker.steers_subscribers() RETURNS boolean
     LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
     SELECT EXISTS (SELECT FROM pg_roles r
                    WHERE (r.rolname IN ('tasker_operator', 'tasker_worker')
@@ -3527,6 +3626,7 @@ $$;
 
 CREATE FUNCTION tasker.step_ids(task bigint) RETURNS json
     LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 BEGIN
     RETURN (SELECT coalesce(json_object_agg(s.name, s.step_id ORDER BY s.position), '{}') FROM tasker.steps s WHERE s.task_id = task);
@@ -3544,6 +3644,7 @@ COMMENT ON FUNCTION tasker.step_ids(task bigint) IS 'Name to step_id of a task''
 
 CREATE FUNCTION tasker.step_may_become(was text, becomes text) RETURNS boolean
     LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 BEGIN
     RETURN was || '>' || becomes = ANY ('{
@@ -3569,6 +3670,7 @@ CREATE FUNCTION tasker.steps_of(task_ids bigint[]) RETURNS TABLE(task_id bigint,
     SET enable_mergejoin TO 'off'
     SET jit TO 'off'
     SET plan_cache_mode TO 'force_generic_plan'
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 #variable_conflict use_column
 BEGIN
@@ -3586,6 +3688,7 @@ END $$;
 
 CREATE FUNCTION tasker.still_writing(writers text[]) RETURNS boolean
     LANGUAGE sql
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
     SELECT coalesce(bool_or(w = ANY (writers) OR w LIKE '-1/%'), false) FROM unnest(tasker.event_writers()) AS w
 $$;
@@ -3596,6 +3699,7 @@ $$;
 
 CREATE FUNCTION tasker.stop_worker(worker bigint) RETURNS integer
     LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 DECLARE
     client text;
@@ -3611,6 +3715,7 @@ END $$;
 
 CREATE FUNCTION tasker.subscribe(name text, patterns text[] DEFAULT '{*}'::text[], start text DEFAULT 'now'::text) RETURNS void
     LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $_$
 DECLARE
     new_likes text[] := tasker.event_likes(patterns);
@@ -3639,6 +3744,7 @@ END $_$;
 
 CREATE FUNCTION tasker.sweep() RETURNS integer
     LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 DECLARE
     found_tasks bigint[];
@@ -3698,6 +3804,7 @@ END $$;
 
 CREATE FUNCTION tasker.task_may_become(was text, becomes text) RETURNS boolean
     LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 BEGIN
     RETURN was || '>' || becomes = ANY ('{
@@ -3713,6 +3820,7 @@ END $$;
 CREATE FUNCTION tasker.totals() RETURNS TABLE(namespace text, name text, step text, measure text, bucket integer, n bigint, seconds double precision)
     LANGUAGE sql STABLE
     SET jit TO 'off'
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
     SELECT t.namespace, t.name, st.name, s.measure, s.bucket::int, sum(s.n)::bigint, sum(s.seconds)
     FROM tasker.stats s
@@ -3729,6 +3837,7 @@ $$;
 
 CREATE FUNCTION tasker.travel(span interval) RETURNS void
     LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 DECLARE
     timed bigint[];
@@ -3791,6 +3900,7 @@ END $$;
 CREATE FUNCTION tasker.trend(period interval DEFAULT '24:00:00'::interval, of_namespace text DEFAULT NULL::text, of_name text DEFAULT NULL::text) RETURNS TABLE(since timestamp with time zone, minutes integer, created bigint, completed bigint, failed bigint, mean_total double precision, attempts bigint, retried bigint)
     LANGUAGE sql STABLE
     SET jit TO 'off'
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $_$
     SELECT s.since, s.span::int,
            coalesce(sum(s.n) FILTER (WHERE s.measure = 'created'), 0)::bigint,
@@ -3814,6 +3924,7 @@ $_$;
 
 CREATE FUNCTION tasker.unread_since(id bigint) RETURNS timestamp with time zone
     LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
     SELECT least(coalesce((SELECT min(d.since) FROM tasker.event_days d WHERE d.last_id IS NULL OR d.last_id >= id),
                           (SELECT max(d.until) FROM tasker.event_days d), '-infinity'),
@@ -3826,6 +3937,7 @@ $$;
 
 CREATE FUNCTION tasker.unsubscribe(name text) RETURNS boolean
     LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $_$
 BEGIN
     IF EXISTS (SELECT FROM tasker.webhooks w WHERE 'webhook:' || w.name = $1) AND tasker.steers_subscribers() THEN
@@ -3848,6 +3960,7 @@ CREATE FUNCTION tasker.waiting_now(most integer DEFAULT 2000) RETURNS TABLE(name
     SET enable_hashjoin TO 'off'
     SET enable_mergejoin TO 'off'
     SET jit TO 'off'
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
     WITH open AS MATERIALIZED (
         SELECT t.* FROM tasker.tasks t WHERE t.state IN ('pending', 'in_progress') ORDER BY t.task_id LIMIT most
@@ -3889,6 +4002,7 @@ $$;
 CREATE FUNCTION tasker.wake_admitted() RETURNS trigger
     LANGUAGE plpgsql
     SET enable_seqscan TO 'off'
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 BEGIN
     PERFORM FROM tasker.gate_waiters w WHERE w.task_id = NEW.task_id ORDER BY w.step_id FOR UPDATE;
@@ -3904,6 +4018,7 @@ END $$;
 
 CREATE FUNCTION tasker.wake_handled(worker bigint) RETURNS integer
     LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 DECLARE
     wanted text[];
@@ -3952,6 +4067,7 @@ COMMENT ON FUNCTION tasker.wake_handled(worker bigint) IS 'Makes the jobs of tas
 
 CREATE FUNCTION tasker.with_defaults(schema jsonb, value jsonb) RETURNS jsonb
     LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 DECLARE
     part record;
@@ -3982,6 +4098,7 @@ CREATE FUNCTION tasker.write_batch(worker bigint, task_ids bigint[], task_epochs
     SET lock_timeout TO '100ms'
     SET plan_cache_mode TO 'force_generic_plan'
     SET jit TO 'off'
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 DECLARE
     n      int;

@@ -47,6 +47,9 @@ const lockKey = 0x7461736b65726d67
 //go:embed sql/*.sql
 var files embed.FS
 
+//go:embed secure.sql
+var secure string
+
 // Errors that Check returns; both come wrapped with what to do.
 var (
 	ErrNotMigrated = errors.New("database is not migrated")
@@ -92,6 +95,7 @@ func read(name string) string {
 func Fingerprint() string {
 	h := sha256.New()
 	fmt.Fprintf(h, "river %d\n", RiverVersion)
+	fmt.Fprintln(h, secure)
 	for _, m := range All() {
 		fmt.Fprintf(h, "%d %s\n%s\n", m.Version, m.Name, m.Up)
 	}
@@ -137,10 +141,7 @@ func Up(ctx context.Context, pool *pgxpool.Pool) error {
 				return fmt.Errorf("apply migration %d (%s): %w", m.Version, m.Name, err)
 			}
 		}
-		if has, err := hasRoles(ctx, conn); err != nil || !has {
-			return err
-		}
-		return grant(ctx, conn)
+		return nil
 	})
 }
 
@@ -239,7 +240,7 @@ func DryRun(ctx context.Context, pool *pgxpool.Pool) (string, error) {
 	}
 	for _, m := range All() {
 		if slices.Contains(status.Pending, m.Version) {
-			fmt.Fprintf(&out, "-- tasker, migration %d (%s)\nBEGIN;\n%s\nCOMMIT;\n\n", m.Version, m.Name, strings.TrimSpace(m.Up))
+			fmt.Fprintf(&out, "-- tasker, migration %d (%s)\nBEGIN;\n%s\n\n%s\nCOMMIT;\n\n", m.Version, m.Name, strings.TrimSpace(m.Up), strings.TrimSpace(secure))
 		}
 	}
 	return out.String(), nil
@@ -316,11 +317,21 @@ func locked(ctx context.Context, pool *pgxpool.Pool, do func(*pgx.Conn) error) e
 // apply runs one migration and the statement that records it in a transaction.
 // The simple protocol takes both as they are written.
 //
+// It ends with what holds for every function and, where there are roles, for their
+// rights: a migration replaces functions as a whole, and these must not be without,
+// even if the next one fails.
+//
 // First it locks the tables that it names, in one order, and it is the migration that gives way and begins anew, never the
 // application: whoever waits behind it waits for less than the time after which
 // Postgres looks for deadlocks, and ends one of those in it.
 func apply(ctx context.Context, conn *pgx.Conn, sql, record string) error {
-	statements := "BEGIN;\n" + lockTables(sql) + sql + "\n;" + record + ";\nCOMMIT"
+	rights := ""
+	if has, err := hasRoles(ctx, conn); err != nil {
+		return err
+	} else if has {
+		rights = roles
+	}
+	statements := "BEGIN;\nSET LOCAL search_path = pg_catalog, pg_temp;\n" + lockTables(sql) + sql + "\n;" + record + ";\n" + secure + "\n;" + rights + "\n;COMMIT"
 	for begun := time.Now(); ; {
 		_, err := conn.PgConn().Exec(ctx, statements).ReadAll()
 		if err == nil {

@@ -31,8 +31,7 @@ func grant(ctx context.Context, conn *pgx.Conn) error {
 	return nil
 }
 
-// hasRoles says that Roles has been here: then it has to come again after each
-// migration, which replaces functions as a whole, their rights included.
+// hasRoles says that Roles has been here: then its statements belong to every migration.
 func hasRoles(ctx context.Context, conn *pgx.Conn) (bool, error) {
 	var has bool
 	err := conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_roles r WHERE r.rolname = 'tasker_worker' AND has_schema_privilege(r.oid, 'tasker', 'USAGE'))`).Scan(&has)

@@ -49,8 +49,7 @@ BEGIN
             EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO tasker_operator', f.signature);
         END IF;
         IF f.name = ANY (app || operator || of_owner) THEN
-            -- Bodies name everything with its schema; nobody's temporary objects come in between.
-            EXECUTE format('ALTER FUNCTION %s SECURITY DEFINER SET search_path = pg_catalog, pg_temp', f.signature);
+            EXECUTE format('ALTER FUNCTION %s SECURITY DEFINER', f.signature);
         END IF;
     END LOOP;
 

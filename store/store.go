@@ -221,9 +221,9 @@ func (s Server) Open(ctx context.Context, name string, connections int32) (*pgxp
 		config.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeCacheDescribe
 		config.ConnConfig.StatementCacheCapacity = 0
 	} else {
-		// The fence looks at the worker's state after it has the lock; a snapshot
-		// from before the lock, as in the stricter levels, would show the old one.
-		config.ConnConfig.RuntimeParams["default_transaction_isolation"] = "read committed"
+		for _, s := range sessionSettings {
+			config.ConnConfig.RuntimeParams[s.name] = s.value
+		}
 	}
 	pool, err := pgxpool.NewWithConfig(ctx, config)
 	if err != nil {
@@ -240,19 +240,50 @@ func (s Server) Open(ctx context.Context, name string, connections int32) (*pgxp
 	return pool, nil
 }
 
-// answers asks something that only the right settings answer rightly.
+// sessionSettings are what a session must have, however the role and the database
+// are configured. A pooler does not pass them on: there the role must have those
+// that matter.
+var sessionSettings = []struct {
+	name, value string
+	matters     bool
+}{
+	// The fence looks at the worker's state after it has the lock; a snapshot
+	// from before the lock, as in the stricter levels, would show the old one.
+	{"default_transaction_isolation", "read committed", true},
+	// A role that may create functions or operators in another schema could plant
+	// one that fits a statement better than Postgres' own.
+	{"search_path", "pg_catalog, pg_temp", true},
+	{"standard_conforming_strings", "on", true},
+	{"DateStyle", "ISO, MDY", false},
+	{"IntervalStyle", "postgres", false},
+}
+
+// answers checks that the database answers, and with the session settings that the
+// statements of this package rely on.
 func answers(ctx context.Context, pool *pgxpool.Pool) error {
-	var level string
-	err := pool.QueryRow(ctx, `SHOW default_transaction_isolation`).Scan(&level)
+	names := make([]string, len(sessionSettings))
+	for i, s := range sessionSettings {
+		names[i] = s.name
+	}
+	var values []string
+	err := pool.QueryRow(ctx, `SELECT ARRAY(SELECT pg_catalog.current_setting(n) FROM pg_catalog.unnest($1::text[]) n)`, names).Scan(&values)
 	var pg *pgconn.PgError
 	switch {
 	case errors.As(err, &pg) && strings.Contains(pg.Message, "unsupported startup parameter"):
 		return fmt.Errorf("%w: this is a connection pooler: set database.mode to poll_only (TASKER_DATABASE_MODE=poll_only), or name the server itself", err)
 	case err != nil:
 		return err
-	case level != "read committed":
-		return fmt.Errorf("its default_transaction_isolation is %q, and has to be read committed: "+
-			"ALTER ROLE %s SET default_transaction_isolation = 'read committed'", level, pgx.Identifier{pool.Config().ConnConfig.User}.Sanitize())
+	}
+	for i, s := range sessionSettings {
+		if !s.matters || values[i] == s.value {
+			continue
+		}
+		config, value := pool.Config().ConnConfig, "'"+s.value+"'"
+		if s.name == "search_path" {
+			value = s.value // a list of names
+		}
+		return fmt.Errorf("its %s is %q, and has to be %s: ALTER ROLE %s IN DATABASE %s SET %s = %s", s.name, values[i], s.value,
+			pgx.Identifier{config.User}.Sanitize(), pgx.Identifier{config.Database}.Sanitize(), s.name, value)
 	}
 	return nil
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/url"
+	"os/exec"
 	"strings"
 	"testing"
 	"time"
@@ -14,6 +15,7 @@ import (
 	"github.com/taskerhq/tasker"
 	"github.com/taskerhq/tasker/migrations"
 	"github.com/taskerhq/tasker/store"
+	"github.com/taskerhq/tasker/testenv"
 )
 
 // stranger connects as a login without any grant, which every Postgres lets
@@ -224,4 +226,80 @@ func TestNoSettingChoosesTheTemplate(t *testing.T) {
 			t.Errorf("with the setting %s the task is of %q, %v", setting, of, err)
 		}
 	}
+}
+
+// planted are functions and operators that fit better than Postgres' own, in a
+// schema that every session looks into. Each of them raises.
+const planted = `
+DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET search_path = public', current_database()); END $$;
+CREATE FUNCTION public.caught() RETURNS void LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'a planted function runs as %', current_user; END $$;
+CREATE FUNCTION public.unnest(bigint[]) RETURNS SETOF bigint LANGUAGE plpgsql AS $$ BEGIN PERFORM public.caught(); END $$;
+CREATE FUNCTION public.unnest(integer[]) RETURNS SETOF integer LANGUAGE plpgsql AS $$ BEGIN PERFORM public.caught(); END $$;
+CREATE FUNCTION public.unnest(text[]) RETURNS SETOF text LANGUAGE plpgsql AS $$ BEGIN PERFORM public.caught(); END $$;
+CREATE FUNCTION public.cardinality(bigint[]) RETURNS int LANGUAGE plpgsql AS $$ BEGIN PERFORM public.caught(); RETURN 0; END $$;
+CREATE FUNCTION public.cardinality(text[]) RETURNS int LANGUAGE plpgsql AS $$ BEGIN PERFORM public.caught(); RETURN 0; END $$;
+CREATE FUNCTION public.format(text, bigint) RETURNS text LANGUAGE plpgsql AS $$ BEGIN PERFORM public.caught(); RETURN ''; END $$;
+CREATE FUNCTION public.format(text, text) RETURNS text LANGUAGE plpgsql AS $$ BEGIN PERFORM public.caught(); RETURN ''; END $$;
+CREATE FUNCTION public.jsonb_build_object(text, bigint) RETURNS jsonb LANGUAGE plpgsql AS $$ BEGIN PERFORM public.caught(); RETURN '{}'; END $$;
+CREATE FUNCTION public.add(bigint[], bigint) RETURNS bigint[] LANGUAGE plpgsql AS $$ BEGIN PERFORM public.caught(); RETURN $1; END $$;
+CREATE AGGREGATE public.array_agg(bigint) (SFUNC = public.add, STYPE = bigint[]);
+CREATE FUNCTION public.taken(text[], text) RETURNS text[] LANGUAGE plpgsql AS $$ BEGIN PERFORM public.caught(); RETURN $1; END $$;
+CREATE AGGREGATE public.array_agg(text) (SFUNC = public.taken, STYPE = text[]);
+`
+
+// Functions that another role has planted don't run as the worker, the operator,
+// the owner, or in an app's INSERT.
+func TestPlantedFunctionsDoNotRun(t *testing.T) {
+	b := setup(t)
+	b.must(migrations.Roles(t.Context(), b.pool))
+	b.register(oneGoStep)
+	b.register(oneRubyStep)
+	b.exec(planted)
+	b.start()
+	b.sidekiq()
+	app := b.login("tasker_app")
+	for range 3 {
+		for _, name := range []string{"one", "ruby"} {
+			_, err := app.Exec(t.Context(), `SELECT tasker.enqueue_task('test', $1, '{}')`, name)
+			b.must(err)
+			_, err = app.Exec(t.Context(), `INSERT INTO tasker.tasks (namespace, name) SELECT 'test', $1 FROM generate_series(1, 2)`, name)
+			b.must(err)
+		}
+	}
+	b.finish()
+	b.want("18", `SELECT count(*)::text FROM tasker.tasks WHERE state = 'complete'`)
+	for _, args := range [][]string{
+		{"task", "list"}, {"task", "show", "1"}, {"explain", "1"}, {"gate", "list"}, {"dead-letter", "list"}, {"analytics", "performance"},
+		{"analytics", "bottlenecks"}, {"analytics", "task", "1"}, {"doctor"}, {"health"}, {"template", "list"}, {"events", "tail", "--since", "1h"},
+	} {
+		out, err := exec.Command(testenv.TaskerBinary(t), append(args, "--database-url", b.url, "--redis-url", b.redisURL)...).CombinedOutput()
+		if strings.Contains(string(out), "planted") {
+			t.Errorf("tasker %s: %v\n%s", strings.Join(args, " "), err, out)
+		}
+	}
+	b.healthy()
+}
+
+// Every function looks names up in pg_catalog alone.
+func TestEveryFunctionHasItsSearchPath(t *testing.T) {
+	b := setup(t)
+	b.want("", `SELECT coalesce(string_agg(p.oid::regprocedure::text, ', '), '') FROM pg_proc p
+		WHERE p.pronamespace = 'tasker'::regnamespace AND p.prosqlbody IS NULL
+		  AND 'search_path=pg_catalog, pg_temp' <> ALL (coalesce(p.proconfig, '{}'))`)
+}
+
+// Rights are part of each migration, forth and back.
+func TestRightsSurviveMigrations(t *testing.T) {
+	b := setup(t)
+	ctx := t.Context()
+	b.must(migrations.Roles(ctx, b.pool))
+	const rights = `SELECT md5(string_agg(format('%s %s %s', p.oid::regprocedure, p.proacl, p.prosecdef), E'\n' ORDER BY p.oid::regprocedure::text))
+		FROM pg_proc p WHERE p.pronamespace = 'tasker'::regnamespace`
+	before := b.text(rights)
+	_, err := migrations.Down(ctx, b.pool, 3, false)
+	b.must(err)
+	b.want("", `SELECT coalesce(string_agg(p.oid::regprocedure::text, ', '), '') FROM pg_proc p WHERE p.pronamespace = 'tasker'::regnamespace
+		AND (has_function_privilege('public', p.oid, 'EXECUTE') OR NOT has_function_privilege('tasker_worker', p.oid, 'EXECUTE'))`)
+	b.must(migrations.Up(ctx, b.pool))
+	b.want(before, rights)
 }

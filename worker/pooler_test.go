@@ -28,6 +28,8 @@ func (b *bundle) throughPooler() {
 			b.Error(err)
 		}
 	})
+	// As docs/poolers.md asks.
+	b.exec(`DO $$ BEGIN EXECUTE format('ALTER ROLE %I IN DATABASE %I SET search_path = pg_catalog, pg_temp', current_user, current_database()); END $$`)
 	b.url = pooler.URL(b.text(`SELECT current_database()`))
 }
 
