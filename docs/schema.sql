@@ -215,8 +215,9 @@ CREATE FUNCTION tasker.assert_worker(worker bigint) RETURNS void
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 BEGIN
-    IF NOT pg_try_advisory_xact_lock_shared(tasker.fence_class(), worker::int) THEN -- an expression costs less than a statement
-        PERFORM pg_advisory_xact_lock_shared(tasker.fence_class(), worker::int);
+    PERFORM FROM tasker.worker_fences f WHERE f.worker_id = worker LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED;
+    IF NOT FOUND THEN -- all are taken, or another worker or this one's stop is about to end it
+        PERFORM FROM tasker.worker_fences f WHERE f.worker_id = worker AND f.lane = 0 FOR NO KEY UPDATE;
     END IF;
     -- A statement of its own: its snapshot is taken after the lock is held.
     IF NOT EXISTS (SELECT FROM tasker.workers w WHERE w.worker_id = worker AND w.state = 'alive') THEN
@@ -357,7 +358,8 @@ DECLARE
     again  bigint[] := '{}';  -- of those: claimed before, by whomever
 BEGIN
     -- As tasker.assert_worker does it; whether the worker is alive is asked below.
-    IF NOT pg_try_advisory_xact_lock_shared(tasker.fence_class(), worker::int) THEN
+    PERFORM FROM tasker.worker_fences f WHERE f.worker_id = worker LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED;
+    IF NOT FOUND THEN
         PERFORM tasker.assert_worker(worker);
     END IF;
 
@@ -505,7 +507,7 @@ DECLARE
     id       bigint;
     closed   int := 0;
 BEGIN
-    IF NOT pg_try_advisory_xact_lock(tasker.fence_class(), -2) THEN
+    IF NOT tasker.take_duty('event_days') THEN
         RETURN 0;
     END IF;
     -- A prepared transaction has lost its old name (it is -1/xid): it may be any of them.
@@ -911,14 +913,6 @@ BEGIN
 END $_$;
 
 --
--- Name: fence_class(); Type: FUNCTION; Schema: tasker; Owner: -
---
-
-CREATE FUNCTION tasker.fence_class() RETURNS integer
-    LANGUAGE sql IMMUTABLE PARALLEL SAFE
-    RETURN 1953721202;
-
---
 -- Name: figures(interval, text, text); Type: FUNCTION; Schema: tasker; Owner: -
 --
 
@@ -971,7 +965,7 @@ DECLARE
 BEGIN
     found_tasks := 0;
     closed_entries := 0;
-    IF NOT pg_try_advisory_xact_lock(tasker.fence_class(), -1) THEN
+    IF NOT tasker.take_duty('find_stale') THEN
         RETURN;
     END IF;
     closed_entries := tasker.close_dead_letters(most); -- first: a task may have one open entry
@@ -1325,7 +1319,7 @@ BEGIN
         WHERE NOT EXISTS (SELECT FROM tasker.event_days d WHERE d.since <= u.since AND d.until > u.since)
         ORDER BY u.since
     LOOP
-        IF NOT pg_try_advisory_xact_lock(tasker.fence_class(), -2) THEN
+        IF NOT tasker.take_duty('event_days') THEN
             EXIT; -- another worker is about to
         END IF;
         -- Before the lock on it that looking for such rows takes.
@@ -1337,6 +1331,19 @@ BEGIN
         made := made + 1;
     END LOOP;
     RETURN made;
+END $$;
+
+--
+-- Name: make_fences(); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.make_fences() RETURNS trigger
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+BEGIN
+    INSERT INTO tasker.worker_fences (worker_id, lane) SELECT NEW.worker_id, lane FROM generate_series(0, 7) AS lane;
+    RETURN NULL;
 END $$;
 
 --
@@ -1813,7 +1820,7 @@ BEGIN
     IF before IS NULL OR before > now() THEN
         RAISE EXCEPTION 'events are pruned before a time in the past, not %', coalesce(before::text, 'NULL') USING ERRCODE = 'TK003';
     END IF;
-    IF NOT pg_try_advisory_xact_lock(tasker.fence_class(), -3) THEN
+    IF NOT tasker.take_duty('prune') THEN
         RAISE EXCEPTION 'somebody else is pruning' USING ERRCODE = 'object_in_use';
     END IF;
     SELECT o.partition, o.bytes INTO partition, bytes FROM tasker.old_events(before) o
@@ -1890,7 +1897,7 @@ BEGIN
     ELSIF most IS NULL OR most < 1 THEN
         RAISE EXCEPTION 'a page has 1 task or more, not %', coalesce(most::text, 'NULL') USING ERRCODE = 'TK003';
     END IF;
-    IF NOT pg_try_advisory_xact_lock(tasker.fence_class(), -3) THEN
+    IF NOT tasker.take_duty('prune') THEN
         RAISE EXCEPTION 'somebody else is pruning' USING ERRCODE = 'object_in_use';
     END IF;
     SELECT coalesce(array_agg(o.task_id ORDER BY o.task_id) FILTER (WHERE o.old), '{}'),
@@ -2089,10 +2096,12 @@ BEGIN
         ORDER BY d.worker_id
     LOOP
         -- Busy: one of its writes is in flight, or somebody else reaps it. Next time.
-        CONTINUE WHEN NOT pg_try_advisory_xact_lock(tasker.fence_class(), w.worker_id::int);
+        CONTINUE WHEN (SELECT count(*) FROM (SELECT FROM tasker.worker_fences f WHERE f.worker_id = w.worker_id FOR UPDATE SKIP LOCKED) l)
+            <> (SELECT count(*) FROM tasker.worker_fences f WHERE f.worker_id = w.worker_id);
         UPDATE tasker.workers d SET state = 'dead'
         WHERE d.worker_id = w.worker_id AND d.state = 'alive' AND d.last_seen_at < clock_timestamp() - d.lease;
         CONTINUE WHEN NOT FOUND;
+        DELETE FROM tasker.worker_fences f WHERE f.worker_id = w.worker_id;
         RETURN tasker.release_worker(w.worker_id, w.client_id);
     END LOOP;
     FOR w IN
@@ -3704,9 +3713,13 @@ CREATE FUNCTION tasker.stop_worker(worker bigint) RETURNS integer
 DECLARE
     client text;
 BEGIN
-    PERFORM pg_advisory_xact_lock(tasker.fence_class(), worker::int);
+    PERFORM FROM tasker.worker_fences f WHERE f.worker_id = worker ORDER BY f.lane FOR UPDATE;
     UPDATE tasker.workers d SET state = 'stopped' WHERE d.worker_id = worker AND d.state = 'alive' RETURNING d.client_id INTO client;
-    RETURN CASE WHEN FOUND THEN tasker.release_worker(worker, client) ELSE 0 END;
+    IF NOT FOUND THEN
+        RETURN 0;
+    END IF;
+    DELETE FROM tasker.worker_fences f WHERE f.worker_id = worker;
+    RETURN tasker.release_worker(worker, client);
 END $$;
 
 --
@@ -3751,7 +3764,7 @@ DECLARE
     w record;
     n int := 0;
 BEGIN
-    IF NOT pg_try_advisory_xact_lock(tasker.fence_class(), 0) THEN
+    IF NOT tasker.take_duty('sweep') THEN
         RETURN 0;
     END IF;
     -- Jobs that run in clients which are gone.
@@ -3796,6 +3809,19 @@ BEGIN
     DELETE FROM tasker.processes p WHERE p.last_seen_at < now() - interval '7 days'
         AND NOT EXISTS (SELECT FROM tasker.dispatches d WHERE d.process_id = p.process_id);
     RETURN n;
+END $$;
+
+--
+-- Name: take_duty(text); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.take_duty(duty text) RETURNS boolean
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+BEGIN
+    PERFORM FROM tasker.duties d WHERE d.name = duty FOR NO KEY UPDATE SKIP LOCKED;
+    RETURN FOUND;
 END $$;
 
 --
@@ -4112,7 +4138,8 @@ DECLARE
     unended int;
 BEGIN
     -- As tasker.assert_worker does it; whether the worker is alive is asked below.
-    IF NOT pg_try_advisory_xact_lock_shared(tasker.fence_class(), worker::int) THEN
+    PERFORM FROM tasker.worker_fences f WHERE f.worker_id = worker LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED;
+    IF NOT FOUND THEN
         PERFORM tasker.assert_worker(worker);
     END IF;
     IF gates_seen > 0 THEN
@@ -4383,6 +4410,20 @@ WITH (fillfactor='70', autovacuum_vacuum_scale_factor='0.02', autovacuum_vacuum_
 --
 
 COMMENT ON COLUMN tasker.dispatches.call_id IS 'the call that started the attempt: asked again, it gets the same answer';
+
+--
+-- Name: duties; Type: TABLE; Schema: tasker; Owner: -
+--
+
+CREATE TABLE tasker.duties (
+    name text NOT NULL
+);
+
+--
+-- Name: TABLE duties; Type: COMMENT; Schema: tasker; Owner: -
+--
+
+COMMENT ON TABLE tasker.duties IS 'What one worker at a time does: it locks the row';
 
 --
 -- Name: event_days; Type: TABLE; Schema: tasker; Owner: -
@@ -5334,6 +5375,21 @@ CREATE TABLE tasker.webhooks (
 );
 
 --
+-- Name: worker_fences; Type: TABLE; Schema: tasker; Owner: -
+--
+
+CREATE TABLE tasker.worker_fences (
+    worker_id bigint NOT NULL,
+    lane smallint NOT NULL
+);
+
+--
+-- Name: TABLE worker_fences; Type: COMMENT; Schema: tasker; Owner: -
+--
+
+COMMENT ON TABLE tasker.worker_fences IS 'Rows that a living worker locks while it writes, and that are gone when it is dead';
+
+--
 -- Name: workers_worker_id_seq; Type: SEQUENCE; Schema: tasker; Owner: -
 --
 
@@ -5383,6 +5439,13 @@ ALTER TABLE ONLY tasker.dead_letters
 
 ALTER TABLE ONLY tasker.dispatches
     ADD CONSTRAINT dispatches_pkey PRIMARY KEY (step_id);
+
+--
+-- Name: duties duties_pkey; Type: CONSTRAINT; Schema: tasker; Owner: -
+--
+
+ALTER TABLE ONLY tasker.duties
+    ADD CONSTRAINT duties_pkey PRIMARY KEY (name);
 
 --
 -- Name: event_days event_days_pkey; Type: CONSTRAINT; Schema: tasker; Owner: -
@@ -5579,6 +5642,13 @@ ALTER TABLE ONLY tasker.webhook_failures
 
 ALTER TABLE ONLY tasker.webhooks
     ADD CONSTRAINT webhooks_pkey PRIMARY KEY (name);
+
+--
+-- Name: worker_fences worker_fences_pkey; Type: CONSTRAINT; Schema: tasker; Owner: -
+--
+
+ALTER TABLE ONLY tasker.worker_fences
+    ADD CONSTRAINT worker_fences_pkey PRIMARY KEY (worker_id, lane);
 
 --
 -- Name: workers workers_client_id_key; Type: CONSTRAINT; Schema: tasker; Owner: -
@@ -5799,6 +5869,12 @@ CREATE TRIGGER expand_tasks AFTER INSERT ON tasker.tasks REFERENCING NEW TABLE A
 CREATE TRIGGER leave_gates AFTER UPDATE ON tasker.steps FOR EACH ROW WHEN ((old.gated AND (old.state <> new.state))) EXECUTE FUNCTION tasker.leave_gates();
 
 --
+-- Name: workers make_fences; Type: TRIGGER; Schema: tasker; Owner: -
+--
+
+CREATE TRIGGER make_fences AFTER INSERT ON tasker.workers FOR EACH ROW WHEN ((new.state = 'alive'::text)) EXECUTE FUNCTION tasker.make_fences();
+
+--
 -- Name: tasks prepare_task; Type: TRIGGER; Schema: tasker; Owner: -
 --
 
@@ -5847,6 +5923,13 @@ ALTER TABLE ONLY tasker.template_steps
 
 ALTER TABLE ONLY tasker.webhook_failures
     ADD CONSTRAINT webhook_failures_webhook_fkey FOREIGN KEY (webhook) REFERENCES tasker.webhooks(name) ON DELETE CASCADE;
+
+--
+-- Name: worker_fences worker_fences_worker_id_fkey; Type: FK CONSTRAINT; Schema: tasker; Owner: -
+--
+
+ALTER TABLE ONLY tasker.worker_fences
+    ADD CONSTRAINT worker_fences_worker_id_fkey FOREIGN KEY (worker_id) REFERENCES tasker.workers(worker_id) ON DELETE CASCADE;
 
 --
 -- PostgreSQL database dump complete

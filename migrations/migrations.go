@@ -2,8 +2,8 @@
 // SQL files, and runs them together with River's own migrations, which come
 // first because ours refer to its table.
 //
-// One advisory lock lets any number of machines migrate at once: the first
-// does the work, the others wait and find it done. Each migration runs in a
+// A lock on tasker.schema_migrations lets any number of machines migrate at once: the
+// first does the work, the others wait and find it done. Each migration runs in a
 // transaction of its own with the row that records it, so a failed or killed
 // run leaves whole migrations behind and the next run goes on from there.
 package migrations
@@ -38,9 +38,6 @@ const Schema = "tasker"
 // RiverVersion is the version of River's schema that this release is built and
 // tested with. It changes only together with the River module.
 const RiverVersion = 8
-
-// lockKey is the advisory lock that migrating takes ("taskermg" in ASCII).
-const lockKey = 0x7461736b65726d67
 
 //go:generate go test . -run TestTheSchemaDumpIsCurrent -update
 
@@ -118,10 +115,7 @@ func (s *Status) Current() bool {
 
 // Up brings the database to this release's schema.
 func Up(ctx context.Context, pool *pgxpool.Pool) error {
-	return locked(ctx, pool, func(conn *pgx.Conn) error {
-		if _, err := conn.Exec(ctx, createSchema); err != nil {
-			return fmt.Errorf("create schema %s: %w", Schema, err)
-		}
+	return locked(ctx, pool, true, func(conn, _ *pgx.Conn) error {
 		status, err := statusOf(ctx, conn)
 		if err != nil {
 			return err
@@ -149,7 +143,7 @@ func Up(ctx context.Context, pool *pgxpool.Pool) error {
 // everything: River's tables, the schema, and so every task.
 func Down(ctx context.Context, pool *pgxpool.Pool, n int, all bool) ([]Migration, error) {
 	var undone []Migration
-	err := locked(ctx, pool, func(conn *pgx.Conn) error {
+	err := locked(ctx, pool, false, func(conn, holder *pgx.Conn) error {
 		status, err := statusOf(ctx, conn)
 		if err != nil {
 			return err
@@ -177,7 +171,7 @@ func Down(ctx context.Context, pool *pgxpool.Pool, n int, all bool) ([]Migration
 				return err
 			}
 		}
-		if _, err := conn.Exec(ctx, `DROP SCHEMA IF EXISTS tasker CASCADE`); err != nil {
+		if _, err := holder.Exec(ctx, `DROP SCHEMA IF EXISTS tasker CASCADE`); err != nil { // which waits for the lock that holder has
 			return fmt.Errorf("drop schema %s: %w", Schema, err)
 		}
 		return nil
@@ -226,7 +220,7 @@ func DryRun(ctx context.Context, pool *pgxpool.Pool) (string, error) {
 	}
 	var out strings.Builder
 	if status.River == 0 && len(status.Applied) == 0 {
-		fmt.Fprintf(&out, "%s;\n\n", strings.TrimSpace(createSchema))
+		fmt.Fprintf(&out, "%s;\n%s;\n\n", createSchema, createRecord)
 	}
 	migrator, err := riverMigrator(pool)
 	if err != nil {
@@ -246,13 +240,14 @@ func DryRun(ctx context.Context, pool *pgxpool.Pool) (string, error) {
 	return out.String(), nil
 }
 
-const createSchema = `
-CREATE SCHEMA IF NOT EXISTS tasker;
-CREATE TABLE IF NOT EXISTS tasker.schema_migrations (
+const (
+	createSchema = `CREATE SCHEMA tasker`
+	createRecord = `CREATE TABLE tasker.schema_migrations (
     version    int PRIMARY KEY,
     name       text NOT NULL,
     applied_at timestamptz NOT NULL DEFAULT now()
 )`
+)
 
 func (s *Status) refuseNewer() error {
 	if len(s.UnknownNewer) > 0 {
@@ -299,19 +294,70 @@ func statusOf(ctx context.Context, conn *pgx.Conn) (*Status, error) {
 	return status, nil
 }
 
-// locked runs do while it holds the migration lock on a connection of its own.
-func locked(ctx context.Context, pool *pgxpool.Pool, do func(*pgx.Conn) error) error {
+// locked runs do while a second connection, holder, has the lock that migrations take
+// turns by: on a table, as any login may hold an advisory lock. It makes the schema
+// first, if asked to. Without a schema there is nothing to take turns for.
+func locked(ctx context.Context, pool *pgxpool.Pool, create bool, do func(conn, holder *pgx.Conn) error) error {
 	// Not from the pool: River's migrations need its connections meanwhile, and
-	// the lock must end with this connection whatever happens.
-	conn, err := pgx.ConnectConfig(ctx, pool.Config().ConnConfig.Copy())
+	// the lock must end with its connection whatever happens.
+	var conns [2]*pgx.Conn
+	for i := range conns {
+		conn, err := pgx.ConnectConfig(ctx, pool.Config().ConnConfig.Copy())
+		if err != nil {
+			return fmt.Errorf("connect to the database: %w", err)
+		}
+		defer conn.Close(context.WithoutCancel(ctx))
+		conns[i] = conn
+	}
+	conn, holder := conns[0], conns[1]
+	if create {
+		if err := makeSchema(ctx, conn); err != nil {
+			return fmt.Errorf("create schema %s: %w", Schema, err)
+		}
+	}
+	if _, err := holder.Exec(ctx, `BEGIN`); err != nil {
+		return fmt.Errorf("wait for other migrations: %w", err)
+	}
+	_, err := holder.Exec(ctx, `LOCK TABLE tasker.schema_migrations IN SHARE UPDATE EXCLUSIVE MODE`)
+	var pg *pgconn.PgError
+	if errors.As(err, &pg) && (pg.Code == "42P01" || pg.Code == "3F000") { // no such table, no such schema
+		return do(conn, conn)
+	}
 	if err != nil {
-		return fmt.Errorf("connect to the database: %w", err)
+		return fmt.Errorf("wait for other migrations: %w", err)
 	}
-	defer conn.Close(context.WithoutCancel(ctx))
-	if _, err := conn.Exec(ctx, `SELECT pg_advisory_lock($1)`, int64(lockKey)); err != nil {
-		return fmt.Errorf("wait for the migration lock: %w", err)
+	if err := do(conn, holder); err != nil {
+		return err
 	}
-	return do(conn)
+	if _, err := holder.Exec(ctx, `COMMIT`); err != nil {
+		return fmt.Errorf("end the migrations: %w", err)
+	}
+	return nil
+}
+
+// makeSchema makes the schema and the table that migrations are recorded in. Where both
+// are there it needs no right to make them.
+func makeSchema(ctx context.Context, conn *pgx.Conn) error {
+	for n := 1; ; n++ {
+		var schema, table bool
+		if err := conn.QueryRow(ctx, `SELECT to_regnamespace('tasker') IS NOT NULL, to_regclass('tasker.schema_migrations') IS NOT NULL`).Scan(&schema, &table); err != nil {
+			return err
+		}
+		var statements []string
+		if !schema {
+			statements = append(statements, createSchema)
+		}
+		if !table {
+			statements = append(statements, createRecord)
+		}
+		_, err := conn.PgConn().Exec(ctx, strings.Join(statements, ";\n")).ReadAll()
+		var pg *pgconn.PgError
+		// Another one made it at the same time.
+		if n < 3 && errors.As(err, &pg) && (pg.Code == "23505" || pg.Code == "42P06" || pg.Code == "42P07") {
+			continue
+		}
+		return err
+	}
 }
 
 // apply runs one migration and the statement that records it in a transaction.

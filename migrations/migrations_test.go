@@ -81,12 +81,12 @@ func TestEachMigrationTakesBackWhatItDid(t *testing.T) {
 	before := make([]string, len(all))
 	for i, m := range all {
 		before[i] = schema(t, pool)
-		if _, err := pool.Exec(ctx, m.Up); err != nil {
+		if _, err := pool.Exec(ctx, m.Up+migrations.Secure()); err != nil {
 			t.Fatalf("%04d %s up: %v", m.Version, m.Name, err)
 		}
 	}
 	for i, m := range slices.Backward(all) {
-		if _, err := pool.Exec(ctx, m.Down); err != nil {
+		if _, err := pool.Exec(ctx, m.Down+migrations.Secure()); err != nil {
 			t.Fatalf("%04d %s down: %v", m.Version, m.Name, err)
 		}
 		if after := schema(t, pool); after != before[i] {

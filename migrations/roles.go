@@ -21,7 +21,7 @@ func Roles(ctx context.Context, pool *pgxpool.Pool) error {
 	if err := Check(ctx, pool); err != nil {
 		return err
 	}
-	return locked(ctx, pool, func(conn *pgx.Conn) error { return grant(ctx, conn) })
+	return locked(ctx, pool, false, func(conn, _ *pgx.Conn) error { return grant(ctx, conn) })
 }
 
 func grant(ctx context.Context, conn *pgx.Conn) error {

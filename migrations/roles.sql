@@ -12,16 +12,16 @@ DECLARE
     f    record;
     -- Deciding and showing: no harm in anybody's hands.
     pure text[] := '{step_may_become,task_may_become,gate_tokens,next_token,gate_rank,gate_is_for,river_state,river_job_state_in_bitmask,schema_problem,schema_problem_within,
-        schema_path,schema_shown,schema_word,failure_in_words,event_likes,check_channel,likes_are_safe,has_defaults,with_defaults,context_key,cursor_after,cursor_within,unread_since,fence_class,
+        schema_path,schema_shown,schema_word,failure_in_words,event_likes,check_channel,likes_are_safe,has_defaults,with_defaults,context_key,cursor_after,cursor_within,unread_since,
         step_ids,reports_of,old_tasks,old_events,ended_tasks,held_by,first_unread,events_beyond,still_writing,open_transactions,event_writers,steps_of,read_events,event_cursor_since,stats_bucket,failure_kind,stats_from,stats_since,figures,outcomes,histogram,slowest,failures,waiting_now,trend,totals,is_test_database,
         context_record}';
     app text[] := '{enqueue_task,start_attempt,start_attempts,report_results,heartbeat,record_progress,register_process,process_beat,process_stopped,
         publish_event,subscribe,unsubscribe,hold_subscriber,release_subscriber,next_events,acknowledge_events,event_failed,set_subscriber_owner,
-        await_task,fall_asleep}';
+        await_task,renew_waiters,fall_asleep}';
     operator text[] := '{cancel_task,pause_task,resume_task,retry_task,resolve_task,run_task_now,set_task_priority,retry_step,skip_step,resolve_step,
         set_limit,pause,resume,acknowledge_dead_letter,set_webhook,remove_webhook,retry_webhook,register_template,prune_tasks,prune_events,find_stale_tasks,sweep}';
     -- What a trigger calls, and what needs the owner: partitions are tables.
-    of_owner text[] := '{prepare_task,expand_tasks,refuse_transition,refuse_priority,check_new_context,leave_gates,wake_admitted,ring,check_gate,make_event_days,close_event_days}';
+    of_owner text[] := '{prepare_task,expand_tasks,refuse_transition,refuse_priority,check_new_context,leave_gates,wake_admitted,ring,check_gate,make_event_days,close_event_days,make_fences}';
 BEGIN
     FOREACH name IN ARRAY '{tasker_reader,tasker_app,tasker_operator,tasker_worker}'::text[] LOOP
         IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = name) THEN

@@ -11,11 +11,13 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/taskerhq/tasker"
 	"github.com/taskerhq/tasker/migrations"
 	"github.com/taskerhq/tasker/store"
 	"github.com/taskerhq/tasker/testenv"
+	"github.com/taskerhq/tasker/worker"
 )
 
 // stranger connects as a login without any grant, which every Postgres lets
@@ -302,4 +304,49 @@ func TestRightsSurviveMigrations(t *testing.T) {
 		AND (has_function_privilege('public', p.oid, 'EXECUTE') OR NOT has_function_privilege('tasker_worker', p.oid, 'EXECUTE'))`)
 	b.must(migrations.Up(ctx, b.pool))
 	b.want(before, rights)
+}
+
+// Advisory locks are for any login to take: nothing here waits for one.
+func TestLocksOfALoginWithoutRightsHoldNothingUp(t *testing.T) {
+	b := setup(t)
+	b.must(migrations.Roles(t.Context(), b.pool))
+	b.register(oneGoStep)
+	stranger, reader := b.stranger(), b.login("tasker_reader")
+	for _, sql := range []string{
+		`SELECT pg_advisory_lock(1953721202, n) FROM generate_series(-5, 50) n`,
+		`SELECT pg_advisory_lock(x'7461736b65726d67'::bigint)`,
+	} {
+		_, err := stranger.Exec(t.Context(), sql)
+		b.must(err)
+	}
+	for _, sql := range []string{
+		`BEGIN; SELECT FROM tasker.worker_fences FOR UPDATE`, `BEGIN; SELECT FROM tasker.worker_fences FOR KEY SHARE`,
+		`BEGIN; SELECT FROM tasker.duties FOR UPDATE`, `BEGIN; LOCK TABLE tasker.worker_fences`, `BEGIN; LOCK TABLE tasker.schema_migrations IN SHARE MODE`,
+		`BEGIN; SELECT FROM tasker.workers FOR SHARE`, `BEGIN; SELECT FROM tasker.tasks FOR SHARE`,
+	} {
+		for who, conn := range map[string]*pgx.Conn{"stranger": stranger, "reader": reader} {
+			_, err := conn.Exec(t.Context(), sql)
+			var refused *pgconn.PgError
+			if !errors.As(err, &refused) || refused.Code != "42501" {
+				t.Errorf("%s: %s: got %v, want that it may not", who, sql, err)
+			}
+			_, err = conn.Exec(t.Context(), `ROLLBACK`)
+			b.must(err)
+		}
+	}
+	_, err := migrations.Down(t.Context(), b.pool, 1, false)
+	b.must(err)
+	b.must(migrations.Up(t.Context(), b.pool))
+	gone, err := b.store.RegisterWorker(t.Context(), "gone", "gone", time.Second, nil)
+	b.must(err)
+	task := b.enqueue("one", `{}`)
+	if claimed, err := b.store.NewClaimer(t.Context(), gone).Claim(t.Context(), task); err != nil || claimed == nil {
+		t.Fatalf("claimed %v, %v", claimed, err)
+	}
+	stop := b.start(func(c *worker.Config) { c.Lease = time.Second })
+	b.enqueue("one", `{}`)
+	b.finish() // the task of the worker that is gone, too
+	stop()
+	b.want("dead stopped", `SELECT string_agg(state, ' ' ORDER BY worker_id) FROM tasker.workers`)
+	b.want("0", `SELECT count(*)::text FROM tasker.worker_fences`)
 }
