@@ -68,6 +68,10 @@ type Dispatch struct {
 	// than LeastShared, or because an attempt was lost before: perhaps it kills its
 	// process, and perhaps it rode with one that does.
 	Alone bool
+
+	// Ticket goes with the job: without it the attempt does not start. 0: a worker of an
+	// earlier version made the attempt, and there is none.
+	Ticket int64
 }
 
 // LeastShared is the shortest timeout, and heartbeat, of an attempt that may

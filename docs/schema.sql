@@ -337,10 +337,10 @@ BEGIN
 END $$;
 
 --
--- Name: claim_tasks(bigint, bigint[], bigint[], bigint); Type: FUNCTION; Schema: tasker; Owner: -
+-- Name: claim_tasks(bigint, bigint[], bigint[], bigint, bytea); Type: FUNCTION; Schema: tasker; Owner: -
 --
 
-CREATE FUNCTION tasker.claim_tasks(worker bigint, ids bigint[], opening bigint[] DEFAULT '{}'::bigint[], gates_seen bigint DEFAULT NULL::bigint) RETURNS TABLE(task_id bigint, template_id bigint, epoch integer, context jsonb, correlation_id text, fresh bigint[], begun boolean, due_in double precision)
+CREATE FUNCTION tasker.claim_tasks(worker bigint, ids bigint[], opening bigint[] DEFAULT '{}'::bigint[], gates_seen bigint DEFAULT NULL::bigint, ticket_key bytea DEFAULT NULL::bytea) RETURNS TABLE(task_id bigint, template_id bigint, epoch integer, context jsonb, correlation_id text, fresh bigint[], begun boolean, due_in double precision)
     LANGUAGE plpgsql
     SET enable_seqscan TO 'off'
     SET enable_hashjoin TO 'off'
@@ -429,8 +429,8 @@ BEGIN
         SET state = r.state, attempts = 1, started_at = CASE WHEN r.state = 'in_progress' THEN clock_timestamp() END
         FROM roots r WHERE s.step_id = r.step_id
     ), sent AS (
-        INSERT INTO tasker.dispatches (step_id, task_id, attempt, queue, awaited_by, start_by)
-        SELECT n.step_id, n.task_id, 1, n.queue, worker, clock_timestamp() + make_interval(secs => n.schedule_to_start_seconds)
+        INSERT INTO tasker.dispatches (step_id, task_id, attempt, queue, awaited_by, start_by, ticket)
+        SELECT n.step_id, n.task_id, 1, n.queue, worker, clock_timestamp() + make_interval(secs => n.schedule_to_start_seconds), tasker.ticket(ticket_key, n.step_id, 1)
         FROM roots n WHERE n.state = 'enqueued'
     ), told AS (
         INSERT INTO tasker.events (task_id, step_id, attempt, name)
@@ -441,10 +441,10 @@ BEGIN
 END $$;
 
 --
--- Name: FUNCTION claim_tasks(worker bigint, ids bigint[], opening bigint[], gates_seen bigint); Type: COMMENT; Schema: tasker; Owner: -
+-- Name: FUNCTION claim_tasks(worker bigint, ids bigint[], opening bigint[], gates_seen bigint, ticket_key bytea); Type: COMMENT; Schema: tasker; Owner: -
 --
 
-COMMENT ON FUNCTION tasker.claim_tasks(worker bigint, ids bigint[], opening bigint[], gates_seen bigint) IS 'The worker becomes owner of those tasks that are free and due. ids: ascending, each once. fresh: the ids of the steps, by position, of a task that no loop has touched; begun: their roots have been claimed too, as their template is one of those that are opening; due_in, with epoch NULL: seconds until the run_at of a task that was left alone';
+COMMENT ON FUNCTION tasker.claim_tasks(worker bigint, ids bigint[], opening bigint[], gates_seen bigint, ticket_key bytea) IS 'The worker becomes owner of those tasks that are free and due. ids: ascending, each once. fresh: the ids of the steps, by position, of a task that no loop has touched; begun: their roots have been claimed too, as their template is one of those that are opening, with tickets made of ticket_key; due_in, with epoch NULL: seconds until the run_at of a task that was left alone';
 
 --
 -- Name: close_dead_letters(integer); Type: FUNCTION; Schema: tasker; Owner: -
@@ -590,6 +590,14 @@ CREATE FUNCTION tasker.cursor_within(earlier tasker.event_cursor, later tasker.e
                 (later.missing + later.recent) * int8multirange(int8range(NULL, up_to, '(]'))
                 + (earlier.missing + earlier.recent) * int8multirange(int8range(up_to, NULL, '()')))::tasker.event_cursor
 $$;
+
+--
+-- Name: document_problem(jsonb, integer); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.document_problem(doc jsonb, most integer) RETURNS text
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN CASE WHEN ((pg_column_size(doc) <= (most / 11000)) AND (pg_column_compression(doc) IS NULL)) THEN NULL::text WHEN (doc @? 'strict $.**?(@.type() == "number" && ((@ >= 10000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000 || @ <= -10000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000) || (@ < 0.0000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000001 && @ > -0.0000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000001) && @ != 0))'::jsonpath) THEN 'has a number of more than 400 digits'::text WHEN (((pg_column_size(doc) > 2000) OR (pg_column_compression(doc) IS NOT NULL)) AND (doc @? 'strict $.**{1000}'::jsonpath)) THEN 'is nested more than 1000 levels deep'::text WHEN ((pg_column_size(doc) <= (most / 1400)) AND (pg_column_compression(doc) IS NULL)) THEN NULL::text WHEN (octet_length((doc)::text) > most) THEN format('has %s bytes as text, at most %s are kept'::text, octet_length((doc)::text), most) ELSE NULL::text END;
 
 --
 -- Name: ended_tasks(bigint[]); Type: FUNCTION; Schema: tasker; Owner: -
@@ -1080,24 +1088,28 @@ CREATE FUNCTION tasker.has_defaults(schema jsonb) RETURNS boolean
     RETURN COALESCE(((schema)::text ~~ '%"default": %'::text), false);
 
 --
--- Name: heartbeat(bigint, integer, jsonb); Type: FUNCTION; Schema: tasker; Owner: -
+-- Name: heartbeat(bigint, integer, jsonb, bigint); Type: FUNCTION; Schema: tasker; Owner: -
 --
 
-CREATE FUNCTION tasker.heartbeat(step_id bigint, attempt integer, progress jsonb DEFAULT NULL::jsonb) RETURNS boolean
+CREATE FUNCTION tasker.heartbeat(step_id bigint, attempt integer, progress jsonb DEFAULT NULL::jsonb, secret bigint DEFAULT NULL::bigint) RETURNS boolean
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $_$
 #variable_conflict use_column
+DECLARE
+    problem text;
 BEGIN
-    IF pg_column_size($3) > 65536 THEN
-        RAISE EXCEPTION 'the progress of step % has % bytes, at most 64 KiB are kept', $1, pg_column_size($3)
-        USING ERRCODE = 'TK007', HINT = 'store the data and report a reference';
-    END IF;
     IF $3 IS NOT NULL THEN
-        UPDATE tasker.steps s SET progress = $3 WHERE s.step_id = $1 AND s.attempts = $2 AND s.state = 'in_progress';
+        problem := tasker.document_problem($3, 65536);
+        IF problem IS NOT NULL THEN
+            RAISE EXCEPTION 'the progress of step % %', $1, problem
+            USING ERRCODE = 'TK007', HINT = 'store the data and report a reference';
+        END IF;
+        UPDATE tasker.steps s SET progress = $3 WHERE s.step_id = $1 AND s.attempts = $2 AND s.state = 'in_progress'
+          AND (SELECT coalesce(d.secret = $4, d.ticket IS NULL) FROM tasker.dispatches d WHERE d.step_id = $1 AND d.attempt = $2);
     END IF;
     UPDATE tasker.dispatches d SET beat_by = clock_timestamp() + d.heartbeat
-    WHERE d.step_id = $1 AND d.attempt = $2 AND d.started_at IS NOT NULL AND d.failure IS NULL;
+    WHERE d.step_id = $1 AND d.attempt = $2 AND d.started_at IS NOT NULL AND d.failure IS NULL AND coalesce(d.secret = $4, d.ticket IS NULL);
     RETURN FOUND;
 END $_$;
 
@@ -1345,6 +1357,14 @@ BEGIN
     INSERT INTO tasker.worker_fences (worker_id, lane) SELECT NEW.worker_id, lane FROM generate_series(0, 7) AS lane;
     RETURN NULL;
 END $$;
+
+--
+-- Name: new_secret(); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.new_secret() RETURNS bigint
+    LANGUAGE sql
+    RETURN ((('x'::text || replace("left"((gen_random_uuid())::text, 13), '-'::text, ''::text)))::bit(48))::bigint;
 
 --
 -- Name: next_events(text, text, integer, tasker.event_cursor, text); Type: FUNCTION; Schema: tasker; Owner: -
@@ -1670,7 +1690,7 @@ DECLARE
     unused        boolean;
     known         text;
     unknown       text;
-    carried       int;
+    problem       text;
 BEGIN
     IF NEW.version IS NULL THEN
         SELECT t.template_id, t.version, t.idempotency, t.deadline_seconds, t.context_defaults, t.used_at IS NULL
@@ -1697,13 +1717,14 @@ BEGIN
             NEW.namespace, NEW.name, coalesce(known, 'none')
         USING ERRCODE = 'TK001', HINT = 'register it: tasker template register FOLDER';
     END IF;
-    IF (jsonb_typeof(NEW.context) = 'object' AND pg_column_size(NEW.context) <= 1048576 AND NEW.priority BETWEEN 1 AND 4) IS NOT TRUE THEN
+    IF (jsonb_typeof(NEW.context) = 'object' AND tasker.document_problem(NEW.context, 1048576) IS NULL AND NEW.priority BETWEEN 1 AND 4) IS NOT TRUE THEN
         IF jsonb_typeof(NEW.context) IS DISTINCT FROM 'object' THEN
             RAISE EXCEPTION 'the context of a task must be a JSON object, not %', coalesce(jsonb_typeof(NEW.context), 'NULL')
             USING ERRCODE = 'TK003', HINT = 'wrap the value: {"value": …}';
         END IF;
-        IF pg_column_size(NEW.context) > 1048576 THEN
-            RAISE EXCEPTION 'the context of a task may have 1 MiB, this one has % bytes', pg_column_size(NEW.context)
+        problem := tasker.document_problem(NEW.context, 1048576);
+        IF problem IS NOT NULL THEN
+            RAISE EXCEPTION 'the context of a task %', problem
             USING ERRCODE = 'TK003', HINT = 'store the data and put a reference to it into the context';
         END IF;
         IF NEW.priority NOT BETWEEN 1 AND 4 THEN
@@ -1721,6 +1742,21 @@ BEGIN
                 coalesce(unknown, 'NULL'), NEW.namespace, NEW.name, found_version, known USING ERRCODE = 'TK003';
         END IF;
     END IF;
+    IF coalesce(NEW.idempotency_key, NEW.correlation_id, NEW.initiator, NEW.source_system, NEW.reason) IS NOT NULL OR NEW.tags IS DISTINCT FROM '{}' THEN
+        problem := CASE
+            WHEN octet_length(NEW.idempotency_key) > 1000 THEN format('idempotency_key has %s bytes, at most 1000', octet_length(NEW.idempotency_key))
+            WHEN octet_length(NEW.correlation_id) > 1000 THEN format('correlation_id has %s bytes, at most 1000', octet_length(NEW.correlation_id))
+            WHEN octet_length(NEW.initiator) > 1000 THEN format('initiator has %s bytes, at most 1000', octet_length(NEW.initiator))
+            WHEN octet_length(NEW.source_system) > 1000 THEN format('source_system has %s bytes, at most 1000', octet_length(NEW.source_system))
+            WHEN octet_length(NEW.reason) > 4000 THEN format('reason has %s bytes, at most 4000', octet_length(NEW.reason))
+            WHEN array_ndims(NEW.tags) > 1 THEN 'tags is a list of lists'
+            WHEN cardinality(NEW.tags) > 100 THEN format('tags has %s members, at most 100', cardinality(NEW.tags))
+            WHEN octet_length(array_to_string(NEW.tags, '')) > 10000 THEN format('tags has %s bytes, at most 10000', octet_length(array_to_string(NEW.tags, ''))) END;
+        IF problem IS NOT NULL THEN
+            RAISE EXCEPTION 'a task can not be made: %', problem USING ERRCODE = 'TK003', HINT = 'data belongs into the context';
+        END IF;
+        NEW.tags := coalesce(NEW.tags, '{}');
+    END IF;
     IF key_of = 'context' AND NEW.idempotency_key IS NULL THEN
         NEW.idempotency_key := tasker.context_key(NEW.context);
     END IF;
@@ -1733,10 +1769,10 @@ BEGIN
     END IF;
     IF seconds IS NOT NULL OR NEW.run_at IS NOT NULL OR NEW.deadline IS NOT NULL OR NEW.carrier IS NOT NULL THEN
         NEW.deadline := coalesce(NEW.deadline, greatest(now(), NEW.run_at) + make_interval(secs => seconds));
-        carried := pg_column_size(NEW.carrier);
-        IF jsonb_typeof(NEW.carrier) <> 'object' OR carried > 65536 THEN
-            RAISE EXCEPTION 'the carrier of a task is a JSON object of at most 64 KiB, not % of % bytes',
-                CASE WHEN jsonb_typeof(NEW.carrier) = 'object' THEN 'one' ELSE jsonb_typeof(NEW.carrier) END, carried
+        problem := CASE WHEN jsonb_typeof(NEW.carrier) <> 'object' THEN format('is a JSON object, not %s', jsonb_typeof(NEW.carrier))
+                        ELSE tasker.document_problem(NEW.carrier, 65536) END;
+        IF problem IS NOT NULL THEN
+            RAISE EXCEPTION 'the carrier of a task %', problem
             USING ERRCODE = 'TK003', HINT = 'it is for what travels with the task; what the task is about belongs into its context';
         END IF;
         -- River's client, in Go, can't read infinity: see 0012.
@@ -1775,7 +1811,7 @@ CREATE FUNCTION tasker.process_beat(process_id bigint) RETURNS boolean
     AS $_$
     WITH beat AS (
         UPDATE tasker.processes p SET last_seen_at = clock_timestamp()
-        WHERE p.process_id = $1 AND p.stopped_at IS NULL RETURNING 1)
+        WHERE p.process_id = $1 AND p.stopped_at IS NULL AND p.secret IS NULL RETURNING 1)
     SELECT EXISTS (SELECT FROM beat)
 $_$;
 
@@ -1789,19 +1825,33 @@ CREATE FUNCTION tasker.process_beat(process_id bigint, seconds jsonb) RETURNS bo
     AS $_$
     WITH beat AS (
         UPDATE tasker.processes p SET last_seen_at = clock_timestamp(), seconds = coalesce($2, '{}')
-        WHERE p.process_id = $1 AND p.stopped_at IS NULL RETURNING 1)
+        WHERE p.process_id = $1 AND p.stopped_at IS NULL AND p.secret IS NULL RETURNING 1)
     SELECT EXISTS (SELECT FROM beat)
 $_$;
 
 --
--- Name: process_stopped(bigint); Type: FUNCTION; Schema: tasker; Owner: -
+-- Name: process_beat(bigint, jsonb, bigint); Type: FUNCTION; Schema: tasker; Owner: -
 --
 
-CREATE FUNCTION tasker.process_stopped(process_id bigint) RETURNS void
+CREATE FUNCTION tasker.process_beat(process_id bigint, seconds jsonb, secret bigint) RETURNS boolean
     LANGUAGE sql
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $_$
-    UPDATE tasker.processes p SET stopped_at = clock_timestamp() WHERE p.process_id = $1
+    WITH beat AS (
+        UPDATE tasker.processes p SET last_seen_at = clock_timestamp(), seconds = CASE WHEN tasker.document_problem($2, 65536) IS NULL AND jsonb_typeof($2) = 'object' THEN $2 ELSE '{}' END
+        WHERE p.process_id = $1 AND p.stopped_at IS NULL AND coalesce(p.secret = $3, p.secret IS NULL) RETURNING 1)
+    SELECT EXISTS (SELECT FROM beat)
+$_$;
+
+--
+-- Name: process_stopped(bigint, bigint); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.process_stopped(process_id bigint, secret bigint DEFAULT NULL::bigint) RETURNS void
+    LANGUAGE sql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $_$
+    UPDATE tasker.processes p SET stopped_at = clock_timestamp() WHERE p.process_id = $1 AND coalesce(p.secret = $2, p.secret IS NULL)
 $_$;
 
 --
@@ -1930,6 +1980,7 @@ CREATE FUNCTION tasker.publish_event(name text, data jsonb DEFAULT '{}'::jsonb, 
 DECLARE
     of_task bigint := task;
     id      bigint;
+    problem text;
 BEGIN
     IF coalesce(name, '') !~ '^[a-z][a-z0-9_]*(\.[a-z0-9_]+)+$' OR length(name) > 200 THEN
         RAISE EXCEPTION 'the name of an event is like order.fulfilled (a-z, 0-9, _ and at least one dot), not "%"', coalesce(name, 'NULL') USING ERRCODE = 'TK003';
@@ -1941,8 +1992,9 @@ BEGIN
     IF jsonb_typeof(data) <> 'object' THEN
         RAISE EXCEPTION 'the data of an event is a JSON object, not %', left(data::text, 100) USING ERRCODE = 'TK003';
     END IF;
-    IF pg_column_size(data) > 65536 THEN
-        RAISE EXCEPTION 'the data of event "%" has more than 64 KiB: store it elsewhere and carry a reference', name USING ERRCODE = 'TK003';
+    problem := tasker.document_problem(data, 65536);
+    IF problem IS NOT NULL THEN
+        RAISE EXCEPTION 'the data of event "%" %', name, problem USING ERRCODE = 'TK003', HINT = 'store it elsewhere and carry a reference';
     END IF;
     IF step IS NOT NULL THEN
         SELECT s.task_id INTO of_task FROM tasker.steps s WHERE s.step_id = step AND (task IS NULL OR s.task_id = task);
@@ -2054,7 +2106,7 @@ BEGIN
     SELECT array_agg(l.step_id) INTO overdue
     FROM (SELECT s.step_id FROM tasker.steps s WHERE s.step_id = ANY (overdue) ORDER BY s.step_id FOR NO KEY UPDATE SKIP LOCKED) l;
     -- What is up first tells the story.
-    SELECT jsonb_agg(jsonb_build_object('step_id', d.step_id, 'attempt', d.attempt)
+    SELECT jsonb_agg(jsonb_build_object('step_id', d.step_id, 'attempt', d.attempt, 'secret', d.secret, 'ticket', d.ticket)
                || CASE WHEN least(d.deadline, d.beat_by, d.start_by) < clock_timestamp() THEN jsonb_build_object('outcome', 'failure', 'failure', jsonb_build_object(
                           'class', up.code, 'code', up.code, 'attempt', d.attempt, 'message', up.message))
                   ELSE '{"outcome": "lost"}' END) INTO reports
@@ -2142,7 +2194,7 @@ CREATE FUNCTION tasker.record_verb(task bigint, step bigint, event text, who tex
     AS $$
     INSERT INTO tasker.events (task_id, step_id, attempt, name, data)
     SELECT task, step, (SELECT s.attempts FROM tasker.steps s WHERE s.step_id = step), event,
-           jsonb_strip_nulls(jsonb_build_object('by', who, 'reason', why)) || more
+           jsonb_strip_nulls(jsonb_build_object('by', left(who, 1000), 'reason', left(why, 4000))) || more
            || jsonb_build_object('login', session_user)
 $$;
 
@@ -2189,15 +2241,25 @@ BEGIN
 END $$;
 
 --
--- Name: register_process(text, jsonb); Type: FUNCTION; Schema: tasker; Owner: -
+-- Name: register_process(text, jsonb, bigint); Type: FUNCTION; Schema: tasker; Owner: -
 --
 
-CREATE FUNCTION tasker.register_process(identity text, details jsonb DEFAULT '{}'::jsonb) RETURNS bigint
-    LANGUAGE sql
+CREATE FUNCTION tasker.register_process(identity text, details jsonb DEFAULT '{}'::jsonb, secret bigint DEFAULT NULL::bigint) RETURNS bigint
+    LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $_$
-    INSERT INTO tasker.processes (identity, details) VALUES ($1, $2) RETURNING process_id
-$_$;
+#variable_conflict use_column
+DECLARE
+    id      bigint;
+    problem text := tasker.document_problem($2, 65536);
+BEGIN
+    IF $1 IS NULL OR octet_length($1) > 1000 OR jsonb_typeof($2) IS DISTINCT FROM 'object' OR problem IS NOT NULL THEN
+        RAISE EXCEPTION 'a process registers with an identity of up to 1000 bytes and with details, a JSON object%', coalesce(', which ' || problem, '')
+        USING ERRCODE = 'TK003';
+    END IF;
+    INSERT INTO tasker.processes (identity, details, secret) VALUES ($1, $2, $3) RETURNING process_id INTO id;
+    RETURN id;
+END $_$;
 
 --
 -- Name: register_template(text, text, text, text, jsonb, text, integer, jsonb); Type: FUNCTION; Schema: tasker; Owner: -
@@ -2364,6 +2426,7 @@ CREATE FUNCTION tasker.replace_context(task bigint, new_context jsonb, who text,
 DECLARE
     was     jsonb;
     becomes jsonb;
+    problem text;
 BEGIN
     IF new_context IS NULL THEN
         RETURN;
@@ -2371,8 +2434,9 @@ BEGIN
     IF jsonb_typeof(new_context) <> 'object' THEN
         RAISE EXCEPTION 'the context of a task must be a JSON object, not %', jsonb_typeof(new_context) USING ERRCODE = 'TK003';
     END IF;
-    IF pg_column_size(new_context) > 1048576 THEN
-        RAISE EXCEPTION 'the context of a task may have 1 MiB, this one has % bytes', pg_column_size(new_context) USING ERRCODE = 'TK003';
+    problem := tasker.document_problem(new_context, 1048576);
+    IF problem IS NOT NULL THEN
+        RAISE EXCEPTION 'the context of a task %', problem USING ERRCODE = 'TK003', HINT = 'store the data and put a reference to it into the context';
     END IF;
     SELECT u.context INTO was FROM tasker.tasks u WHERE u.task_id = task; -- the caller has locked the task
     UPDATE tasker.tasks u
@@ -2410,6 +2474,7 @@ CREATE FUNCTION tasker.report_results(reports jsonb, wait boolean) RETURNS TABLE
 #variable_conflict use_column
 DECLARE
     bad jsonb;
+    problem text;
     ids  bigint[];
     free bigint[];
     held bigint[] := '{}';
@@ -2418,18 +2483,23 @@ BEGIN
         RAISE EXCEPTION 'reports must be a JSON array, not %', coalesce(jsonb_typeof(reports), 'NULL') USING ERRCODE = 'TK007';
     END IF;
     SELECT j.e INTO bad FROM jsonb_array_elements(reports) AS j(e)
+    CROSS JOIN LATERAL (SELECT j.e -> 'result' AS result, j.e -> 'failure' AS failure OFFSET 0) x
     WHERE NOT coalesce(jsonb_typeof(j.e) = 'object' AND j.e ->> 'step_id' ~ '^\d{1,18}$' AND j.e ->> 'attempt' ~ '^\d{1,9}$'
-            AND coalesce(j.e ->> 'call_id', '0') ~ '^\d{1,18}$'
+            AND coalesce(j.e ->> 'call_id', '0') ~ '^\d{1,18}$' AND coalesce(j.e ->> 'secret', '0') ~ '^\d{1,18}$' AND coalesce(j.e ->> 'ticket', '0') ~ '^\d{1,18}$'
             AND (j.e ->> 'outcome' IN ('success', 'lost') OR j.e ->> 'outcome' = 'failure' AND jsonb_typeof(j.e -> 'failure') = 'object'), false)
-        OR pg_column_size(j.e) > 1048576 AND (pg_column_size(j.e -> 'result') > 4194304 OR pg_column_size(j.e -> 'failure') > 1048576)
+        OR tasker.document_problem(x.result, 4194304) IS NOT NULL OR tasker.document_problem(x.failure, 1048576) IS NOT NULL
     LIMIT 1;
-    IF pg_column_size(bad -> 'result') > 4194304 THEN
-        RAISE EXCEPTION 'the result of step % has % bytes, at most 4 MiB are kept', bad ->> 'step_id', pg_column_size(bad -> 'result')
-        USING ERRCODE = 'TK007', HINT = 'store the data and report a reference';
-    ELSIF pg_column_size(bad -> 'failure') > 1048576 THEN
-        RAISE EXCEPTION 'the failure of step % has % bytes, at most 1 MiB are kept', bad ->> 'step_id', pg_column_size(bad -> 'failure')
-        USING ERRCODE = 'TK007', HINT = 'shorten the message, the backtrace or the context';
-    ELSIF bad IS NOT NULL THEN
+    IF bad IS NOT NULL THEN
+        problem := tasker.document_problem(bad -> 'result', 4194304);
+        IF problem IS NOT NULL THEN
+            RAISE EXCEPTION 'the result of step % %', left(bad ->> 'step_id', 30), problem
+            USING ERRCODE = 'TK007', HINT = 'store the data and report a reference';
+        END IF;
+        problem := tasker.document_problem(bad -> 'failure', 1048576);
+        IF problem IS NOT NULL THEN
+            RAISE EXCEPTION 'the failure of step % %', left(bad ->> 'step_id', 30), problem
+            USING ERRCODE = 'TK007', HINT = 'shorten the message, the backtrace or the context';
+        END IF;
         RAISE EXCEPTION 'malformed report %', left(bad::text, 200)
         USING ERRCODE = 'TK007',
               HINT = 'a report has step_id, attempt, outcome (success, failure, lost), and with failure an object of that name';
@@ -2468,7 +2538,7 @@ BEGIN
     RETURN QUERY
     WITH r AS (
         SELECT (e ->> 'step_id')::bigint AS step_id, (e ->> 'attempt')::int AS attempt, e ->> 'outcome' AS outcome,
-               coalesce(e -> 'result', 'null') AS result, e -> 'failure' AS failure, (e ->> 'call_id')::bigint AS call_id, ord,
+               coalesce(e -> 'result', 'null') AS result, e -> 'failure' AS failure, (e ->> 'call_id')::bigint AS call_id, (e ->> 'secret')::bigint AS secret, (e ->> 'ticket')::bigint AS ticket, ord,
                row_number() OVER (PARTITION BY (e ->> 'step_id')::bigint, (e ->> 'attempt')::int ORDER BY ord) AS nth
         FROM jsonb_array_elements(reports) WITH ORDINALITY AS x(e, ord)
         WHERE (e ->> 'step_id')::bigint <> ALL (held)
@@ -2478,8 +2548,12 @@ BEGIN
             WHEN s.attempts <> r.attempt THEN format('step %s (%s) is at attempt %s, not %s', r.step_id, s.name, s.attempts, r.attempt)
             WHEN s.state NOT IN ('enqueued', 'in_progress') THEN format('step %s (%s) is %s', r.step_id, s.name, s.state)
             WHEN d.step_id IS NULL THEN format('step %s (%s) was not given to a process', r.step_id, s.name)
-            WHEN r.call_id IS NOT NULL AND d.call_id IS DISTINCT FROM r.call_id THEN
+            WHEN coalesce(r.call_id, d.secret) IS DISTINCT FROM d.secret THEN
                 format('attempt %s of step %s (%s) was not started by call %s', r.attempt, r.step_id, s.name, r.call_id)
+            WHEN d.ticket IS NOT NULL AND d.started_at IS NULL AND (r.outcome <> 'failure' OR r.ticket IS DISTINCT FROM d.ticket) THEN
+                format('attempt %s of step %s (%s) has not been started', r.attempt, r.step_id, s.name)
+            WHEN d.ticket IS NOT NULL AND d.started_at IS NOT NULL AND r.secret IS DISTINCT FROM d.secret THEN
+                format('attempt %s of step %s (%s) was started by another process, or the secret of its start is missing', r.attempt, r.step_id, s.name)
             WHEN d.failure IS NOT NULL OR r.nth > 1 THEN format('attempt %s of step %s (%s) has been reported', r.attempt, r.step_id, s.name)
         END AS refusal
         FROM r LEFT JOIN tasker.steps s ON s.step_id = r.step_id
@@ -2490,12 +2564,12 @@ BEGIN
     ), done AS (
         DELETE FROM tasker.dispatches d USING judged j
         WHERE d.step_id = j.step_id AND j.refusal IS NULL AND j.outcome = 'success'
-        RETURNING d.step_id, d.task_id, d.awaited_by, d.step_id || '.' || d.attempt || '.' || d.task_id AS word
+        RETURNING d.step_id, d.task_id, d.awaited_by, d.step_id || '.' || d.attempt || '.' || d.task_id || coalesce('.' || d.ticket, '') AS word, d.ticket IS NOT NULL AS told
     ), failed AS (
         -- Kept here until the finalizer, which alone decides on retries, takes it.
         UPDATE tasker.dispatches d SET failure = CASE j.outcome WHEN 'lost' THEN '{"lost": true}'::jsonb ELSE j.failure END
         FROM judged j WHERE d.step_id = j.step_id AND j.refusal IS NULL AND j.outcome <> 'success'
-        RETURNING d.step_id, d.task_id, d.awaited_by, d.step_id::text AS word
+        RETURNING d.step_id, d.task_id, d.awaited_by, d.step_id::text AS word, false AS told
     ), recorded AS (
         INSERT INTO tasker.events (task_id, step_id, attempt, name, data)
         SELECT j.task_id, j.step_id, j.attempt,
@@ -2514,12 +2588,12 @@ BEGIN
     ), rung AS (
         SELECT count(pg_notify('tasker.worker_' || c.awaited_by, c.ids)) + (
                    SELECT count(tasker.notify_river()) FROM (SELECT 1 FROM woken w WHERE w.awaited_by IS NULL LIMIT 1) one) AS n
-        -- What is complete is told whole; a failure is to be read.
-        FROM (SELECT w.awaited_by, CASE WHEN w.complete THEN 'c' ELSE '' END || string_agg(w.word, ',') AS ids
-              FROM (SELECT u.*, position('.' IN u.word) > 0 AS complete,
-                           row_number() OVER (PARTITION BY u.awaited_by, position('.' IN u.word) > 0) / 150 AS chunk -- a payload has less than 8,000 bytes
+        -- What is complete is told whole, with the ticket that the engine gave out, which
+        -- shows that it is true; a failure is to be read.
+        FROM (SELECT w.awaited_by, CASE WHEN w.told THEN 'd' ELSE '' END || string_agg(CASE WHEN w.told THEN w.word ELSE w.step_id::text END, ',') AS ids
+              FROM (SELECT u.*, row_number() OVER (PARTITION BY u.awaited_by, u.told) / 110 AS chunk -- a payload has less than 8,000 bytes
                     FROM woken u WHERE u.awaited_by IS NOT NULL) w
-              GROUP BY w.awaited_by, w.complete, w.chunk) c
+              GROUP BY w.awaited_by, w.told, w.chunk) c
     )
     SELECT a.step_id, a.attempt, a.accepted, a.reason FROM (
         SELECT j.step_id, j.attempt, j.refusal IS NULL AS accepted, j.refusal AS reason, j.ord FROM judged j, rung
@@ -3413,8 +3487,8 @@ BEGIN
         RAISE EXCEPTION 'step % (%) belongs to task %, which is %', step, s.name, s.task_id, t.state USING ERRCODE = 'TK008';
     ELSIF NOT tasker.step_may_become(s.state, becomes) THEN
         RAISE EXCEPTION 'step % (%) is %: it cannot become %', step, s.name, s.state, becomes USING ERRCODE = 'TK008';
-    ELSIF pg_column_size(outcome) > 4194304 THEN
-        RAISE EXCEPTION 'a result may have 4 MiB' USING ERRCODE = 'TK003';
+    ELSIF tasker.document_problem(outcome, 4194304) IS NOT NULL THEN
+        RAISE EXCEPTION 'the result %', tasker.document_problem(outcome, 4194304) USING ERRCODE = 'TK003', HINT = 'store the data and give a reference';
     END IF;
     UPDATE tasker.steps u SET state = becomes, result = coalesce(outcome, u.result), retry_at = NULL, finished_at = clock_timestamp()
     WHERE u.step_id = step;
@@ -3451,15 +3525,15 @@ CREATE FUNCTION tasker.slowest(period interval DEFAULT '24:00:00'::interval, of_
 $_$;
 
 --
--- Name: start_attempt(bigint, integer, bigint); Type: FUNCTION; Schema: tasker; Owner: -
+-- Name: start_attempt(bigint, integer, bigint, bigint); Type: FUNCTION; Schema: tasker; Owner: -
 --
 
-CREATE FUNCTION tasker.start_attempt(step_id bigint, attempt integer, process_id bigint DEFAULT NULL::bigint) RETURNS jsonb
+CREATE FUNCTION tasker.start_attempt(step_id bigint, attempt integer, process_id bigint DEFAULT NULL::bigint, ticket bigint DEFAULT NULL::bigint) RETURNS jsonb
     LANGUAGE sql
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $_$
     SELECT CASE WHEN a.refusal IS NOT NULL THEN jsonb_build_object('status', 'refused', 'reason', a.refusal) ELSE jsonb_build_object(
-        'status', 'started',
+        'status', 'started', 'secret', a.secret_of_attempt::text,
         'task', jsonb_build_object(
             'task_id', a.task_id, 'namespace', a.namespace, 'name', a.name, 'version', a.version,
             'context', a.context, 'priority', a.priority, 'correlation_id', a.correlation_id, 'parent_task_id', a.parent_task_id, 'tags', a.tags,
@@ -3470,14 +3544,14 @@ CREATE FUNCTION tasker.start_attempt(step_id bigint, attempt integer, process_id
             'handler_class', a.handler_class, 'config', a.config, 'timeout_seconds', a.timeout_seconds, 'heartbeat_seconds', a.heartbeat_seconds,
             'progress', a.progress, 'depends_on', coalesce((SELECT jsonb_agg(k) FROM json_object_keys(a.dependencies) k), '[]')),
         'dependencies', coalesce(a.dependencies::jsonb, '{}')) END
-    FROM tasker.start_attempts(ARRAY[$1], ARRAY[$2], $3) a
+    FROM tasker.start_attempts(ARRAY[$1], ARRAY[$2], $3, NULL, ARRAY[$4]) a
 $_$;
 
 --
--- Name: start_attempts(bigint[], integer[], bigint, bigint); Type: FUNCTION; Schema: tasker; Owner: -
+-- Name: start_attempts(bigint[], integer[], bigint, bigint, bigint[]); Type: FUNCTION; Schema: tasker; Owner: -
 --
 
-CREATE FUNCTION tasker.start_attempts(step_ids bigint[], attempts integer[], process_id bigint DEFAULT NULL::bigint, call_id bigint DEFAULT NULL::bigint) RETURNS TABLE(step_id bigint, attempt integer, refusal text, task_id bigint, namespace text, name text, version text, context jsonb, priority smallint, correlation_id text, parent_task_id bigint, tags text[], initiator text, source_system text, reason text, created_at timestamp with time zone, step_name text, attempts_used integer, attempt_limit integer, handler_class text, config jsonb, timeout_seconds double precision, heartbeat_seconds double precision, progress jsonb, dependencies json, carrier jsonb)
+CREATE FUNCTION tasker.start_attempts(step_ids bigint[], attempts integer[], process_id bigint DEFAULT NULL::bigint, secret bigint DEFAULT NULL::bigint, tickets bigint[] DEFAULT NULL::bigint[]) RETURNS TABLE(step_id bigint, attempt integer, refusal text, task_id bigint, namespace text, name text, version text, context jsonb, priority smallint, correlation_id text, parent_task_id bigint, tags text[], initiator text, source_system text, reason text, created_at timestamp with time zone, step_name text, attempts_used integer, attempt_limit integer, handler_class text, config jsonb, timeout_seconds double precision, heartbeat_seconds double precision, progress jsonb, dependencies json, carrier jsonb, secret_of_attempt bigint)
     LANGUAGE plpgsql
     SET enable_seqscan TO 'off'
     SET enable_hashjoin TO 'off'
@@ -3488,12 +3562,18 @@ CREATE FUNCTION tasker.start_attempts(step_ids bigint[], attempts integer[], pro
     AS $_$
 #variable_conflict use_column
 DECLARE
-    free bigint[];
+    free  bigint[];
+    bound bigint := coalesce(secret, tasker.new_secret());
+    takes jsonb; -- queues; NULL: any
 BEGIN
     IF array_ndims(step_ids) > 1 OR cardinality(step_ids) IS DISTINCT FROM cardinality(attempts)
+       OR array_ndims(attempts) > 1 OR array_ndims(tickets) > 1 OR cardinality(tickets) <> cardinality(step_ids)
        OR (SELECT count(DISTINCT u) FROM unnest(step_ids) u) IS DISTINCT FROM cardinality(step_ids) THEN
         RAISE EXCEPTION 'start_attempts wants one attempt for each step, and each step once' USING ERRCODE = 'TK007';
     END IF;
+
+    SELECT nullif(p.details -> 'queues', '[]') INTO takes FROM tasker.processes p
+    WHERE p.process_id = $3 AND jsonb_typeof(p.details -> 'queues') = 'array';
 
     -- Locked first, looked at afterwards: a report that gives the attempt up
     -- holds the same lock. Several don't wait for one that somebody's open
@@ -3508,17 +3588,18 @@ BEGIN
 
     RETURN QUERY
     WITH wanted AS MATERIALIZED (
-        SELECT w.step_id, w.attempt, w.ord FROM unnest(step_ids, attempts) WITH ORDINALITY AS w(step_id, attempt, ord)
+        SELECT w.step_id, w.attempt, w.ticket, w.ord FROM unnest(step_ids, attempts, coalesce(tickets, '{}')) WITH ORDINALITY AS w(step_id, attempt, ticket, ord)
     ), begun AS (
         UPDATE tasker.steps u SET state = 'in_progress', started_at = clock_timestamp()
         FROM wanted w
         WHERE u.step_id = w.step_id AND u.attempts = w.attempt AND u.state = 'enqueued' AND w.step_id = ANY (free)
-          AND (SELECT d.failure IS NULL FROM tasker.dispatches d WHERE d.step_id = w.step_id)
+          AND (SELECT d.failure IS NULL AND coalesce(d.ticket = w.ticket, d.ticket IS NULL) AND (takes IS NULL OR takes ? d.queue)
+               FROM tasker.dispatches d WHERE d.step_id = w.step_id)
         RETURNING u.step_id, u.task_id, u.position, u.started_at, w.attempt, w.ord, u.name, u.progress, u.attempts - u.losses - u.forgiven AS used
     ), marked AS (
         -- An attempt that no process answers for has an hour, if nothing else is said.
         UPDATE tasker.dispatches d
-        SET process_id = $3, call_id = $4, started_at = b.started_at, start_by = NULL,
+        SET process_id = $3, secret = bound, started_at = b.started_at, start_by = NULL,
             deadline = b.started_at + make_interval(secs => coalesce(spec.timeout_seconds, CASE WHEN $3 IS NULL AND spec.heartbeat_seconds IS NULL THEN 3600 END)),
             heartbeat = make_interval(secs => spec.heartbeat_seconds), beat_by = b.started_at + make_interval(secs => spec.heartbeat_seconds)
         FROM begun b CROSS JOIN LATERAL (
@@ -3535,8 +3616,12 @@ BEGIN
             WHEN s.step_id IS NULL THEN format('there is no step %s', w.step_id)
             WHEN s.attempts <> w.attempt THEN format('step %s (%s) is at attempt %s, not %s', w.step_id, s.name, s.attempts, w.attempt)
             -- Begun by this very call, whose answer was lost.
-            WHEN s.state = 'in_progress' AND EXISTS (SELECT FROM tasker.dispatches d WHERE d.step_id = w.step_id AND d.call_id = $4 AND d.failure IS NULL) THEN NULL
+            WHEN s.state = 'in_progress' AND EXISTS (SELECT FROM tasker.dispatches d WHERE d.step_id = w.step_id AND d.secret = $4 AND d.failure IS NULL) THEN NULL
             WHEN s.state = 'enqueued' AND w.step_id <> ALL (free) THEN format('step %s (%s) is held by another transaction', w.step_id, s.name)
+            WHEN s.state = 'enqueued' AND (SELECT coalesce(d.ticket <> w.ticket, d.ticket IS NOT NULL) FROM tasker.dispatches d WHERE d.step_id = w.step_id) THEN
+                format('attempt %s of step %s (%s) was not given to this job: its ticket is another', w.attempt, w.step_id, s.name)
+            WHEN s.state = 'enqueued' AND takes IS NOT NULL AND (SELECT NOT takes ? d.queue FROM tasker.dispatches d WHERE d.step_id = w.step_id) THEN
+                format('attempt %s of step %s (%s) is for a queue that process %s does not take', w.attempt, w.step_id, s.name, $3)
             WHEN s.state = 'enqueued' THEN format('attempt %s of step %s (%s) has been reported', w.attempt, w.step_id, s.name)
             ELSE format('attempt %s of step %s (%s) is %s', w.attempt, w.step_id, s.name, s.state) END
         FROM wanted w LEFT JOIN tasker.steps s ON s.step_id = w.step_id
@@ -3551,7 +3636,7 @@ BEGIN
                SELECT json_object_agg(u.name, u.result ORDER BY d.position)
                FROM unnest(spec.depends_on) AS d(position)
                CROSS JOIN LATERAL (SELECT s.name, s.result FROM tasker.steps s WHERE s.task_id = j.task_id AND s.position = d.position OFFSET 0) u) END,
-           t.carrier
+           t.carrier, CASE WHEN j.refusal IS NULL THEN bound END
     FROM judged j
     LEFT JOIN LATERAL (SELECT * FROM tasker.tasks u WHERE u.task_id = j.task_id AND j.refusal IS NULL OFFSET 0) t ON true
     LEFT JOIN LATERAL (SELECT * FROM tasker.template_steps s WHERE s.template_id = t.template_id AND s.position = j.position OFFSET 0) spec ON true
@@ -3559,10 +3644,10 @@ BEGIN
 END $_$;
 
 --
--- Name: FUNCTION start_attempts(step_ids bigint[], attempts integer[], process_id bigint, call_id bigint); Type: COMMENT; Schema: tasker; Owner: -
+-- Name: FUNCTION start_attempts(step_ids bigint[], attempts integer[], process_id bigint, secret bigint, tickets bigint[]); Type: COMMENT; Schema: tasker; Owner: -
 --
 
-COMMENT ON FUNCTION tasker.start_attempts(step_ids bigint[], attempts integer[], process_id bigint, call_id bigint) IS 'Starts attempts that the engine has dispatched, all that may start: one row for each, in the order of the question. With a call_id, the same call may be repeated';
+COMMENT ON FUNCTION tasker.start_attempts(step_ids bigint[], attempts integer[], process_id bigint, secret bigint, tickets bigint[]) IS 'Starts attempts that the engine has dispatched, all that may start: one row for each, in the order of the question. tickets: from the Sidekiq job. secret: any number that only the caller knows, NULL: one is made; reports and heartbeats must show it, and the same call may be repeated with it';
 
 --
 -- Name: stats_bucket(double precision); Type: FUNCTION; Schema: tasker; Owner: -
@@ -3688,6 +3773,29 @@ BEGIN
            coalesce(extract(epoch FROM s.retry_at - clock_timestamp()), 0)::double precision, d.step_id IS NOT NULL, s.progress, d.failure
     FROM tasker.steps s LEFT JOIN LATERAL ( -- only where there may be one
         SELECT l.step_id, l.failure FROM tasker.dispatches l WHERE l.step_id = s.step_id AND s.state IN ('enqueued', 'in_progress') OFFSET 0) d ON true
+    WHERE s.task_id = ANY (task_ids) ORDER BY s.task_id, s.position;
+END $$;
+
+--
+-- Name: steps_of_tasks(bigint[]); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.steps_of_tasks(task_ids bigint[]) RETURNS TABLE(task_id bigint, step_id bigint, state text, attempts integer, losses integer, forgiven integer, retry_in double precision, dispatched boolean, progress jsonb, failure jsonb, ticket bigint)
+    LANGUAGE plpgsql STABLE
+    SET enable_seqscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET jit TO 'off'
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+    SELECT s.task_id, s.step_id, s.state, s.attempts, s.losses, s.forgiven,
+           coalesce(extract(epoch FROM s.retry_at - clock_timestamp()), 0)::double precision, d.step_id IS NOT NULL, s.progress, d.failure, d.ticket
+    FROM tasker.steps s LEFT JOIN LATERAL ( -- only where there may be one
+        SELECT l.step_id, l.failure, l.ticket FROM tasker.dispatches l WHERE l.step_id = s.step_id AND s.state IN ('enqueued', 'in_progress') OFFSET 0) d ON true
     WHERE s.task_id = ANY (task_ids) ORDER BY s.task_id, s.position;
 END $$;
 
@@ -3838,6 +3946,14 @@ BEGIN
         pending>error,pending>cancelled,
         error>in_progress,error>resolved_manually,error>cancelled}'::text[]);
 END $$;
+
+--
+-- Name: ticket(bytea, bigint, integer); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.ticket(key bytea, step_id bigint, attempt integer) RETURNS bigint
+    LANGUAGE sql IMMUTABLE
+    RETURN ((('x'::text || "left"(encode(sha256((key || convert_to(((step_id || '.'::text) || attempt), 'UTF8'::name))), 'hex'::text), 12)))::bit(48))::bigint;
 
 --
 -- Name: totals(); Type: FUNCTION; Schema: tasker; Owner: -
@@ -4112,10 +4228,10 @@ BEGIN
 END $$;
 
 --
--- Name: write_batch(bigint, bigint[], integer[], text[], text[], boolean[], double precision[], bigint[], bigint[], text[], integer[], text[], integer[], integer[], text[], text[], double precision[], text[], bigint[], bigint[], double precision[], bigint[], integer[], bigint, bigint[]); Type: FUNCTION; Schema: tasker; Owner: -
+-- Name: write_batch(bigint, bigint[], integer[], text[], text[], boolean[], double precision[], bigint[], bigint[], text[], integer[], text[], integer[], integer[], text[], text[], double precision[], text[], bigint[], bigint[], double precision[], bigint[], integer[], bigint, bigint[], bigint[]); Type: FUNCTION; Schema: tasker; Owner: -
 --
 
-CREATE FUNCTION tasker.write_batch(worker bigint, task_ids bigint[], task_epochs integer[], task_states text[], task_errors text[], task_release boolean[], task_rerun double precision[], step_ids bigint[], step_tasks bigint[], step_was text[], step_was_attempt integer[], step_states text[], step_attempts integer[], step_losses integer[], step_results text[], step_errors text[], step_retry_in double precision[], step_queues text[], settled bigint[], parked bigint[], step_start_in double precision[], gate_steps bigint[], gate_ids integer[], gates_seen bigint, needs bigint[] DEFAULT '{}'::bigint[]) RETURNS bigint[]
+CREATE FUNCTION tasker.write_batch(worker bigint, task_ids bigint[], task_epochs integer[], task_states text[], task_errors text[], task_release boolean[], task_rerun double precision[], step_ids bigint[], step_tasks bigint[], step_was text[], step_was_attempt integer[], step_states text[], step_attempts integer[], step_losses integer[], step_results text[], step_errors text[], step_retry_in double precision[], step_queues text[], settled bigint[], parked bigint[], step_start_in double precision[], gate_steps bigint[], gate_ids integer[], gates_seen bigint, needs bigint[] DEFAULT '{}'::bigint[], step_tickets bigint[] DEFAULT '{}'::bigint[]) RETURNS bigint[]
     LANGUAGE plpgsql
     SET enable_seqscan TO 'off'
     SET enable_hashjoin TO 'off'
@@ -4205,10 +4321,10 @@ BEGIN
         END IF;
 
         IF 'enqueued' = ANY (step_states) THEN
-            INSERT INTO tasker.dispatches AS d (step_id, task_id, attempt, queue, awaited_by, start_by)
-            SELECT w.step_id, w.task_id, w.attempt, w.queue, worker, clock_timestamp() + make_interval(secs => w.start_in)
+            INSERT INTO tasker.dispatches AS d (step_id, task_id, attempt, queue, awaited_by, start_by, ticket)
+            SELECT w.step_id, w.task_id, w.attempt, w.queue, worker, clock_timestamp() + make_interval(secs => w.start_in), w.ticket
             FROM (SELECT u.id AS step_id, step_tasks[i] AS task_id, step_attempts[i] AS attempt, step_states[i] AS state,
-                         step_queues[i] AS queue, step_start_in[i] AS start_in
+                         step_queues[i] AS queue, step_start_in[i] AS start_in, step_tickets[i] AS ticket
                   FROM unnest(step_ids) WITH ORDINALITY AS u(id, i)) w
             WHERE w.state = 'enqueued' AND w.step_id <> ALL (denied);
         END IF;
@@ -4401,15 +4517,22 @@ CREATE TABLE tasker.dispatches (
     start_by timestamp with time zone,
     heartbeat interval,
     beat_by timestamp with time zone,
-    call_id bigint
+    secret bigint,
+    ticket bigint
 )
 WITH (fillfactor='70', autovacuum_vacuum_scale_factor='0.02', autovacuum_vacuum_cost_delay='0');
 
 --
--- Name: COLUMN dispatches.call_id; Type: COMMENT; Schema: tasker; Owner: -
+-- Name: COLUMN dispatches.secret; Type: COMMENT; Schema: tasker; Owner: -
 --
 
-COMMENT ON COLUMN tasker.dispatches.call_id IS 'the call that started the attempt: asked again, it gets the same answer';
+COMMENT ON COLUMN tasker.dispatches.secret IS 'of the call that started the attempt: its reports must show it, and asked again it gets the same answer';
+
+--
+-- Name: COLUMN dispatches.ticket; Type: COMMENT; Schema: tasker; Owner: -
+--
+
+COMMENT ON COLUMN tasker.dispatches.ticket IS 'goes with the Sidekiq job; NULL: a worker of an earlier version made it';
 
 --
 -- Name: duties; Type: TABLE; Schema: tasker; Owner: -
@@ -4657,7 +4780,8 @@ CREATE TABLE tasker.processes (
     started_at timestamp with time zone DEFAULT now() NOT NULL,
     last_seen_at timestamp with time zone DEFAULT now() NOT NULL,
     stopped_at timestamp with time zone,
-    seconds jsonb
+    seconds jsonb,
+    secret bigint
 )
 WITH (fillfactor='50');
 
@@ -4672,6 +4796,12 @@ COMMENT ON TABLE tasker.processes IS 'Sidekiq and other processes that run attem
 --
 
 COMMENT ON COLUMN tasker.processes.seconds IS 'how long the handlers take that the process has run of late, by class, in seconds; NULL: it takes one attempt per Sidekiq job';
+
+--
+-- Name: COLUMN processes.secret; Type: COMMENT; Schema: tasker; Owner: -
+--
+
+COMMENT ON COLUMN tasker.processes.secret IS 'that the process shows with each heartbeat; NULL: its gem is of an earlier version';
 
 --
 -- Name: processes_process_id_seq; Type: SEQUENCE; Schema: tasker; Owner: -

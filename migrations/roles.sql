@@ -15,7 +15,7 @@ DECLARE
         schema_path,schema_shown,schema_word,failure_in_words,event_likes,check_channel,likes_are_safe,has_defaults,with_defaults,context_key,cursor_after,cursor_within,unread_since,
         step_ids,reports_of,old_tasks,old_events,ended_tasks,held_by,first_unread,events_beyond,still_writing,open_transactions,event_writers,steps_of,read_events,event_cursor_since,stats_bucket,failure_kind,stats_from,stats_since,figures,outcomes,histogram,slowest,failures,waiting_now,trend,totals,is_test_database,
         context_record}';
-    app text[] := '{enqueue_task,start_attempt,start_attempts,report_results,heartbeat,record_progress,register_process,process_beat,process_stopped,
+    app text[] := '{enqueue_task,start_attempt,start_attempts,report_results,heartbeat,register_process,process_beat,process_stopped,
         publish_event,subscribe,unsubscribe,hold_subscriber,release_subscriber,next_events,acknowledge_events,event_failed,set_subscriber_owner,
         await_task,renew_waiters,fall_asleep}';
     operator text[] := '{cancel_task,pause_task,resume_task,retry_task,resolve_task,run_task_now,set_task_priority,retry_step,skip_step,resolve_step,
@@ -33,6 +33,16 @@ BEGIN
         END IF;
         EXECUTE format('GRANT USAGE ON SCHEMA tasker TO %I', name);
         EXECUTE format('GRANT SELECT ON ALL TABLES IN SCHEMA tasker TO %I', name);
+        CONTINUE WHEN name = 'tasker_worker';
+        -- What a process has to show is for the worker that gives it out, and for functions.
+        FOR f IN SELECT c.table_name, string_agg(quote_ident(c.column_name), ', ' ORDER BY c.ordinal_position) AS columns
+                 FROM information_schema.columns c
+                 WHERE c.table_schema = 'tasker' AND c.table_name IN ('dispatches', 'processes') AND c.column_name NOT IN ('ticket', 'secret')
+                 GROUP BY c.table_name
+        LOOP
+            EXECUTE format('REVOKE SELECT ON tasker.%I FROM %I', f.table_name, name);
+            EXECUTE format('GRANT SELECT (%s) ON tasker.%I TO %I', f.columns, f.table_name, name);
+        END LOOP;
     END LOOP;
     IF NOT EXISTS (SELECT FROM pg_auth_members m WHERE m.roleid = 'tasker_app'::regrole AND m.member = 'tasker_operator'::regrole) THEN
         GRANT tasker_app TO tasker_operator;

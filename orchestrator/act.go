@@ -25,7 +25,7 @@ func (l *loop) act(act action) error {
 			continue
 		}
 		dispatches = append(dispatches, tasker.Dispatch{
-			TaskID: l.id, StepID: s.id, Attempt: s.attempt, Handler: spec.HandlerClass, Queue: queueOf(spec), CorrelationID: l.task.CorrelationID,
+			TaskID: l.id, StepID: s.id, Attempt: s.attempt, Handler: spec.HandlerClass, Queue: queueOf(spec), CorrelationID: l.task.CorrelationID, Ticket: s.ticket,
 			Alone: s.losses > 0 || hasty(spec.Timeout.Duration()) || hasty(spec.Heartbeat.Duration()),
 		})
 		out = append(out, s.id)

@@ -180,6 +180,8 @@ func (l *loop) claims(unit *store.Unit, candidates []int, known *store.KnownGate
 		}
 		if spec.HandlerClass != "" {
 			w.State, w.Queue, w.StartIn = tasker.StepEnqueued, queueOf(spec), spec.StartTimeout
+			s.ticket = l.o.ticket(s.id, w.Attempt)
+			w.Ticket = s.ticket
 		}
 		w.Gates = gatesOf(known, l.template.Template, spec)
 		for _, d := range l.template.graph.Dependencies(i) {

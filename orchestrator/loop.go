@@ -65,6 +65,7 @@ type step struct {
 	delay    time.Duration    // in waiting_for_retry: as decided
 	due      time.Time        // in waiting_for_retry: when the delay is over, by this process's clock
 	out      bool             // the current attempt is at Sidekiq
+	ticket   int64            // of that attempt; 0: it has none
 	inLine   bool             // its claim was denied: it waits for its turn at a gate
 	before   tasker.StepState // of a claim that is being written: the state before
 	progress json.RawMessage  // what the last heartbeat of an attempt here, or before, carried
@@ -178,6 +179,7 @@ func (l *loop) open() error {
 		state := tasker.StepInProgress
 		if l.template.Steps[i].HandlerClass != "" {
 			state = tasker.StepEnqueued
+			l.steps[i].ticket = l.o.ticket(l.steps[i].id, 1)
 		}
 		l.claimed(i, state)
 	}

@@ -14,6 +14,7 @@ type letter struct {
 	changed  bool
 	admitted bool // a gate lets some of its steps pass
 	report   *store.Report
+	told     bool // a notification says so: it has to show the attempt's ticket
 	ended    *ended
 }
 

@@ -24,11 +24,12 @@ package orchestrator
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
-	"math/rand/v2"
+	mathrand "math/rand/v2"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -75,6 +76,8 @@ type Orchestrator struct {
 	claimer *store.Claimer
 	keeper  *store.Keeper
 
+	ticketKey [32]byte // what tickets are made of: it never leaves this process
+
 	ctx      context.Context // ends when the worker may not write any more
 	abandon  context.CancelCauseFunc
 	handlers context.Context // ends when handlers have to stop
@@ -109,6 +112,7 @@ func New(c Config) *Orchestrator {
 
 		gatekeeping: make(chan struct{}, 1),
 	}
+	_, _ = rand.Read(o.ticketKey[:])   // never fails: the program ends where the system has no randomness
 	o.gates.Store(&store.KnownGates{}) // if there are any, the first claim is refused
 	o.Tune(c.Tuning)
 	o.ctx, o.abandon = context.WithCancelCause(context.Background())
@@ -116,6 +120,7 @@ func New(c Config) *Orchestrator {
 	o.writer = c.Store.NewWriter(o.ctx, c.Worker)
 	o.claimer = c.Store.NewClaimer(o.ctx, c.Worker)
 	o.claimer.Opening = o.opening
+	o.claimer.TicketKey = o.ticketKey[:]
 	o.writer.Wrote = c.Wrote
 	o.claimer.Traced = c.Tracer != nil
 	o.keeper = c.Store.NewKeeper(o.ctx, c.Worker)
@@ -344,4 +349,4 @@ func (o *Orchestrator) used(c *compiled) {
 	o.recent = slices.Insert(o.recent[:min(len(o.recent), most-1)], 0, c)
 }
 
-func draw() float64 { return rand.Float64() }
+func draw() float64 { return mathrand.Float64() }

@@ -113,8 +113,8 @@ step_templates:
 		w.mu.Lock()
 		d := w.pushed[len(w.pushed)-1]
 		w.mu.Unlock()
-		if _, err := w.pool.Exec(t.Context(), `SELECT tasker.report_results(jsonb_build_array(jsonb_build_object('step_id', $1::bigint, 'attempt', $2::int, 'outcome', 'success')))`,
-			d.StepID, d.Attempt); err != nil {
+		if _, err := w.pool.Exec(t.Context(), `SELECT tasker.report_results(jsonb_build_array(jsonb_build_object('step_id', $1::bigint, 'attempt', $2::int, 'outcome', 'success',
+			'secret', tasker.start_attempt($1, $2, NULL, $3) ->> 'secret')))`, d.StepID, d.Attempt, d.Ticket); err != nil {
 			t.Fatal(err)
 		}
 		o.Rung([]int64{d.StepID})

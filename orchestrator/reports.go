@@ -22,10 +22,11 @@ func (o *Orchestrator) Rung(steps []int64) {
 }
 
 // Completed takes note of steps that were completed.
-func (o *Orchestrator) Completed(steps []store.Report) { o.deliverReports(steps) }
+func (o *Orchestrator) Completed(steps []store.Report) { o.deliverReports(steps, true) }
 
-// deliverReports hands reports to the loops that wait for them.
-func (o *Orchestrator) deliverReports(reports []store.Report) {
+// deliverReports hands reports to the loops that wait for them. told: they come from a
+// notification, not from the database.
+func (o *Orchestrator) deliverReports(reports []store.Report, told bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	writers := map[int64]bool{}
@@ -37,7 +38,7 @@ func (o *Orchestrator) deliverReports(reports []store.Report) {
 	o.writer.Expect(len(writers)) // before any of them is woken
 	for i := range reports {
 		if l := o.loops[reports[i].TaskID]; l != nil {
-			l.mail.put(letter{report: &reports[i]})
+			l.mail.put(letter{report: &reports[i], told: told})
 		}
 	}
 }
@@ -166,7 +167,7 @@ func (o *Orchestrator) readReports() {
 			}
 			continue
 		}
-		o.deliverReports(reports)
+		o.deliverReports(reports, false)
 	}
 }
 

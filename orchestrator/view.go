@@ -30,7 +30,7 @@ func (l *loop) see(rows []store.StepRow) {
 	states := make([]tasker.StepState, len(rows))
 	var out []int64
 	for i, row := range rows {
-		s := step{id: row.StepID, attempt: row.Attempts, losses: row.Losses, forgiven: row.Forgiven, progress: row.Progress}
+		s := step{id: row.StepID, attempt: row.Attempts, losses: row.Losses, forgiven: row.Forgiven, progress: row.Progress, ticket: row.Ticket}
 		states[i] = row.State
 		l.position[row.StepID] = i
 		var known *outcome
@@ -121,6 +121,9 @@ func (l *loop) read(now time.Time) {
 		i, ok := l.position[r.StepID]
 		if !ok || l.steps[i].attempt != r.Attempts || l.steps[i].news != nil {
 			continue
+		}
+		if letter.told && (r.Ticket == 0 || r.Ticket != l.steps[i].ticket) {
+			continue // any login of the database may send notifications
 		}
 		switch {
 		case r.Failure != nil && r.State.Outstanding():

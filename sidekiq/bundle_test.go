@@ -141,6 +141,7 @@ func TestTheBundleIsThatOfTheContract(t *testing.T) {
 			TaskID  int64  `json:"task_id"`
 			Handler string `json:"handler"`
 			Queue   string `json:"queue"`
+			Ticket  int64  `json:"ticket"`
 		} `json:"input"`
 		Job map[string]any `json:"job"`
 	}
@@ -150,7 +151,7 @@ func TestTheBundleIsThatOfTheContract(t *testing.T) {
 	var attempts []tasker.Dispatch
 	takes := map[string]time.Duration{}
 	for _, in := range contract.Input {
-		attempts = append(attempts, tasker.Dispatch{TaskID: in.TaskID, StepID: in.StepID, Attempt: in.Attempt, Handler: in.Handler, Queue: in.Queue})
+		attempts = append(attempts, tasker.Dispatch{TaskID: in.TaskID, StepID: in.StepID, Attempt: in.Attempt, Handler: in.Handler, Queue: in.Queue, Ticket: in.Ticket})
 		takes[in.Handler] = time.Millisecond
 	}
 	p, client := pusher(t)

@@ -50,6 +50,7 @@ type argument struct {
 	Attempt int    `json:"attempt"`
 	TaskID  int64  `json:"task_id"`
 	Handler string `json:"handler"`
+	Ticket  int64  `json:"ticket,omitempty"` // without it the attempt does not start
 
 	CorrelationID string `json:"correlation_id,omitempty"` // of the task, for log lines before the attempt has started
 }
@@ -57,7 +58,7 @@ type argument struct {
 // bundle is the argument of a job that carries several attempts.
 type bundle struct {
 	Version  int        `json:"v"`
-	Attempts [][2]int64 `json:"attempts"` // step_id and attempt of each
+	Attempts [][3]int64 `json:"attempts"` // step_id, attempt and ticket of each
 	Handlers []string   `json:"handlers"` // for people who look at the queue
 }
 
@@ -84,12 +85,12 @@ func payload(ds []tasker.Dispatch, now time.Time) []byte {
 	j := job{Class: JobClass, Queue: d.Queue, CreatedAt: at, EnqueuedAt: at}
 	if len(ds) == 1 {
 		j.JID = JID(d.StepID, d.Attempt)
-		j.Args[0] = argument{argsVersion, d.StepID, d.Attempt, d.TaskID, d.Handler, d.CorrelationID}
+		j.Args[0] = argument{argsVersion, d.StepID, d.Attempt, d.TaskID, d.Handler, d.Ticket, d.CorrelationID}
 	} else {
-		b := bundle{Version: bundleVersion, Attempts: make([][2]int64, len(ds))}
+		b := bundle{Version: bundleVersion, Attempts: make([][3]int64, len(ds))}
 		var name []byte
 		for i, d := range ds {
-			b.Attempts[i] = [2]int64{d.StepID, int64(d.Attempt)}
+			b.Attempts[i] = [3]int64{d.StepID, int64(d.Attempt), d.Ticket}
 			name = fmt.Appendf(name, "%d:%d,", d.StepID, d.Attempt)
 			if !slices.Contains(b.Handlers, d.Handler) {
 				b.Handlers = append(b.Handlers, d.Handler)
@@ -104,22 +105,23 @@ func payload(ds []tasker.Dispatch, now time.Time) []byte {
 	return doc
 }
 
-// carried lists the attempts that a job in a queue carries; none of one that is
-// not ours.
-func carried(payload string) (attempts [][2]int64) {
+// carried lists the attempts that a job in a queue carries, each with its ticket; none of
+// one that is not ours.
+func carried(payload string) (attempts [][3]int64) {
 	var j struct {
 		Class string `json:"class"`
 		Args  []struct {
 			StepID   int64      `json:"step_id"`
 			Attempt  int64      `json:"attempt"`
-			Attempts [][2]int64 `json:"attempts"`
+			Ticket   int64      `json:"ticket"`
+			Attempts [][3]int64 `json:"attempts"`
 		} `json:"args"`
 	}
 	if !strings.Contains(payload, JobClass) || json.Unmarshal([]byte(payload), &j) != nil || j.Class != JobClass || len(j.Args) != 1 {
 		return nil
 	}
 	if a := j.Args[0]; len(a.Attempts) == 0 {
-		return [][2]int64{{a.StepID, a.Attempt}}
+		return [][3]int64{{a.StepID, a.Attempt, a.Ticket}}
 	}
 	return j.Args[0].Attempts
 }

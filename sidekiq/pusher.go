@@ -207,7 +207,7 @@ func (p *Pusher) PushNow(ctx context.Context, dispatches []tasker.Dispatch) erro
 
 // Missing returns those of the attempts that are in no queue.
 func (p *Pusher) Missing(ctx context.Context, dispatches []tasker.Dispatch) ([]tasker.Dispatch, error) {
-	queued := map[string]map[[2]int64]bool{}
+	queued := map[string]map[[3]int64]bool{}
 	var missing []tasker.Dispatch
 	for _, d := range dispatches {
 		attempts, known := queued[d.Queue]
@@ -218,7 +218,7 @@ func (p *Pusher) Missing(ctx context.Context, dispatches []tasker.Dispatch) ([]t
 			}
 			queued[d.Queue] = attempts
 		}
-		if !attempts[[2]int64{d.StepID, int64(d.Attempt)}] {
+		if !attempts[[3]int64{d.StepID, int64(d.Attempt), d.Ticket}] {
 			missing = append(missing, d)
 		}
 	}
@@ -228,8 +228,8 @@ func (p *Pusher) Missing(ctx context.Context, dispatches []tasker.Dispatch) ([]t
 // queued reads the attempts in a queue from the end where new jobs come in.
 // Those that come meanwhile shift the list and make it read some twice, never
 // none.
-func (p *Pusher) queued(ctx context.Context, queue string) (map[[2]int64]bool, error) {
-	attempts := map[[2]int64]bool{}
+func (p *Pusher) queued(ctx context.Context, queue string) (map[[3]int64]bool, error) {
+	attempts := map[[3]int64]bool{}
 	for start := int64(0); ; start += most {
 		page, err := p.redis.LRange(ctx, "queue:"+queue, start, start+most-1).Result()
 		if err != nil {

@@ -44,6 +44,7 @@ func TestTheJobIsThatOfTheContract(t *testing.T) {
 			Handler       string `json:"handler"`
 			Queue         string `json:"queue"`
 			CorrelationID string `json:"correlation_id"`
+			Ticket        int64  `json:"ticket"`
 		} `json:"input"`
 		Job map[string]any `json:"job"`
 	}
@@ -53,7 +54,7 @@ func TestTheJobIsThatOfTheContract(t *testing.T) {
 	in := contract.Input
 	p, client := pusher(t)
 	before := time.Now()
-	if err := p.PushNow(t.Context(), []tasker.Dispatch{{TaskID: in.TaskID, StepID: in.StepID, Attempt: in.Attempt, Handler: in.Handler, Queue: in.Queue, CorrelationID: in.CorrelationID}}); err != nil {
+	if err := p.PushNow(t.Context(), []tasker.Dispatch{{TaskID: in.TaskID, StepID: in.StepID, Attempt: in.Attempt, Handler: in.Handler, Queue: in.Queue, CorrelationID: in.CorrelationID, Ticket: in.Ticket}}); err != nil {
 		t.Fatal(err)
 	}
 	payload, err := client.RPop(t.Context(), "queue:"+in.Queue).Result()

@@ -38,6 +38,7 @@ type StepRow struct {
 	Dispatched bool            // an attempt is out at Sidekiq
 	Progress   json.RawMessage // what the last heartbeat carried; nil: none
 	Failure    json.RawMessage // reported for that attempt, and not yet decided on
+	Ticket     int64           // of that attempt; 0: none
 }
 
 // Claimer claims tasks for one worker, many in one transaction.
@@ -46,6 +47,8 @@ type Claimer struct {
 	// with the task, and the version of the gates that this is known for. nil:
 	// there are none.
 	Opening func() (templates []int64, gates int64)
+	// TicketKey is what tickets of those first attempts are made of; nil: they have none.
+	TicketKey []byte
 	// Traced says that it matters in which trace a task was enqueued.
 	Traced bool
 
@@ -127,7 +130,7 @@ func (c *Claimer) claim(tasks, opening []int64, gates int64) (map[int64]*Claimed
 	if c.Traced {
 		sql = claimTraced
 	}
-	rows, err := c.store.pool.Query(c.ctx, sql, c.worker, tasks, opening, gates)
+	rows, err := c.store.pool.Query(c.ctx, sql, c.worker, tasks, opening, gates, c.TicketKey)
 	if err != nil {
 		return nil, translate(err)
 	}
@@ -181,25 +184,29 @@ func (c *Claimer) claim(tasks, opening []int64, gates int64) (map[int64]*Claimed
 
 const (
 	claimTasks = `SELECT c.task_id, c.template_id, c.epoch, c.context::text, coalesce(c.correlation_id, ''), c.fresh, c.begun, c.due_in
-		FROM tasker.claim_tasks($1, $2, $3, $4) c`
+		FROM tasker.claim_tasks($1, $2, $3, $4, $5) c`
 	claimTraced = `SELECT c.task_id, c.template_id, c.epoch, c.context::text, coalesce(c.correlation_id, ''), c.fresh, c.begun, c.due_in, o.parent
-		FROM tasker.claim_tasks($1, $2, $3, $4) c
+		FROM tasker.claim_tasks($1, $2, $3, $4, $5) c
 		CROSS JOIN LATERAL (SELECT coalesce(left(t.carrier ->> 'traceparent', 100), '') AS parent FROM tasker.tasks t WHERE t.task_id = c.task_id OFFSET 0) o`
 )
 
 // seconds64 is a time that Postgres counts in seconds.
 func seconds64(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }
 
-const stepRows = `SELECT * FROM tasker.steps_of($1)`
+const stepRows = `SELECT * FROM tasker.steps_of_tasks($1)`
 
 func scanSteps(rows pgx.Rows, add func(task int64, step StepRow)) error {
 	var (
 		task    int64
 		retryIn float64
+		ticket  *int64
 		s       StepRow
 	)
-	_, err := pgx.ForEachRow(rows, []any{&task, &s.StepID, &s.State, &s.Attempts, &s.Losses, &s.Forgiven, &retryIn, &s.Dispatched, &s.Progress, &s.Failure}, func() error {
+	_, err := pgx.ForEachRow(rows, []any{&task, &s.StepID, &s.State, &s.Attempts, &s.Losses, &s.Forgiven, &retryIn, &s.Dispatched, &s.Progress, &s.Failure, &ticket}, func() error {
 		s.RetryIn = seconds64(retryIn)
+		if s.Ticket = 0; ticket != nil {
+			s.Ticket = *ticket
+		}
 		add(task, s)
 		s.Failure, s.Progress = nil, nil
 		return nil
@@ -305,6 +312,7 @@ type Report struct {
 	State    tasker.StepState
 	Attempts int
 	Failure  json.RawMessage // reported and not yet decided on
+	Ticket   int64           `db:"-"` // of a notification: it is true only if the attempt has this one
 }
 
 // Reports reads where the given steps stand.

@@ -170,9 +170,9 @@ func (s *Store) TakeUnstarted(ctx context.Context, age time.Duration, limit int)
 			      WHERE started_at IS NULL AND failure IS NULL AND looked_at < clock_timestamp() - $1::interval
 			      ORDER BY looked_at LIMIT $2 FOR UPDATE SKIP LOCKED) old
 			WHERE d.step_id = old.step_id
-			RETURNING d.task_id, d.step_id, d.attempt, d.queue)
+			RETURNING d.task_id, d.step_id, d.attempt, d.queue, d.ticket)
 		SELECT taken.task_id, taken.step_id, taken.attempt, coalesce(ts.handler_class, ''), taken.queue, coalesce(t.correlation_id, ''),
-		       s.losses > 0 OR coalesce(least(ts.timeout_seconds, ts.heartbeat_seconds) < $3, false)
+		       s.losses > 0 OR coalesce(least(ts.timeout_seconds, ts.heartbeat_seconds) < $3, false), coalesce(taken.ticket, 0)
 		FROM taken JOIN tasker.steps s USING (step_id) JOIN tasker.tasks t ON t.task_id = taken.task_id
 		JOIN tasker.template_steps ts ON ts.template_id = t.template_id AND ts.position = s.position
 		ORDER BY taken.step_id`, age, limit, tasker.LeastShared.Seconds())
@@ -318,20 +318,32 @@ func tell(l Listener, payload string) {
 		for _, id := range ids(list) {
 			l.Admitted(id)
 		}
-	case "c":
+	case "c": // of attempts that a worker of an earlier version made: to be read
+		l.Rung(completedSteps(list))
+	case "d":
 		l.Completed(completed(list))
 	default:
 		l.Rung(ids(payload))
 	}
 }
 
-// completed reads a list of step.attempt.task.
+// completed reads a list of step.attempt.task.ticket.
 func completed(list string) []Report {
 	var reports []Report
-	for n := range slices.Chunk(ids(strings.ReplaceAll(list, ".", ",")), 3) {
-		if len(n) == 3 {
-			reports = append(reports, Report{StepID: n[0], Attempts: int(n[1]), TaskID: n[2], State: tasker.StepComplete})
+	for word := range strings.SplitSeq(list, ",") {
+		if n := ids(strings.ReplaceAll(word, ".", ",")); len(n) == 4 {
+			reports = append(reports, Report{StepID: n[0], Attempts: int(n[1]), TaskID: n[2], State: tasker.StepComplete, Ticket: n[3]})
 		}
 	}
 	return reports
+}
+
+// completedSteps reads the steps of a list of step.attempt.task.
+func completedSteps(list string) []int64 {
+	var steps []int64
+	for word := range strings.SplitSeq(list, ",") {
+		first, _, _ := strings.Cut(word, ".")
+		steps = append(steps, ids(first)...)
+	}
+	return steps
 }

@@ -45,6 +45,7 @@ type StepWrite struct {
 	Error      json.RawMessage
 	RetryIn    time.Duration  // with StepWaitingForRetry
 	Queue      string         // with StepEnqueued
+	Ticket     int64          // with StepEnqueued: what the process that starts it has to show
 	StartIn    tasker.Seconds // with StepEnqueued: it fails if no process starts it within; 0: never
 	Gates      []int32        // of a claim: the gates that it has to pass
 }
@@ -185,7 +186,7 @@ func (w *Writer) send(units []*Unit) error {
 	}
 }
 
-const writeBatch = `SELECT tasker.write_batch($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25)`
+const writeBatch = `SELECT tasker.write_batch($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25, $26)`
 
 // encode lays the units out as the columns of tasker.write_batch.
 func encode(worker int64, units []*Unit) []any {
@@ -207,6 +208,7 @@ func encode(worker int64, units []*Unit) []any {
 		retryIn           = make([]*float64, 0, steps)
 		queues            = make([]*string, 0, steps)
 		startIn           = make([]*float64, 0, steps)
+		tickets           = make([]*int64, 0, steps)
 		gated, gates      = []int64{}, []int32{}
 		needs             = []int64{}
 		seen              *int64
@@ -245,13 +247,18 @@ func encode(worker int64, units []*Unit) []any {
 		}
 		retryIn = append(retryIn, in)
 		queues, startIn = append(queues, text(w.Queue)), append(startIn, seconds(w.StartIn))
+		var ticket *int64
+		if w.Ticket != 0 {
+			ticket = &w.Ticket
+		}
+		tickets = append(tickets, ticket)
 		for _, g := range w.Gates {
 			gated, gates = append(gated, w.Step), append(gates, g)
 		}
 	}
 	return []any{worker, tasks, epochs, states, errs, release, rerun,
 		ids, of, was, wasAttempt, state, attempt, losses, results, failures, retryIn, queues, settled, parked,
-		startIn, gated, gates, seen, needs}
+		startIn, gated, gates, seen, needs, tickets}
 }
 
 // deny tells the units which of their claims were denied.

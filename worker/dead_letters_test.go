@@ -167,7 +167,7 @@ func TestATaskThatIsOnlySlowIsNotListed(t *testing.T) {
 	b.untilState(retries, "flaky", tasker.StepWaitingForRetry)
 	b.exec(`UPDATE tasker.dispatches SET start_by = now() + interval '1 hour' WHERE step_id = $1`, b.dispatchedStep(queued, "charge"))
 	process := b.number(`SELECT tasker.register_process('a test')`)
-	b.want("started", `SELECT tasker.start_attempt($1, 1, $2) ->> 'status'`, b.dispatchedStep(ruby, "charge"), process)
+	b.want("started", `SELECT standin.start_attempt($1, 1, $2) ->> 'status'`, b.dispatchedStep(ruby, "charge"), process)
 	b.exec(`SELECT tasker.process_beat($1)`, process)
 	b.findStale(atOnceIdle)
 	b.want("", `SELECT coalesce(string_agg(format('%s %s: %s', task_id, reason, detail), E'\n'), '') FROM tasker.dead_letters`)

@@ -106,14 +106,14 @@ func TestAnAttemptOfASettledStepIsRefused(t *testing.T) {
 			task := b.enqueue("ruby", `{}`)
 			step := b.dispatched(task, 1)
 			if started {
-				b.want("started", `SELECT tasker.start_attempt($1, 1) ->> 'status'`, step)
+				b.want("started", `SELECT standin.start_attempt($1, 1) ->> 'status'`, step)
 			}
 			if verb != "" {
 				b.exec(stepVerbs[verb], step)
 			} else {
 				b.must(b.store.CancelTask(t.Context(), task, ada))
 			}
-			b.want("refused attempt 1 of step "+fmt.Sprint(step)+" (only) is "+state, `SELECT concat_ws(' ', r ->> 'status', r ->> 'reason') FROM tasker.start_attempt($1, 1) r`, step)
+			b.want("refused attempt 1 of step "+fmt.Sprint(step)+" (only) is "+state, `SELECT concat_ws(' ', r ->> 'status', r ->> 'reason') FROM standin.start_attempt($1, 1) r`, step)
 			for _, outcome := range []string{`"success", "result": "late"`, `"failure", "failure": {"message": "late"}`, `"lost"`} {
 				if ok, reason := b.report(`{"step_id": %d, "attempt": 1, "outcome": `+outcome+`}`, step); ok || !strings.HasSuffix(reason, "is "+state) {
 					t.Errorf("%s for a step that is %s: accepted %t, %q", outcome, state, ok, reason)

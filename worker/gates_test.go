@@ -114,7 +114,7 @@ func TestAPlaceIsGivenBackHoweverAnAttemptEnds(t *testing.T) {
 		return b.number(`SELECT count(*) FROM tasker.gate_waiters`) == 6 && b.number(`SELECT count(*) FROM tasker.tasks WHERE owner IS NOT NULL`) == 0
 	})
 	b.want("at the limit", `SELECT substr(explanation, position('at the limit' IN explanation), 12) FROM tasker.step_readiness WHERE reason = 'limited' LIMIT 1`)
-	b.want("true", `SELECT accepted::text FROM tasker.report_results(jsonb_build_array(jsonb_build_object('step_id', $1::bigint, 'attempt', 1, 'outcome', 'success')))`, step)
+	b.want("true", `SELECT accepted::text FROM standin.report_results(jsonb_build_array(jsonb_build_object('step_id', $1::bigint, 'attempt', 1, 'outcome', 'success')))`, step)
 	task, _ := out() // an operator cancels the task
 	b.must(b.store.CancelTask(t.Context(), task, ada))
 	_, step = out() // one settles the step
@@ -122,12 +122,12 @@ func TestAPlaceIsGivenBackHoweverAnAttemptEnds(t *testing.T) {
 	task, _ = out() // the task's deadline
 	b.exec(`UPDATE tasker.tasks SET deadline = now() WHERE task_id = $1`, task)
 	_, step = out() // the attempt's timeout
-	b.want("started", `SELECT tasker.start_attempt($1, 1) ->> 'status'`, step)
+	b.want("started", `SELECT standin.start_attempt($1, 1) ->> 'status'`, step)
 	_, step = out()
 	// Two are left: the one that is out, and the last in line, which is cancelled.
 	last := b.number(`SELECT task_id FROM tasker.gate_waiters`)
 	b.must(b.store.CancelTask(t.Context(), int64(last), ada))
-	b.want("true", `SELECT accepted::text FROM tasker.report_results(jsonb_build_array(jsonb_build_object('step_id', $1::bigint, 'attempt', 1, 'outcome', 'success')))`, step)
+	b.want("true", `SELECT accepted::text FROM standin.report_results(jsonb_build_array(jsonb_build_object('step_id', $1::bigint, 'attempt', 1, 'outcome', 'success')))`, step)
 	b.finish()
 	// The line forgets the cancelled one when it next has room.
 	b.must(b.store.SetLimit(t.Context(), store.GateKey{Scope: "template", Name: "test/ruby"}, store.Limit{}, ada))
@@ -222,7 +222,7 @@ func TestTheLineKnowsPrioritiesAndAges(t *testing.T) {
 	b.must(b.store.Resume(t.Context(), store.GateKey{Scope: "handler", Name: "Echo"}, ada))
 	for _, want := range []int64{old, normal, urgent, low} {
 		step := b.dispatched(want, 1) // the others are not out: there is one place
-		b.exec(`SELECT tasker.report_results(jsonb_build_array(jsonb_build_object('step_id', $1::bigint, 'attempt', 1, 'outcome', 'success')))`, step)
+		b.exec(`SELECT standin.report_results(jsonb_build_array(jsonb_build_object('step_id', $1::bigint, 'attempt', 1, 'outcome', 'success')))`, step)
 	}
 	b.finish()
 	b.want(fmt.Sprint([]int64{old, normal, urgent, low}), `SELECT '[' || string_agg(task_id::text, ' ' ORDER BY event_id) || ']' FROM tasker.events WHERE name = 'step.execution_requested'`)
@@ -288,12 +288,12 @@ func TestAnAttemptThatLiesInItsQueueForTooLongFails(t *testing.T) {
 	b.start()
 	task := b.enqueue("ruby", `{}`)
 	first := b.dispatched(task, 2)
-	b.want("refused", `SELECT tasker.start_attempt($1, 1) ->> 'status'`, first)
+	b.want("refused", `SELECT standin.start_attempt($1, 1) ->> 'status'`, first)
 	if f := b.failure(task, "only"); f.Code != tasker.CodeStartTimeout || !strings.Contains(f.Message, "queue default") {
 		t.Errorf("%s: %s", f.Code, f.Message)
 	}
 	// One that is started in time has no such limit any more.
-	b.want("started", `SELECT tasker.start_attempt($1, 2) ->> 'status'`, first)
+	b.want("started", `SELECT standin.start_attempt($1, 2) ->> 'status'`, first)
 	b.want("null", `SELECT coalesce(start_by::text, 'null') FROM tasker.dispatches WHERE step_id = $1`, first)
 }
 

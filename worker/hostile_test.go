@@ -1,6 +1,7 @@
 package worker_test
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -349,4 +350,90 @@ func TestLocksOfALoginWithoutRightsHoldNothingUp(t *testing.T) {
 	stop()
 	b.want("dead stopped", `SELECT string_agg(state, ' ' ORDER BY worker_id) FROM tasker.workers`)
 	b.want("0", `SELECT count(*)::text FROM tasker.worker_fences`)
+}
+
+// What an app may call does not let it act for another's process: it needs the ticket
+// of the attempt's job to start it, the secret of the start to report, and its own
+// secret to speak for a process.
+func TestAnAttemptBelongsToTheProcessThatStartedIt(t *testing.T) {
+	b := setup(t)
+	b.must(migrations.Roles(t.Context(), b.pool))
+	b.register(payment)
+	b.start()
+	task := b.enqueue("payment", `{}`)
+	b.until("the first step is at Sidekiq", func() bool { return b.step(task, "fraud_check").State == "enqueued" && len(b.queued("default")) == 1 })
+	check := b.step(task, "fraud_check").StepID
+	app := b.login("tasker_app")
+	ask := func(sql string, args ...any) string {
+		t.Helper()
+		var answer string
+		if err := app.QueryRow(t.Context(), sql, args...).Scan(&answer); err != nil {
+			t.Fatalf("%s: %v", sql, err)
+		}
+		return answer
+	}
+	refused := func(what, want, got string) {
+		t.Helper()
+		if got != want {
+			t.Errorf("%s: got %s, want %s", what, got, want)
+		}
+	}
+	const report = `SELECT accepted::text FROM tasker.report_results(jsonb_build_array(jsonb_build_object('step_id', $1::bigint, 'attempt', 1,
+		'outcome', $2::text, 'result', 'null'::jsonb, 'failure', '{"class": "X"}'::jsonb) || $3::jsonb))`
+
+	for _, outcome := range []string{"success", "failure", "lost"} {
+		refused("a report of what was not started: "+outcome, "false", ask(report, check, outcome, `{}`))
+	}
+	refused("a start without a ticket", "refused", ask(`SELECT tasker.start_attempt($1, 1) ->> 'status'`, check))
+	refused("a start with a wrong ticket", "refused", ask(`SELECT tasker.start_attempt($1, 1, NULL, 1) ->> 'status'`, check))
+	var job struct {
+		Args []struct {
+			Ticket int64 `json:"ticket"`
+		} `json:"args"`
+	}
+	b.must(json.Unmarshal([]byte(b.queued("default")[0]), &job))
+	ticket := job.Args[0].Ticket
+	other := ask(`SELECT tasker.register_process('other', '{"queues": ["pci"]}', 5)::text`)
+	refused("a start by a process that does not take the queue", "refused", ask(`SELECT tasker.start_attempt($1, 1, $2::text::bigint, $3) ->> 'status'`, check, other, ticket))
+
+	mine := ask(`SELECT tasker.register_process('mine', '{"queues": ["default"]}', 5)::text`)
+	var secret string
+	b.must(app.QueryRow(t.Context(), `SELECT tasker.start_attempt($1, 1, $2::text::bigint, $3) ->> 'secret'`, check, mine, ticket).Scan(&secret))
+	for _, outcome := range []string{"success", "failure", "lost"} {
+		for _, shown := range []string{`{}`, `{"secret": 1}`, fmt.Sprintf(`{"ticket": %d}`, ticket)} {
+			refused("a report without the secret: "+outcome, "false", ask(report, check, outcome, shown))
+		}
+	}
+	refused("a heartbeat without the secret", "false", ask(`SELECT tasker.heartbeat($1, 1, '{"rows": 1}')::text`, check))
+	refused("a heartbeat with a wrong secret", "false", ask(`SELECT tasker.heartbeat($1, 1, '{"rows": 1}', 1)::text`, check))
+	b.want("true", `SELECT (progress IS NULL)::text FROM tasker.steps WHERE step_id = $1`, check)
+	refused("another start", "refused", ask(`SELECT tasker.start_attempt($1, 1, NULL, $2) ->> 'status'`, check, ticket))
+	refused("a beat for another process", "false", ask(`SELECT tasker.process_beat($1::text::bigint, '{}', 6)::text`, mine))
+	refused("a beat without a secret", "false", ask(`SELECT tasker.process_beat($1::text::bigint)::text`, mine))
+	for _, sql := range []string{`SELECT count(tasker.process_stopped($1::text::bigint))::text`, `SELECT count(tasker.process_stopped($1::text::bigint, 6))::text`} {
+		_ = ask(sql, mine)
+	}
+	b.want("true", `SELECT (stopped_at IS NULL)::text FROM tasker.processes WHERE process_id = $1::text::bigint`, mine)
+	b.want("in_progress", `SELECT state FROM tasker.steps WHERE step_id = $1`, check)
+
+	// What has to be shown is not to be read, and progress is not written past the heartbeat.
+	for _, sql := range []string{
+		`SELECT ticket FROM tasker.dispatches`, `SELECT secret FROM tasker.dispatches`, `SELECT * FROM tasker.dispatches`,
+		`SELECT secret FROM tasker.processes`, `SELECT tasker.record_progress(1, '{1}', '{1}', '{"{}"}')`,
+	} {
+		for _, role := range []string{"tasker_app", "tasker_reader", "tasker_operator"} {
+			_, err := b.login(role).Exec(t.Context(), sql)
+			var refused *pgconn.PgError
+			if !errors.As(err, &refused) || refused.Code != "42501" {
+				t.Errorf("%s: %s: got %v, want that it may not", role, sql, err)
+			}
+		}
+	}
+	if got := ask(`SELECT tasker.heartbeat($1, 1, '{"rows": 1}', $2::text::bigint)::text`, check, secret); got != "true" {
+		t.Errorf("a heartbeat with the secret: %s", got)
+	}
+	if got := ask(report, check, "success", `{"secret": `+secret+`}`); got != "true" {
+		t.Errorf("a report with the secret: %s", got)
+	}
+	b.until("the next step is at Sidekiq", func() bool { return b.step(task, "charge").State == "enqueued" })
 }

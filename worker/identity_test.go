@@ -70,5 +70,5 @@ func TestIdsThatLinkATaskToOthersTravelWithIt(t *testing.T) {
 	b.want("req-7 1", `SELECT (data ->> 'correlation_id') || ' ' || (data ->> 'parent_task_id') FROM tasker.events WHERE task_id = $1 AND name = 'task.initialize_requested'`, child)
 	b.want("step.execution_requested", `SELECT name FROM tasker.event_log WHERE correlation_id = 'req-7' AND parent_task_id = $1 AND step = 'only'`, parent)
 	step := b.dispatched(child, 1)
-	b.want("req-7 1", `SELECT (a -> 'task' ->> 'correlation_id') || ' ' || (a -> 'task' ->> 'parent_task_id') FROM tasker.start_attempt($1, 1) a`, step)
+	b.want("req-7 1", `SELECT (a -> 'task' ->> 'correlation_id') || ' ' || (a -> 'task' ->> 'parent_task_id') FROM standin.start_attempt($1, 1) a`, step)
 }

@@ -50,7 +50,7 @@ type verb struct {
 
 func report(outcome string) func(context.Context, *session, *scene) error {
 	return func(ctx context.Context, s *session, x *scene) error {
-		_, err := s.pool.Exec(ctx, `SELECT tasker.report_results(jsonb_build_array(jsonb_build_object('step_id', $1::bigint, 'attempt', 1, 'outcome', $2::text,
+		_, err := s.pool.Exec(ctx, `SELECT standin.report_results(jsonb_build_array(jsonb_build_object('step_id', $1::bigint, 'attempt', 1, 'outcome', $2::text,
 			'failure', jsonb_build_object('class', 'X', 'message', 'fails'))))`, x.steps["ruby"], outcome)
 		return err
 	}
@@ -80,7 +80,7 @@ var interleaved = []verb{
 	{"report success", report("success"), false},
 	{"report failure", report("failure"), false},
 	{"report loss", report("lost"), false},
-	{"start the attempt", statement(`SELECT tasker.start_attempt($1, 1)`, "ruby"), false},
+	{"start the attempt", statement(`SELECT standin.start_attempt($1, 1)`, "ruby"), false},
 	write("finish a Go step and claim the next", func(x *scene) *store.Unit {
 		return &store.Unit{Steps: []store.StepWrite{
 			{Step: x.steps["go"], Was: tasker.StepInProgress, WasAttempt: 1, State: tasker.StepComplete, Attempt: 1, Result: []byte(`{}`)},

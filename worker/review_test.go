@@ -191,14 +191,14 @@ func TestAHeartbeatInTheNickOfTimeLosesNoAttempt(t *testing.T) {
 		}
 		beating.Go(func() {
 			for _, s := range mine {
-				b.exec(`SELECT tasker.start_attempt($1, 1, $2)`, s, process)
+				b.exec(`SELECT standin.start_attempt($1, 1, $2)`, s, process)
 			}
 			for {
 				select {
 				case <-over:
 					return
 				default:
-					b.exec(`SELECT count(tasker.heartbeat(s, 1)) FROM unnest($1::bigint[]) s`, mine)
+					b.exec(`SELECT count(standin.heartbeat(s, 1)) FROM unnest($1::bigint[]) s`, mine)
 				}
 			}
 		})

@@ -50,6 +50,7 @@ func setup(t *testing.T) *bundle {
 	url := testenv.Database(t)
 	pool := testenv.Pool(t, url)
 	b := &bundle{T: t, url: url, redisURL: testenv.Redis(t), pool: pool, store: store.New(pool), handlers: handler.NewRegistry()}
+	b.exec(standIn)
 	t.Cleanup(b.checkEvents)
 	return b
 }
@@ -101,7 +102,9 @@ func setupOwnPostgres(t *testing.T) (*bundle, *devstack.Postgres) {
 	if err := migrations.Up(t.Context(), pool); err != nil {
 		t.Fatal(err)
 	}
-	return &bundle{T: t, url: url, redisURL: testenv.Redis(t), pool: pool, store: store.New(pool), handlers: handler.NewRegistry()}, postgres
+	b := &bundle{T: t, url: url, redisURL: testenv.Redis(t), pool: pool, store: store.New(pool), handlers: handler.NewRegistry()}
+	b.exec(standIn)
+	return b, postgres
 }
 
 // patience is how long a test waits for what has to come. Nothing is asserted

@@ -253,7 +253,7 @@ func (b *bundle) dispatched(task int64, attempt int) int64 {
 // report reports one result and returns whether it was accepted, and why not.
 func (b *bundle) report(report string, args ...any) (accepted bool, reason string) {
 	b.Helper()
-	err := b.pool.QueryRow(b.Context(), `SELECT accepted, coalesce(reason, '') FROM tasker.report_results($1::jsonb)`,
+	err := b.pool.QueryRow(b.Context(), `SELECT accepted, coalesce(reason, '') FROM standin.report_results($1::jsonb)`,
 		"["+fmt.Sprintf(report, args...)+"]").Scan(&accepted, &reason)
 	if err != nil {
 		b.Fatal(err)
@@ -298,7 +298,7 @@ func TestDuplicateAndStaleResultsAreRefusedAndRecorded(t *testing.T) {
 	b.want("1", `SELECT count(*)::text FROM tasker.events WHERE step_id = $1 AND name = 'step.completed'`, step)
 
 	var started struct{ Status, Reason string }
-	if err := json.Unmarshal([]byte(b.text(`SELECT tasker.start_attempt($1, 1)::text`, step)), &started); err != nil {
+	if err := json.Unmarshal([]byte(b.text(`SELECT standin.start_attempt($1, 1)::text`, step)), &started); err != nil {
 		t.Fatal(err)
 	}
 	if started.Status != "refused" || !strings.Contains(started.Reason, "is at attempt 2, not 1") {
@@ -359,7 +359,7 @@ func TestNoReportIsLostBetweenWaitingAndParked(t *testing.T) {
 		rows, err := b.pool.Query(t.Context(), `SELECT r.accepted FROM (
 				SELECT jsonb_agg(jsonb_build_object('step_id', step_id, 'attempt', attempt, 'outcome', 'success')) AS reports
 				FROM (SELECT * FROM tasker.dispatches WHERE failure IS NULL AND looked_at < clock_timestamp() - $1::interval ORDER BY random() LIMIT 7) d) x,
-			tasker.report_results(coalesce(x.reports, '[]')) r`, parks/2)
+			standin.report_results(coalesce(x.reports, '[]')) r`, parks/2)
 		if err != nil {
 			t.Fatal(err)
 		}

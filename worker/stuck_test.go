@@ -46,7 +46,7 @@ func TestATaskOutlivesAnErrorThatNobodyForesaw(t *testing.T) {
 	b.register(mixedGoSteps)
 	b.exec(`CREATE TABLE trouble (on_purpose boolean)`)
 	b.exec(`CREATE FUNCTION fail_on_purpose() RETURNS trigger LANGUAGE plpgsql AS $$
-		BEGIN IF EXISTS (SELECT FROM trouble) THEN RAISE EXCEPTION 'on purpose' USING ERRCODE = '25006'; END IF; RETURN NULL; END $$`)
+		BEGIN IF EXISTS (SELECT FROM public.trouble) THEN RAISE EXCEPTION 'on purpose' USING ERRCODE = '25006'; END IF; RETURN NULL; END $$`)
 	b.exec(`CREATE TRIGGER zz_fail BEFORE UPDATE ON tasker.steps FOR EACH STATEMENT EXECUTE FUNCTION fail_on_purpose()`)
 	b.start()
 	b.enqueueMany("mixed", `{}`, 20)
@@ -187,7 +187,7 @@ func TestAnOpenReportHoldsUpNobodyElse(t *testing.T) {
 			t.Fatal(err)
 		}
 		step := b.dispatched(b.enqueue("ruby", `{}`), 1)
-		if _, err := tx.Exec(t.Context(), `SELECT tasker.report_results(jsonb_build_array(jsonb_build_object('step_id', $1::bigint, 'attempt', 1, 'outcome', 'success')))`, step); err != nil {
+		if _, err := tx.Exec(t.Context(), `SELECT standin.report_results(jsonb_build_array(jsonb_build_object('step_id', $1::bigint, 'attempt', 1, 'outcome', 'success')))`, step); err != nil {
 			t.Fatal(err)
 		}
 		open = append(open, tx)
@@ -309,7 +309,7 @@ func TestAResultIsAcceptedOnceHoweverItIsWritten(t *testing.T) {
 	b.start()
 	step := b.dispatched(b.enqueue("ruby", `{}`), 1)
 	id := b.text(`SELECT $1::bigint::text`, step)
-	b.want("1", `SELECT count(*) FILTER (WHERE accepted)::text FROM tasker.report_results(
+	b.want("1", `SELECT count(*) FILTER (WHERE accepted)::text FROM standin.report_results(
 		jsonb_build_array('{"step_id": `+id+`, "attempt": 1, "outcome": "success"}'::jsonb, '{"step_id": "0`+id+`", "attempt": "01", "outcome": "success"}'::jsonb))`)
 	b.finish()
 	b.checkHistory()
@@ -331,7 +331,7 @@ step_templates:
 	b.start(func(c *worker.Config) { c.Shutdown = 10 * time.Millisecond })
 	task := b.enqueue("deaf", `{}`)
 	b.until("the Ruby attempt is out", func() bool { return b.step(task, "ruby").State == tasker.StepEnqueued })
-	b.want("started", `SELECT tasker.start_attempt($1, 1) ->> 'status'`, b.step(task, "ruby").StepID)
+	b.want("started", `SELECT standin.start_attempt($1, 1) ->> 'status'`, b.step(task, "ruby").StepID)
 	b.finish()
 	for _, name := range []string{"ruby", "go"} {
 		if f := b.failure(task, name); f.Code != tasker.CodeAttemptTimeout || !strings.Contains(f.Message, "no result") {

@@ -100,9 +100,9 @@ func TestARubyAttemptWhoseHeartbeatStopsIsTakenBack(t *testing.T) {
 	task := b.enqueue("watched", `{}`)
 	step := b.dispatched(task, 1)
 	process := b.number(`SELECT tasker.register_process('a test')`)
-	b.want("started", `SELECT tasker.start_attempt($1, 1, $2) ->> 'status'`, step, process)
-	b.want("true", `SELECT tasker.heartbeat($1, 1, '{"rows": 7}')::text`, step)
-	b.want("false", `SELECT tasker.heartbeat($1, 2)::text`, step)
+	b.want("started", `SELECT standin.start_attempt($1, 1, $2) ->> 'status'`, step, process)
+	b.want("true", `SELECT standin.heartbeat($1, 1, '{"rows": 7}')::text`, step)
+	b.want("false", `SELECT standin.heartbeat($1, 2)::text`, step)
 	b.until("the attempt has failed and another is out", func() bool {
 		b.exec(`SELECT tasker.process_beat($1)`, process)
 		return b.number(`SELECT attempts FROM tasker.steps WHERE step_id = $1`, step) == 2
@@ -110,9 +110,9 @@ func TestARubyAttemptWhoseHeartbeatStopsIsTakenBack(t *testing.T) {
 	if f := b.failure(task, "only"); f.Code != tasker.CodeHeartbeatTimeout {
 		t.Errorf("failed with %q: %s", f.Code, f.Message)
 	}
-	b.want("false", `SELECT tasker.heartbeat($1, 1, '{"rows": 8}')::text`, step)
-	b.want(`{"rows": 7}`, `SELECT tasker.start_attempt($1, 2, $2) -> 'step' ->> 'progress'`, step, process)
-	b.exec(`SELECT tasker.report_results(jsonb_build_array(jsonb_build_object('step_id', $1::bigint, 'attempt', 2, 'outcome', 'success')))`, step)
+	b.want("false", `SELECT standin.heartbeat($1, 1, '{"rows": 8}')::text`, step)
+	b.want(`{"rows": 7}`, `SELECT standin.start_attempt($1, 2, $2) -> 'step' ->> 'progress'`, step, process)
+	b.exec(`SELECT standin.report_results(jsonb_build_array(jsonb_build_object('step_id', $1::bigint, 'attempt', 2, 'outcome', 'success')))`, step)
 	b.finish()
 	b.want("complete", `SELECT state FROM tasker.tasks WHERE task_id = $1`, task)
 }
@@ -141,7 +141,7 @@ step_templates:
 	b.want("task_deadline runs,ruby", `SELECT (error ->> 'code') || ' ' || array_to_string(ARRAY(SELECT jsonb_array_elements_text(error -> 'steps')), ',') FROM tasker.tasks WHERE task_id = $1`, task)
 	b.want("done complete, runs error, ruby error, waits waiting_for_retry, behind pending",
 		`SELECT string_agg(name || ' ' || state, ', ' ORDER BY position) FROM tasker.steps WHERE task_id = $1`, task)
-	b.want("false", `SELECT (tasker.report_results(jsonb_build_array(jsonb_build_object('step_id', $1::bigint, 'attempt', 1, 'outcome', 'success')))).accepted::text`, step)
+	b.want("false", `SELECT (standin.report_results(jsonb_build_array(jsonb_build_object('step_id', $1::bigint, 'attempt', 1, 'outcome', 'success')))).accepted::text`, step)
 
 	// An operator has it go on, in time this time.
 	close(g.release)
@@ -149,7 +149,7 @@ step_templates:
 	b.must(b.store.RetryTask(t.Context(), task, nil, ada))
 	b.exec(`SELECT tasker.run_task_now($1)`, task)
 	b.until("ruby is out again", func() bool { return len(b.queued("default")) == 2 })
-	b.exec(`SELECT tasker.report_results(jsonb_build_array(jsonb_build_object('step_id', $1::bigint, 'attempt', 2, 'outcome', 'success')))`, step)
+	b.exec(`SELECT standin.report_results(jsonb_build_array(jsonb_build_object('step_id', $1::bigint, 'attempt', 2, 'outcome', 'success')))`, step)
 	b.finish()
 	b.want("complete true", `SELECT state || ' ' || (deadline > now() + interval '900 seconds') FROM tasker.tasks WHERE task_id = $1`, task)
 	b.want("done 1, runs 2, ruby 2, waits 2, behind 1",

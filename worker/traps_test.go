@@ -247,7 +247,7 @@ step_templates:
 					return
 				}
 				var status string
-				err = b.pool.QueryRow(t.Context(), `SELECT tasker.start_attempt($1, $2) ->> 'status'`, job.Args[0].StepID, job.Args[0].Attempt).Scan(&status)
+				err = b.pool.QueryRow(t.Context(), `SELECT standin.start_attempt($1, $2) ->> 'status'`, job.Args[0].StepID, job.Args[0].Attempt).Scan(&status)
 				if err != nil {
 					t.Error(err)
 					return
@@ -255,7 +255,7 @@ step_templates:
 				if status != "started" {
 					refused.Add(1)
 				}
-				if _, err := b.pool.Exec(t.Context(), `SELECT tasker.report_results(jsonb_build_array(jsonb_build_object('step_id', $1::bigint, 'attempt', $2::int, 'outcome', 'success')))`,
+				if _, err := b.pool.Exec(t.Context(), `SELECT standin.report_results(jsonb_build_array(jsonb_build_object('step_id', $1::bigint, 'attempt', $2::int, 'outcome', 'success')))`,
 					job.Args[0].StepID, job.Args[0].Attempt); err != nil {
 					t.Error(err)
 					return
@@ -288,7 +288,7 @@ step_templates:
 	step := b.dispatched(task, 1)
 	const reporters = 6
 	report := func(tx pgx.Tx) (ok bool) {
-		if err := tx.QueryRow(t.Context(), `SELECT accepted FROM tasker.report_results(jsonb_build_array(jsonb_build_object(
+		if err := tx.QueryRow(t.Context(), `SELECT accepted FROM standin.report_results(jsonb_build_array(jsonb_build_object(
 			'step_id', $1::bigint, 'attempt', 1, 'outcome', 'success')))`, step).Scan(&ok); err != nil {
 			t.Error(err)
 		}
@@ -345,14 +345,16 @@ step_templates:
 	b.until("the job is in Redis", func() bool { return len(b.queued("default")) == 1 })
 	payload := b.queued("default")[0]
 	var job struct{ Args []map[string]any }
-	b.must(json.Unmarshal([]byte(payload), &job))
+	decoder := json.NewDecoder(strings.NewReader(payload))
+	decoder.UseNumber()
+	b.must(decoder.Decode(&job))
 	args := fmt.Sprint(job.Args)
-	if want := fmt.Sprintf("[map[attempt:1 handler:Echo step_id:%d task_id:%d v:1]]", step, task); args != want || strings.Contains(payload, "secret") {
+	if want := fmt.Sprintf("[map[attempt:1 handler:Echo step_id:%d task_id:%d ticket:%d v:1]]", step, task, b.number(`SELECT ticket FROM tasker.dispatches WHERE step_id = $1`, step)); args != want || strings.Contains(payload, "secret") {
 		t.Errorf("the job is\n%s\nwant nothing but %s", payload, want)
 	}
 	b.want("0", `SELECT count(*)::text FROM tasker.steps s WHERE to_jsonb(s) - 'result' @? 'strict $.** ? (@ like_regex "secret")'`)
 	// The handler gets all of it.
-	given := b.text(`SELECT tasker.start_attempt($1, 1)::text`, step)
+	given := b.text(`SELECT standin.start_attempt($1, 1)::text`, step)
 	for _, want := range []string{"secret context", "secret config", "secret result"} {
 		if !strings.Contains(given, want) {
 			t.Errorf("the handler is given no %s: %s", want, given)
@@ -444,7 +446,7 @@ func TestTrap12AnEventExistsWhenItsTransitionIsCommitted(t *testing.T) {
 		tx, err := b.pool.Begin(t.Context())
 		b.must(err)
 		var ok bool
-		b.must(tx.QueryRow(t.Context(), `SELECT accepted FROM tasker.report_results(jsonb_build_array(
+		b.must(tx.QueryRow(t.Context(), `SELECT accepted FROM standin.report_results(jsonb_build_array(
 			jsonb_build_object('step_id', $1::bigint, 'attempt', 1, 'outcome', 'success')))`, step).Scan(&ok))
 		if !ok {
 			t.Error("the report was refused")

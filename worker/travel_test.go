@@ -99,7 +99,7 @@ step_templates:
 	task := b.enqueue("clocks", `{}`)
 	b.until("all are out", func() bool { return len(b.queued("default")) == 4 })
 	process := b.number(`SELECT tasker.register_process('a test')`)
-	b.exec(`SELECT tasker.start_attempt(step_id, 1, $2) FROM tasker.steps WHERE task_id = $1 AND name <> 'queued'`, task, process)
+	b.exec(`SELECT standin.start_attempt(step_id, 1, $2) FROM tasker.steps WHERE task_id = $1 AND name <> 'queued'`, task, process)
 	b.travel(50 * time.Minute)
 	b.want("beats", `SELECT string_agg(s.name, ', ') FROM tasker.steps s LEFT JOIN tasker.dispatches d USING (step_id) WHERE coalesce(d.failure, s.error) ->> 'code' = 'heartbeat_timeout'`)
 	b.travel(10 * time.Minute)

@@ -51,7 +51,7 @@ func TestAnOpenVerbHoldsUpNobodyElse(t *testing.T) {
 	for _, tx := range held {
 		b.must(tx.Commit(t.Context()))
 	}
-	b.exec(`SELECT tasker.report_results((SELECT jsonb_agg(jsonb_build_object('step_id', step_id, 'attempt', attempt, 'outcome', 'success')) FROM tasker.dispatches))`)
+	b.exec(`SELECT standin.report_results((SELECT jsonb_agg(jsonb_build_object('step_id', step_id, 'attempt', attempt, 'outcome', 'success')) FROM tasker.dispatches))`)
 	b.finish()
 	b.want("29", `SELECT count(*)::text FROM tasker.tasks WHERE state = 'complete'`)
 }
@@ -63,7 +63,7 @@ func TestARefusedParkIsTriedCalmly(t *testing.T) {
 	stop := b.start()
 	task := b.enqueue("ruby", `{}`)
 	step := b.dispatched(task, 1)
-	report := b.open(`SELECT tasker.report_results(jsonb_build_array(jsonb_build_object('step_id', $1::bigint, 'attempt', 1, 'outcome', 'success')))`, step)
+	report := b.open(`SELECT standin.report_results(jsonb_build_array(jsonb_build_object('step_id', $1::bigint, 'attempt', 1, 'outcome', 'success')))`, step)
 	b.must(b.store.PauseTask(t.Context(), task, ada))
 	b.until("the task is given up although its report is open", func() bool {
 		return b.number(`SELECT count(*) FROM tasker.tasks WHERE owner IS NULL`) == 1

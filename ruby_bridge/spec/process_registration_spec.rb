@@ -37,7 +37,7 @@ RSpec.describe TaskerCore::ProcessRegistration do
 
   it "registers again when Postgres has given it up" do
     first = registration.id
-    TestDatabase.connection.exec_params("SELECT tasker.process_stopped($1)", [first])
+    TestDatabase.connection.exec_params("UPDATE tasker.processes SET stopped_at = now() WHERE process_id = $1", [first])
 
     second = eventually("another number") { registration.id if registration.id != first }
     expect(row(second)["stopped_at"]).to be_nil
@@ -55,7 +55,7 @@ RSpec.describe TaskerCore::ProcessRegistration do
 
   it "says once that it misses beats, and when it beats again" do
     id = registration.id
-    TestDatabase.connection.exec("ALTER FUNCTION tasker.process_beat(bigint, jsonb) RENAME TO hidden_beat")
+    TestDatabase.connection.exec("ALTER FUNCTION tasker.process_beat(bigint, jsonb, bigint) RENAME TO hidden_beat")
     eventually("a warning") { logged.include?("process #{id} misses its heartbeat") }
     TestDatabase.connection.exec("ALTER FUNCTION tasker.hidden_beat RENAME TO process_beat")
     eventually("good news") { logged.include?("process #{id} beats again") }

@@ -10,10 +10,10 @@ RSpec.describe TaskerCore::ReportQueue do
   let(:answers) { {} }
 
   def started
-    dispatch("Orders::Charge").tap { |step| protocol.start_attempts([[step.step_id, 1]], nil) }
+    dispatch("Orders::Charge").tap { |step| protocol.start_attempts([[step.step_id, 1, step.ticket]], nil, 7) }
   end
 
-  def success(step, json = '"charged"') = TaskerCore::Report.success(step.step_id, step.attempt, json)
+  def success(step, json = '"charged"') = TaskerCore::Report.success(step.step_id, step.attempt, json, 7)
 
   # The answer is kept under the step, or the given key.
   def post(step, json = '"charged"', key: step, patience: 60)

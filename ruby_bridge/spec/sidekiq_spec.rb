@@ -5,7 +5,7 @@ RSpec.describe "The sidekiq process" do
     SidekiqProcess.run("plain/boot.rb") do |sidekiq|
       step = dispatch("Orders::Charge")
       job = contract("sidekiq_job")["job"]
-      job["args"] = [job["args"].first.merge("step_id" => step.step_id, "task_id" => step.task_id)]
+      job["args"] = [job["args"].first.merge("step_id" => step.step_id, "task_id" => step.task_id, "ticket" => step.ticket)]
       sidekiq.push_payload(JSON.generate(job.merge("queue" => "default")))
 
       eventually("the step is complete") { step.state == "complete" }

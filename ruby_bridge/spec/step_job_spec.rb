@@ -412,7 +412,7 @@ RSpec.describe TaskerCore::StepJob do
     it "leaves an attempt alone that another process has started, when its own start came to nothing" do
       step = dispatch(handler { |*| "charged" })
       TaskerCore.process_registration.id
-      TaskerCore.protocol.start_attempts([[step.step_id, 1]], nil, 1)
+      TaskerCore.protocol.start_attempts([[step.step_id, 1, step.ticket]], nil, 1)
       TaskerCore.process_registration.forsake(step.step_id, 1, 2)
       eventually("the heartbeat asks") { step.events.include?("step.report_refused") }
 
@@ -458,7 +458,7 @@ RSpec.describe TaskerCore::StepJob do
       step = dispatch(handler { |*| "charged" })
       TaskerCore.config.report_timeout = 0
       reports = TaskerCore::ReportQueue.new(TaskerCore::Protocol.new(gone))
-      TaskerCore::AttemptBundle.new([[step.step_id, 1]], reports:).call
+      TaskerCore::AttemptBundle.new([[step.step_id, 1, step.ticket]], reports:).call
       reports.drain
 
       expect(logged).to include("is left to the heartbeat")
@@ -467,7 +467,7 @@ RSpec.describe TaskerCore::StepJob do
   end
 
   describe "several attempts in one job" do
-    def bundle(steps) = { "v" => 2, "attempts" => steps.map { |step| [step.step_id, step.attempt] }, "handlers" => ["Orders::Charge"] }
+    def bundle(steps) = { "v" => 2, "attempts" => steps.map { |step| [step.step_id, step.attempt, step.ticket] }, "handlers" => ["Orders::Charge"] }
 
     def perform_all(steps)
       described_class.new.perform(bundle(steps))

@@ -12,7 +12,7 @@ module TaskerCore
   class AttemptBundle
     PATIENCE_SECONDS = 1.0
 
-    # @param attempts [Array<Array(Integer, Integer)>] step_id and attempt of each
+    # @param attempts [Array<Array(Integer, Integer, Integer)>] step_id, attempt and ticket of each
     def initialize(attempts, protocol: TaskerCore.protocol, reports: TaskerCore.reports, config: TaskerCore.config)
       @attempts = attempts
       @protocol = protocol
@@ -52,10 +52,10 @@ module TaskerCore
 
     def start
       # The same for each try: what an earlier one has started is ours.
-      @call_id = SecureRandom.random_number(10**18)
+      @secret = SecureRandom.random_number(10**18)
       @began = now
       answers = Patience.new(seconds: @config.start_timeout, activity: "start #{self}", logger: @config.logger).persist do
-        @protocol.start_attempts(@attempts, TaskerCore.process_registration.id, @call_id)
+        @protocol.start_attempts(@attempts, TaskerCore.process_registration.id, @secret)
       end
       @runs = answers.filter_map { |answer| run(answer) }
     rescue Exception => e # rubocop:disable Lint/RescueException -- whatever it was, they may have been started
@@ -92,7 +92,7 @@ module TaskerCore
 
     def leave_to_heartbeat(error)
       @config.logger.error { "tasker: #{self} is left to the heartbeat, to be reported as lost: #{error.message}" }
-      @attempts.each { |step_id, attempt| TaskerCore.process_registration.forsake(step_id, attempt, @call_id) }
+      @attempts.each { |step_id, attempt| TaskerCore.process_registration.forsake(step_id, attempt, @secret) }
     end
 
     def now = Process.clock_gettime(Process::CLOCK_MONOTONIC)

@@ -17,6 +17,7 @@ module TaskerCore
     def initialize(answer, protocol: TaskerCore.protocol, reports: TaskerCore.reports, config: TaskerCore.config)
       @step_id = answer.step_id
       @attempt = answer.attempt
+      @secret = answer.secret
       @answer = answer
       @handler = answer.handler_class
       @protocol = protocol
@@ -76,7 +77,7 @@ module TaskerCore
     end
 
     def heartbeat
-      @heartbeat = Heartbeat.new(@step_id, @attempt, @answer.heartbeat_seconds, protocol: @protocol, logger:)
+      @heartbeat = Heartbeat.new(@step_id, @attempt, @answer.heartbeat_seconds, secret: @secret, protocol: @protocol, logger:)
     end
 
     # What Sidekiq's logger writes beside each line of the handler.
@@ -92,7 +93,7 @@ module TaskerCore
       database = ActiveRecordDatabase.new
       database.transaction do
         result = handle(handler)
-        refusal, = Protocol.new(database).report([Report.success(@step_id, @attempt, result)])
+        refusal, = Protocol.new(database).report([Report.success(@step_id, @attempt, result, @secret)])
         if refusal
           logger.warn { "tasker: report of #{self} refused, its transaction is rolled back: #{refusal}" }
           raise ActiveRecord::Rollback
@@ -112,7 +113,7 @@ module TaskerCore
     end
 
     def report_success(result)
-      post(Report.success(@step_id, @attempt, result)) do |error|
+      post(Report.success(@step_id, @attempt, result, @secret)) do |error|
         next leave_to_heartbeat(error) unless error.refuses_data?
 
         # JSON that jsonb doesn't take, such as a number of 200,000 digits.
@@ -125,7 +126,7 @@ module TaskerCore
     def report_failure(error)
       @heartbeat&.flush # the next attempt goes on from there
       failure = FailureRecord.new(error, handler: @handler).to_h
-      post(Report.failure(@step_id, @attempt, failure)) { |e| leave_to_heartbeat(e) }
+      post(Report.failure(@step_id, @attempt, failure, @secret)) { |e| leave_to_heartbeat(e) }
       error if @config.reraise?(final: failure["permanent"] || @answer.last_attempt?)
     end
 
@@ -143,7 +144,7 @@ module TaskerCore
     # Best effort: whoever waits for this process to end has little patience.
     def report_lost
       logger.info { "tasker: #{self} given up" }
-      post(Report.lost(@step_id, @attempt), patience: 0) { |error| leave_to_heartbeat(error) }
+      post(Report.lost(@step_id, @attempt, @secret), patience: 0) { |error| leave_to_heartbeat(error) }
     end
 
     # @yieldparam error [DatabaseError] it could not be delivered
@@ -160,7 +161,7 @@ module TaskerCore
 
     def leave_to_heartbeat(error)
       logger.error { "tasker: #{self} is left to the heartbeat, to be reported as lost: #{error.message}" }
-      TaskerCore.process_registration.forsake(@step_id, @attempt)
+      TaskerCore.process_registration.forsake(@step_id, @attempt, @secret)
     end
 
     def logger = @config.logger

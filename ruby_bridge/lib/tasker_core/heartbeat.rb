@@ -11,9 +11,11 @@ module TaskerCore
     SECONDS = 1.0
 
     # @param longest [Numeric, nil] heartbeat_seconds of the step; nil: none are asked for
-    def initialize(step_id, attempt, longest, protocol:, logger: TaskerCore.logger)
+    # @param secret [Integer, nil] of the attempt's start
+    def initialize(step_id, attempt, longest, protocol:, secret: nil, logger: TaskerCore.logger)
       @step_id = step_id
       @attempt = attempt
+      @secret = secret
       @pause = longest ? [SECONDS, longest / 3.0].min : SECONDS
       @protocol = protocol
       @logger = logger
@@ -51,7 +53,7 @@ module TaskerCore
       waiting = @waiting
       @waiting = nil
       @sent_at = now
-      @current = @protocol.heartbeat(@step_id, @attempt, waiting)
+      @current = @protocol.heartbeat(@step_id, @attempt, waiting, @secret)
     rescue DatabaseError => e
       raise ProgressRefusedError, "Postgres doesn't take the progress: #{e.message}" if e.refuses_data?
 

@@ -21,6 +21,7 @@ module TaskerCore
       @mutex = Mutex.new
       @wake = ConditionVariable.new
       @forsaken = []
+      @secret = SecureRandom.random_number(10**18)
     end
 
     # Registers on the first call. When beats were missed, this is one: Postgres
@@ -31,7 +32,7 @@ module TaskerCore
     # @raise [DatabaseError]
     def id
       known = @id
-      TaskerCore.protocol.process_beat(known, TaskerCore.handler_times.to_h) if known && @silent
+      TaskerCore.protocol.process_beat(known, TaskerCore.handler_times.to_h, @secret) if known && @silent
       @id || @mutex.synchronize { @id || start }
     end
 
@@ -39,9 +40,9 @@ module TaskerCore
     # runs any more, and that would otherwise look alive as long as the process
     # is.
     #
-    # @param call_id [Integer, nil] of the call that may have started it; nil: it was started
-    def forsake(step_id, attempt, call_id = nil)
-      @mutex.synchronize { @forsaken << Report.lost(step_id, attempt, call_id) }
+    # @param secret [Integer, nil] of the call that has started it, or may have
+    def forsake(step_id, attempt, secret = nil)
+      @mutex.synchronize { @forsaken << Report.lost(step_id, attempt, secret) }
     end
 
     # Leaves politely: what is done is reported, and what still runs here
@@ -89,7 +90,7 @@ module TaskerCore
     # A lost connection is no reason to register again: the attempts that run
     # here are bound to the number they started with.
     def beat
-      @id = register unless @protocol.process_beat(@id, TaskerCore.handler_times.to_h)
+      @id = register unless @protocol.process_beat(@id, TaskerCore.handler_times.to_h, @secret)
       report_forsaken
       logger.info { "tasker: process #{@id} beats again" } if @silent
       @silent = false
@@ -108,7 +109,7 @@ module TaskerCore
     end
 
     def leave
-      @protocol.process_stopped(@id)
+      @protocol.process_stopped(@id, @secret)
     rescue StandardError => e
       logger.warn { "tasker: process #{@id} could not say that it stops: #{e.message}" }
     ensure
@@ -117,7 +118,7 @@ module TaskerCore
     end
 
     def register
-      id = @protocol.register_process(identity, details)
+      id = @protocol.register_process(identity, details, @secret)
       logger.info { "tasker: registered as process #{id} (#{identity})" }
       id
     end

@@ -10,13 +10,14 @@ module TaskerCore
       @database = database
     end
 
-    # @param attempts [Array<Array(Integer, Integer)>] step_id and attempt of each, no step twice
-    # @param call_id [Integer, nil] the same for each try of this call: what an earlier one has started is started
+    # @param attempts [Array<Array(Integer, Integer, Integer)>] step_id, attempt and ticket of each, no step twice;
+    #   without a ticket: a worker of an earlier version made the attempt
+    # @param secret [Integer, nil] the same for each try of this call: what an earlier one has started is started.
+    #   Reports and heartbeats have to show it. nil: Postgres makes one
     # @return [Array<StartAnswer>] the answers in turn
-    def start_attempts(attempts, process_id, call_id = nil)
-      @database.exec(StartAnswer::SQL,
-                     ["{#{attempts.map(&:first).join(',')}}", "{#{attempts.map(&:last).join(',')}}", process_id, call_id])
-               .values.map { |row| StartAnswer.new(row) }
+    def start_attempts(attempts, process_id, secret = nil)
+      columns = [0, 1, 2].map { |i| "{#{attempts.map { |attempt| attempt[i] || 'NULL' }.join(',')}}" }
+      @database.exec(StartAnswer::SQL, [columns[0], columns[1], process_id, secret, columns[2]]).values.map { |row| StartAnswer.new(row) }
     end
 
     # @param reports [Array<String>] JSON, each as in contract/reports.json
@@ -35,23 +36,25 @@ module TaskerCore
     end
 
     # @param progress [String, nil] JSON
+    # @param secret [Integer, nil] of the attempt's start
     # @return [Boolean] false: the attempt is not current any more
-    def heartbeat(step_id, attempt, progress)
-      value("SELECT tasker.heartbeat($1, $2, $3::jsonb)", [step_id, attempt, progress]) == "t"
+    def heartbeat(step_id, attempt, progress, secret = nil)
+      value("SELECT tasker.heartbeat($1, $2, $3::jsonb, $4)", [step_id, attempt, progress, secret]) == "t"
     end
 
+    # @param secret [Integer] that the process shows from now on
     # @return [Integer] the process's number
-    def register_process(identity, details)
-      value("SELECT tasker.register_process($1, $2::jsonb)", [identity, JSON.generate(details)]).to_i
+    def register_process(identity, details, secret)
+      value("SELECT tasker.register_process($1, $2::jsonb, $3)", [identity, JSON.generate(details), secret]).to_i
     end
 
     # @param seconds [Hash{String => Float}] that handlers take, by class
     # @return [Boolean] false: the process must register again
-    def process_beat(process_id, seconds)
-      value("SELECT tasker.process_beat($1, $2::jsonb)", [process_id, JSON.generate(seconds)]) == "t"
+    def process_beat(process_id, seconds, secret)
+      value("SELECT tasker.process_beat($1, $2::jsonb, $3)", [process_id, JSON.generate(seconds), secret]) == "t"
     end
 
-    def process_stopped(process_id) = value("SELECT tasker.process_stopped($1)", [process_id])
+    def process_stopped(process_id, secret) = value("SELECT tasker.process_stopped($1, $2)", [process_id, secret])
 
     # @return [Array(String, Object), nil] state and result of a step; nil when the task has no such step
     def step_of_task(task_id, name)

@@ -8,19 +8,24 @@ module TaskerCore
     module_function
 
     # @param result_json [String] of ResultJson.dump
-    def success(step_id, attempt, result_json)
+    # @param secret [Integer, nil] that the call which started the attempt had, here and below
+    def success(step_id, attempt, result_json, secret = nil)
       # Up to 4 MiB: not parsed and generated once more.
-      %({"step_id":#{step_id},"attempt":#{attempt},"outcome":"success","result":#{result_json}})
+      %({#{head(step_id, attempt, secret)},"outcome":"success","result":#{result_json}})
     end
 
     # @param failure [Hash] of FailureRecord#to_h
-    def failure(step_id, attempt, failure)
-      JSON.generate({ "step_id" => step_id, "attempt" => attempt, "outcome" => "failure", "failure" => failure }, max_nesting: 0)
+    def failure(step_id, attempt, failure, secret = nil)
+      %({#{head(step_id, attempt, secret)},"outcome":"failure","failure":#{JSON.generate(failure, max_nesting: 0)}})
     end
 
-    # @param call_id [Integer, nil] lost only if this call has started it
-    def lost(step_id, attempt, call_id = nil)
-      %({"step_id":#{step_id},"attempt":#{attempt},"outcome":"lost"#{",\"call_id\":#{call_id}" if call_id}})
+    def lost(step_id, attempt, secret = nil)
+      %({#{head(step_id, attempt, secret)},"outcome":"lost"})
     end
+
+    def head(step_id, attempt, secret)
+      %("step_id":#{step_id},"attempt":#{attempt}#{",\"secret\":#{secret}" if secret})
+    end
+    private_class_method :head
   end
 end

@@ -10,14 +10,15 @@ module TaskerCore
     COLUMNS = %w[
       step_id attempt refusal handler_class attempts_used attempt_limit heartbeat_seconds
       task_id namespace name version context priority correlation_id parent_task_id tags initiator source_system reason created_at carrier
-      step_name config timeout_seconds progress dependencies
+      secret_of_attempt step_name config timeout_seconds progress dependencies
     ].freeze
     SQL = <<~SQL.freeze
       SELECT #{COLUMNS.join(', ').sub('created_at', %q(to_char(created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')))}
-      FROM tasker.start_attempts($1, $2, $3, $4)
+      FROM tasker.start_attempts($1, $2, $3, $4, $5)
     SQL
     TAGS = PG::TextDecoder::Array.new
-    private_constant :TAGS
+    SECRET = COLUMNS.index("secret_of_attempt") - 7 # of those that follow the first seven
+    private_constant :TAGS, :SECRET
 
     # @return [Integer]
     attr_reader :step_id, :attempt
@@ -27,6 +28,8 @@ module TaskerCore
     attr_reader :handler_class
     # @return [Numeric, nil]
     attr_reader :heartbeat_seconds
+    # @return [Integer, nil] what reports and heartbeats have to show
+    attr_reader :secret
 
     # @param row [Array<String, nil>] in the order of COLUMNS
     def initialize(row)
@@ -36,6 +39,7 @@ module TaskerCore
       @used = used.to_i
       @limit = limit.to_i
       @heartbeat_seconds = number(heartbeat)
+      @secret = @rest[SECRET]&.to_i
     end
 
     def last_attempt? = @used >= @limit
@@ -43,7 +47,7 @@ module TaskerCore
     # @return [Hash{String => Object}] as in contract/start_attempt.json
     def to_h
       task_id, namespace, name, version, context, priority, correlation_id, parent_task_id, tags, initiator, source_system, reason,
-        created_at, carrier, step_name, config, timeout, progress, results = @rest
+        created_at, carrier, _, step_name, config, timeout, progress, results = @rest
       dependencies = json(results) || {}
       { "status" => "started",
         "task" => {

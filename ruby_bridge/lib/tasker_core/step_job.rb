@@ -23,17 +23,20 @@ module TaskerCore
 
     def attempts(arguments)
       named = case arguments.is_a?(Hash) && arguments["v"]
-              when 1 then [arguments.values_at("step_id", "attempt")]
+              when 1 then [arguments.values_at("step_id", "attempt", "ticket")]
               when 2 then arguments["attempts"]
               else raise ProtocolError, unknown(arguments)
               end
-      return named if named.is_a?(Array) && named.any? && named.all? { |pair| attempt?(pair) } && named.map(&:first).uniq.size == named.size
+      return named if named.is_a?(Array) && named.any? && named.all? { |attempt| attempt?(attempt) } && named.map(&:first).uniq.size == named.size
 
-      raise ProtocolError, "a job names its attempts by step_id and attempt, integers, each step once, not #{CleanText.call(named.inspect, limit: 200)}"
+      raise ProtocolError, "a job names its attempts by step_id, attempt and ticket, integers, each step once, not #{CleanText.call(named.inspect, limit: 200)}"
     end
 
-    def attempt?(pair)
-      pair.is_a?(Array) && pair.size == 2 && pair.all? { |number| number.is_a?(Integer) && number.positive? }
+    def attempt?(attempt)
+      return false unless attempt.is_a?(Array) && attempt.size.between?(2, 3)
+
+      step_id, number, ticket = attempt
+      [step_id, number].all? { |n| n.is_a?(Integer) && n.positive? } && (ticket.nil? || ticket.is_a?(Integer))
     end
 
     def unknown(arguments)

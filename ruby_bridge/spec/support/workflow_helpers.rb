@@ -15,7 +15,12 @@ module WorkflowHelpers
       @handler = handler
     end
 
-    def arguments = { "v" => 1, "step_id" => step_id, "attempt" => attempt, "task_id" => task_id, "handler" => handler }
+    def arguments = { "v" => 1, "step_id" => step_id, "attempt" => attempt, "task_id" => task_id, "handler" => handler, "ticket" => ticket }
+
+    def ticket = step_id * 1000 + attempt
+
+    # Of its start, once it has been started.
+    def secret = TestDatabase.value("SELECT secret FROM tasker.dispatches WHERE step_id = $1", step_id)&.to_i
 
     def state = TestDatabase.value("SELECT state FROM tasker.steps WHERE step_id = $1", step_id)
 
@@ -86,8 +91,8 @@ module WorkflowHelpers
     TestDatabase.value(<<~SQL, task_id, attempt).to_i
       WITH step AS (
         UPDATE tasker.steps SET state = 'enqueued', attempts = $2 WHERE task_id = $1 AND name = 'work' RETURNING step_id, task_id)
-      INSERT INTO tasker.dispatches (step_id, task_id, attempt, queue)
-      SELECT step_id, task_id, $2, 'default' FROM step RETURNING step_id
+      INSERT INTO tasker.dispatches (step_id, task_id, attempt, queue, ticket)
+      SELECT step_id, task_id, $2, 'default', step_id * 1000 + $2 FROM step RETURNING step_id
     SQL
   end
 end

@@ -1,0 +1,650 @@
+DROP FUNCTION tasker.steps_of_tasks(bigint[]);
+CREATE OR REPLACE FUNCTION tasker.reap_attempts(silence interval) RETURNS integer
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+DECLARE
+    overdue bigint[];
+    reports jsonb;
+    n       int;
+BEGIN
+    SELECT array_agg(d.step_id) INTO overdue
+    FROM tasker.dispatches d LEFT JOIN tasker.processes p USING (process_id)
+    WHERE d.failure IS NULL
+      AND (least(d.deadline, d.beat_by, d.start_by) < clock_timestamp()
+           OR d.started_at IS NOT NULL AND d.process_id IS NOT NULL
+              AND (p.process_id IS NULL OR p.stopped_at IS NOT NULL
+                   OR greatest(p.last_seen_at, pg_postmaster_start_time()) < clock_timestamp() - silence));
+    IF overdue IS NULL THEN
+        RETURN 0;
+    END IF;
+    SELECT array_agg(l.step_id) INTO overdue
+    FROM (SELECT s.step_id FROM tasker.steps s WHERE s.step_id = ANY (overdue) ORDER BY s.step_id FOR NO KEY UPDATE SKIP LOCKED) l;
+    -- What is up first tells the story.
+    SELECT jsonb_agg(jsonb_build_object('step_id', d.step_id, 'attempt', d.attempt)
+               || CASE WHEN least(d.deadline, d.beat_by, d.start_by) < clock_timestamp() THEN jsonb_build_object('outcome', 'failure', 'failure', jsonb_build_object(
+                          'class', up.code, 'code', up.code, 'attempt', d.attempt, 'message', up.message))
+                  ELSE '{"outcome": "lost"}' END) INTO reports
+    FROM tasker.dispatches d
+    CROSS JOIN LATERAL (
+        SELECT 'schedule_to_start_timeout' AS code, d.start_by AS at,
+               format('no process took it from queue %s within its schedule_to_start_seconds', d.queue) AS message
+        UNION ALL SELECT 'heartbeat_timeout', d.beat_by, format('no heartbeat within %s', d.heartbeat)
+        UNION ALL SELECT 'attempt_timeout', d.deadline, format('no result within %s', date_trunc('milliseconds', d.deadline - d.started_at))
+        ORDER BY 2 LIMIT 1) up
+    LEFT JOIN tasker.processes p USING (process_id)
+    -- Once more: a heartbeat or a start may have come in between, or another attempt.
+    WHERE d.step_id = ANY (overdue) AND d.failure IS NULL
+      AND (least(d.deadline, d.beat_by, d.start_by) < clock_timestamp()
+           OR d.started_at IS NOT NULL AND d.process_id IS NOT NULL
+              AND (p.process_id IS NULL OR p.stopped_at IS NOT NULL
+                   OR greatest(p.last_seen_at, pg_postmaster_start_time()) < clock_timestamp() - silence));
+    IF reports IS NULL THEN
+        RETURN 0;
+    END IF;
+    SELECT count(*) FILTER (WHERE r.accepted) INTO n FROM tasker.report_results(reports) r;
+    RETURN n;
+END $$;
+
+DROP FUNCTION tasker.process_stopped(bigint, bigint);
+CREATE FUNCTION tasker.process_stopped(process_id bigint) RETURNS void
+    LANGUAGE sql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $_$
+    UPDATE tasker.processes p SET stopped_at = clock_timestamp() WHERE p.process_id = $1
+$_$;
+
+CREATE OR REPLACE FUNCTION tasker.process_beat(process_id bigint) RETURNS boolean
+    LANGUAGE sql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $_$
+    WITH beat AS (
+        UPDATE tasker.processes p SET last_seen_at = clock_timestamp()
+        WHERE p.process_id = $1 AND p.stopped_at IS NULL RETURNING 1)
+    SELECT EXISTS (SELECT FROM beat)
+$_$;
+
+CREATE OR REPLACE FUNCTION tasker.process_beat(process_id bigint, seconds jsonb) RETURNS boolean
+    LANGUAGE sql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $_$
+    WITH beat AS (
+        UPDATE tasker.processes p SET last_seen_at = clock_timestamp(), seconds = coalesce($2, '{}')
+        WHERE p.process_id = $1 AND p.stopped_at IS NULL RETURNING 1)
+    SELECT EXISTS (SELECT FROM beat)
+$_$;
+
+DROP FUNCTION tasker.process_beat(bigint, jsonb, bigint);
+DROP FUNCTION tasker.register_process(text, jsonb, bigint);
+CREATE FUNCTION tasker.register_process(identity text, details jsonb DEFAULT '{}'::jsonb) RETURNS bigint
+    LANGUAGE sql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $_$
+    INSERT INTO tasker.processes (identity, details) VALUES ($1, $2) RETURNING process_id
+$_$;
+
+DROP FUNCTION tasker.heartbeat(bigint, int, jsonb, bigint);
+CREATE FUNCTION tasker.heartbeat(step_id bigint, attempt integer, progress jsonb DEFAULT NULL::jsonb) RETURNS boolean
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $_$
+#variable_conflict use_column
+BEGIN
+    IF pg_column_size($3) > 65536 THEN
+        RAISE EXCEPTION 'the progress of step % has % bytes, at most 64 KiB are kept', $1, pg_column_size($3)
+        USING ERRCODE = 'TK007', HINT = 'store the data and report a reference';
+    END IF;
+    IF $3 IS NOT NULL THEN
+        UPDATE tasker.steps s SET progress = $3 WHERE s.step_id = $1 AND s.attempts = $2 AND s.state = 'in_progress';
+    END IF;
+    UPDATE tasker.dispatches d SET beat_by = clock_timestamp() + d.heartbeat
+    WHERE d.step_id = $1 AND d.attempt = $2 AND d.started_at IS NOT NULL AND d.failure IS NULL;
+    RETURN FOUND;
+END $_$;
+
+CREATE OR REPLACE FUNCTION tasker.report_results(reports jsonb, wait boolean) RETURNS TABLE(step_id bigint, attempt integer, accepted boolean, reason text)
+    LANGUAGE plpgsql
+    SET enable_seqscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET jit TO 'off'
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $_$
+#variable_conflict use_column
+DECLARE
+    bad jsonb;
+    ids  bigint[];
+    free bigint[];
+    held bigint[] := '{}';
+BEGIN
+    IF jsonb_typeof(reports) IS DISTINCT FROM 'array' THEN
+        RAISE EXCEPTION 'reports must be a JSON array, not %', coalesce(jsonb_typeof(reports), 'NULL') USING ERRCODE = 'TK007';
+    END IF;
+    SELECT j.e INTO bad FROM jsonb_array_elements(reports) AS j(e)
+    WHERE NOT coalesce(jsonb_typeof(j.e) = 'object' AND j.e ->> 'step_id' ~ '^\d{1,18}$' AND j.e ->> 'attempt' ~ '^\d{1,9}$'
+            AND coalesce(j.e ->> 'call_id', '0') ~ '^\d{1,18}$'
+            AND (j.e ->> 'outcome' IN ('success', 'lost') OR j.e ->> 'outcome' = 'failure' AND jsonb_typeof(j.e -> 'failure') = 'object'), false)
+        OR pg_column_size(j.e) > 1048576 AND (pg_column_size(j.e -> 'result') > 4194304 OR pg_column_size(j.e -> 'failure') > 1048576)
+    LIMIT 1;
+    IF pg_column_size(bad -> 'result') > 4194304 THEN
+        RAISE EXCEPTION 'the result of step % has % bytes, at most 4 MiB are kept', bad ->> 'step_id', pg_column_size(bad -> 'result')
+        USING ERRCODE = 'TK007', HINT = 'store the data and report a reference';
+    ELSIF pg_column_size(bad -> 'failure') > 1048576 THEN
+        RAISE EXCEPTION 'the failure of step % has % bytes, at most 1 MiB are kept', bad ->> 'step_id', pg_column_size(bad -> 'failure')
+        USING ERRCODE = 'TK007', HINT = 'shorten the message, the backtrace or the context';
+    ELSIF bad IS NOT NULL THEN
+        RAISE EXCEPTION 'malformed report %', left(bad::text, 200)
+        USING ERRCODE = 'TK007',
+              HINT = 'a report has step_id, attempt, outcome (success, failure, lost), and with failure an object of that name';
+    END IF;
+
+    -- A result that doesn't fit its schema is a failure that no retry mends.
+    IF EXISTS (SELECT FROM tasker.template_steps ts WHERE ts.result_schema IS NOT NULL) THEN
+        SELECT jsonb_agg(CASE WHEN misfit.problem IS NULL THEN x.e ELSE x.e - 'result' || jsonb_build_object('outcome', 'failure', 'failure',
+                   jsonb_build_object('class', 'Result', 'code', 'result_schema', 'permanent', true, 'attempt', x.e -> 'attempt',
+                                      'message', 'the result does not fit the result_schema of its step: ' || misfit.problem)) END ORDER BY x.ord)
+        INTO reports
+        FROM jsonb_array_elements(reports) WITH ORDINALITY AS x(e, ord)
+        LEFT JOIN LATERAL (
+            SELECT tasker.schema_problem(ts.result_schema, coalesce(x.e -> 'result', 'null')) AS problem
+            FROM tasker.steps s JOIN tasker.tasks t USING (task_id)
+            JOIN tasker.template_steps ts ON ts.template_id = t.template_id AND ts.position = s.position
+            WHERE s.step_id = (x.e ->> 'step_id')::bigint AND ts.result_schema IS NOT NULL AND x.e ->> 'outcome' = 'success') misfit ON true;
+        reports := coalesce(reports, '[]');
+    END IF;
+
+    -- Serialises reports of one step with each other and with the loop's
+    -- writes, in the order of ids.
+    ids := ARRAY(SELECT (j.e ->> 'step_id')::bigint FROM jsonb_array_elements(reports) AS j(e));
+    IF wait THEN
+        PERFORM FROM tasker.steps s WHERE s.step_id = ANY (ids) ORDER BY s.step_id FOR NO KEY UPDATE;
+    ELSE
+        SELECT coalesce(array_agg(l.step_id), '{}') INTO free
+        FROM (SELECT s.step_id FROM tasker.steps s WHERE s.step_id = ANY (ids) ORDER BY s.step_id FOR NO KEY UPDATE SKIP LOCKED) l;
+        -- Of those that are not free, none that could be accepted is judged.
+        held := ARRAY(SELECT s.step_id FROM tasker.steps s WHERE s.step_id = ANY (ids) AND s.step_id <> ALL (free));
+        ids := free;
+    END IF;
+    PERFORM FROM tasker.dispatches d WHERE d.step_id = ANY (ids) ORDER BY d.step_id FOR UPDATE;
+
+    -- A new snapshot from here on: what the locks waited for is visible.
+    RETURN QUERY
+    WITH r AS (
+        SELECT (e ->> 'step_id')::bigint AS step_id, (e ->> 'attempt')::int AS attempt, e ->> 'outcome' AS outcome,
+               coalesce(e -> 'result', 'null') AS result, e -> 'failure' AS failure, (e ->> 'call_id')::bigint AS call_id, ord,
+               row_number() OVER (PARTITION BY (e ->> 'step_id')::bigint, (e ->> 'attempt')::int ORDER BY ord) AS nth
+        FROM jsonb_array_elements(reports) WITH ORDINALITY AS x(e, ord)
+        WHERE (e ->> 'step_id')::bigint <> ALL (held)
+    ), judged AS MATERIALIZED (
+        SELECT r.*, s.task_id, CASE
+            WHEN s.step_id IS NULL THEN format('there is no step %s', r.step_id)
+            WHEN s.attempts <> r.attempt THEN format('step %s (%s) is at attempt %s, not %s', r.step_id, s.name, s.attempts, r.attempt)
+            WHEN s.state NOT IN ('enqueued', 'in_progress') THEN format('step %s (%s) is %s', r.step_id, s.name, s.state)
+            WHEN d.step_id IS NULL THEN format('step %s (%s) was not given to a process', r.step_id, s.name)
+            WHEN r.call_id IS NOT NULL AND d.call_id IS DISTINCT FROM r.call_id THEN
+                format('attempt %s of step %s (%s) was not started by call %s', r.attempt, r.step_id, s.name, r.call_id)
+            WHEN d.failure IS NOT NULL OR r.nth > 1 THEN format('attempt %s of step %s (%s) has been reported', r.attempt, r.step_id, s.name)
+        END AS refusal
+        FROM r LEFT JOIN tasker.steps s ON s.step_id = r.step_id
+               LEFT JOIN tasker.dispatches d ON d.step_id = r.step_id
+    ), completed AS (
+        UPDATE tasker.steps s SET state = 'complete', result = j.result, finished_at = clock_timestamp()
+        FROM judged j WHERE s.step_id = j.step_id AND j.refusal IS NULL AND j.outcome = 'success'
+    ), done AS (
+        DELETE FROM tasker.dispatches d USING judged j
+        WHERE d.step_id = j.step_id AND j.refusal IS NULL AND j.outcome = 'success'
+        RETURNING d.step_id, d.task_id, d.awaited_by, d.step_id || '.' || d.attempt || '.' || d.task_id AS word
+    ), failed AS (
+        -- Kept here until the finalizer, which alone decides on retries, takes it.
+        UPDATE tasker.dispatches d SET failure = CASE j.outcome WHEN 'lost' THEN '{"lost": true}'::jsonb ELSE j.failure END
+        FROM judged j WHERE d.step_id = j.step_id AND j.refusal IS NULL AND j.outcome <> 'success'
+        RETURNING d.step_id, d.task_id, d.awaited_by, d.step_id::text AS word
+    ), recorded AS (
+        INSERT INTO tasker.events (task_id, step_id, attempt, name, data)
+        SELECT j.task_id, j.step_id, j.attempt,
+               CASE WHEN j.refusal IS NULL THEN 'step.completed' ELSE 'step.report_refused' END,
+               CASE WHEN j.refusal IS NOT NULL THEN jsonb_build_object('reason', j.refusal, 'outcome', j.outcome) END
+        FROM judged j WHERE j.task_id IS NOT NULL AND (j.refusal IS NOT NULL OR j.outcome = 'success')
+        ORDER BY j.ord
+    ), woken AS (
+        SELECT * FROM done UNION ALL SELECT * FROM failed
+    ), parked AS (
+        -- Nobody holds these tasks: a River job makes a worker take them.
+        INSERT INTO tasker.river_job (kind, args, queue, priority, max_attempts)
+        SELECT 'task_execution', jsonb_build_object('task_id', t.task_id), 'default', t.priority, 1000
+        FROM tasker.tasks t
+        WHERE t.task_id = ANY (ARRAY(SELECT w.task_id FROM woken w WHERE w.awaited_by IS NULL)) ORDER BY t.task_id
+    ), rung AS (
+        SELECT count(pg_notify('tasker.worker_' || c.awaited_by, c.ids)) + (
+                   SELECT count(tasker.notify_river()) FROM (SELECT 1 FROM woken w WHERE w.awaited_by IS NULL LIMIT 1) one) AS n
+        -- What is complete is told whole; a failure is to be read.
+        FROM (SELECT w.awaited_by, CASE WHEN w.complete THEN 'c' ELSE '' END || string_agg(w.word, ',') AS ids
+              FROM (SELECT u.*, position('.' IN u.word) > 0 AS complete,
+                           row_number() OVER (PARTITION BY u.awaited_by, position('.' IN u.word) > 0) / 150 AS chunk -- a payload has less than 8,000 bytes
+                    FROM woken u WHERE u.awaited_by IS NOT NULL) w
+              GROUP BY w.awaited_by, w.complete, w.chunk) c
+    )
+    SELECT a.step_id, a.attempt, a.accepted, a.reason FROM (
+        SELECT j.step_id, j.attempt, j.refusal IS NULL AS accepted, j.refusal AS reason, j.ord FROM judged j, rung
+        UNION ALL
+        SELECT (e ->> 'step_id')::bigint, (e ->> 'attempt')::int, NULL, format('step %s is held by another transaction', e ->> 'step_id'), ord
+        FROM jsonb_array_elements(reports) WITH ORDINALITY AS x(e, ord) WHERE (e ->> 'step_id')::bigint = ANY (held)) a
+    ORDER BY a.ord;
+END $_$;
+
+DROP FUNCTION tasker.start_attempt(bigint, int, bigint, bigint);
+DROP FUNCTION tasker.start_attempts(bigint[], int[], bigint, bigint, bigint[]);
+CREATE FUNCTION tasker.start_attempts(step_ids bigint[], attempts integer[], process_id bigint DEFAULT NULL::bigint, call_id bigint DEFAULT NULL::bigint) RETURNS TABLE(step_id bigint, attempt integer, refusal text, task_id bigint, namespace text, name text, version text, context jsonb, priority smallint, correlation_id text, parent_task_id bigint, tags text[], initiator text, source_system text, reason text, created_at timestamp with time zone, step_name text, attempts_used integer, attempt_limit integer, handler_class text, config jsonb, timeout_seconds double precision, heartbeat_seconds double precision, progress jsonb, dependencies json, carrier jsonb)
+    LANGUAGE plpgsql
+    SET enable_seqscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET jit TO 'off'
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $_$
+#variable_conflict use_column
+DECLARE
+    free bigint[];
+BEGIN
+    IF array_ndims(step_ids) > 1 OR cardinality(step_ids) IS DISTINCT FROM cardinality(attempts)
+       OR (SELECT count(DISTINCT u) FROM unnest(step_ids) u) IS DISTINCT FROM cardinality(step_ids) THEN
+        RAISE EXCEPTION 'start_attempts wants one attempt for each step, and each step once' USING ERRCODE = 'TK007';
+    END IF;
+
+    -- Locked first, looked at afterwards: a report that gives the attempt up
+    -- holds the same lock. Several don't wait for one that somebody's open
+    -- transaction holds: it stays enqueued, and is found and pushed again.
+    IF cardinality(step_ids) = 1 THEN
+        PERFORM FROM tasker.steps u WHERE u.step_id = step_ids[1] FOR NO KEY UPDATE;
+        free := step_ids;
+    ELSE
+        SELECT coalesce(array_agg(l.step_id), '{}') INTO free
+        FROM (SELECT u.step_id FROM tasker.steps u WHERE u.step_id = ANY (step_ids) ORDER BY u.step_id FOR NO KEY UPDATE SKIP LOCKED) l;
+    END IF;
+
+    RETURN QUERY
+    WITH wanted AS MATERIALIZED (
+        SELECT w.step_id, w.attempt, w.ord FROM unnest(step_ids, attempts) WITH ORDINALITY AS w(step_id, attempt, ord)
+    ), begun AS (
+        UPDATE tasker.steps u SET state = 'in_progress', started_at = clock_timestamp()
+        FROM wanted w
+        WHERE u.step_id = w.step_id AND u.attempts = w.attempt AND u.state = 'enqueued' AND w.step_id = ANY (free)
+          AND (SELECT d.failure IS NULL FROM tasker.dispatches d WHERE d.step_id = w.step_id)
+        RETURNING u.step_id, u.task_id, u.position, u.started_at, w.attempt, w.ord, u.name, u.progress, u.attempts - u.losses - u.forgiven AS used
+    ), marked AS (
+        -- An attempt that no process answers for has an hour, if nothing else is said.
+        UPDATE tasker.dispatches d
+        SET process_id = $3, call_id = $4, started_at = b.started_at, start_by = NULL,
+            deadline = b.started_at + make_interval(secs => coalesce(spec.timeout_seconds, CASE WHEN $3 IS NULL AND spec.heartbeat_seconds IS NULL THEN 3600 END)),
+            heartbeat = make_interval(secs => spec.heartbeat_seconds), beat_by = b.started_at + make_interval(secs => spec.heartbeat_seconds)
+        FROM begun b CROSS JOIN LATERAL (
+            SELECT s.timeout_seconds, s.heartbeat_seconds FROM tasker.tasks t JOIN tasker.template_steps s ON s.template_id = t.template_id AND s.position = b.position
+            WHERE t.task_id = b.task_id OFFSET 0) spec -- by its key, one by one, here and below
+        WHERE d.step_id = b.step_id
+    ), recorded AS (
+        INSERT INTO tasker.events (task_id, step_id, attempt, name)
+        SELECT b.task_id, b.step_id, b.attempt, 'step.handle' FROM begun b ORDER BY b.ord
+    ), judged AS (
+        SELECT b.step_id, b.attempt, b.ord, b.task_id, b.position, b.name AS step_name, b.progress, b.used, NULL AS refusal FROM begun b
+        UNION ALL
+        SELECT w.step_id, w.attempt, w.ord, s.task_id, s.position, s.name, s.progress, s.attempts - s.losses - s.forgiven, CASE
+            WHEN s.step_id IS NULL THEN format('there is no step %s', w.step_id)
+            WHEN s.attempts <> w.attempt THEN format('step %s (%s) is at attempt %s, not %s', w.step_id, s.name, s.attempts, w.attempt)
+            -- Begun by this very call, whose answer was lost.
+            WHEN s.state = 'in_progress' AND EXISTS (SELECT FROM tasker.dispatches d WHERE d.step_id = w.step_id AND d.call_id = $4 AND d.failure IS NULL) THEN NULL
+            WHEN s.state = 'enqueued' AND w.step_id <> ALL (free) THEN format('step %s (%s) is held by another transaction', w.step_id, s.name)
+            WHEN s.state = 'enqueued' THEN format('attempt %s of step %s (%s) has been reported', w.attempt, w.step_id, s.name)
+            ELSE format('attempt %s of step %s (%s) is %s', w.attempt, w.step_id, s.name, s.state) END
+        FROM wanted w LEFT JOIN tasker.steps s ON s.step_id = w.step_id
+        WHERE w.step_id <> ALL (ARRAY(SELECT b.step_id FROM begun b))
+    )
+    SELECT j.step_id, j.attempt, j.refusal,
+           t.task_id, t.namespace, t.name, t.version, t.context, t.priority, t.correlation_id, t.parent_task_id, t.tags,
+           t.initiator, t.source_system, t.reason, t.created_at,
+           j.step_name, j.used, spec.attempt_limit, spec.handler_class, spec.handler_config, spec.timeout_seconds::double precision,
+           spec.heartbeat_seconds::double precision, j.progress,
+           CASE WHEN cardinality(spec.depends_on) > 0 THEN (
+               SELECT json_object_agg(u.name, u.result ORDER BY d.position)
+               FROM unnest(spec.depends_on) AS d(position)
+               CROSS JOIN LATERAL (SELECT s.name, s.result FROM tasker.steps s WHERE s.task_id = j.task_id AND s.position = d.position OFFSET 0) u) END,
+           t.carrier
+    FROM judged j
+    LEFT JOIN LATERAL (SELECT * FROM tasker.tasks u WHERE u.task_id = j.task_id AND j.refusal IS NULL OFFSET 0) t ON true
+    LEFT JOIN LATERAL (SELECT * FROM tasker.template_steps s WHERE s.template_id = t.template_id AND s.position = j.position OFFSET 0) spec ON true
+    ORDER BY j.ord;
+END $_$;
+
+COMMENT ON FUNCTION tasker.start_attempts(step_ids bigint[], attempts integer[], process_id bigint, call_id bigint) IS 'Starts attempts that the engine has dispatched, all that may start: one row for each, in the order of the question. With a call_id, the same call may be repeated';
+
+CREATE FUNCTION tasker.start_attempt(step_id bigint, attempt integer, process_id bigint DEFAULT NULL::bigint) RETURNS jsonb
+    LANGUAGE sql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $_$
+    SELECT CASE WHEN a.refusal IS NOT NULL THEN jsonb_build_object('status', 'refused', 'reason', a.refusal) ELSE jsonb_build_object(
+        'status', 'started',
+        'task', jsonb_build_object(
+            'task_id', a.task_id, 'namespace', a.namespace, 'name', a.name, 'version', a.version,
+            'context', a.context, 'priority', a.priority, 'correlation_id', a.correlation_id, 'parent_task_id', a.parent_task_id, 'tags', a.tags,
+            'initiator', a.initiator, 'source_system', a.source_system, 'reason', a.reason, 'carrier', a.carrier,
+            'created_at', to_char(a.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')),
+        'step', jsonb_build_object(
+            'step_id', a.step_id, 'name', a.step_name, 'attempt', a.attempt, 'attempts_used', a.attempts_used, 'attempt_limit', a.attempt_limit,
+            'handler_class', a.handler_class, 'config', a.config, 'timeout_seconds', a.timeout_seconds, 'heartbeat_seconds', a.heartbeat_seconds,
+            'progress', a.progress, 'depends_on', coalesce((SELECT jsonb_agg(k) FROM json_object_keys(a.dependencies) k), '[]')),
+        'dependencies', coalesce(a.dependencies::jsonb, '{}')) END
+    FROM tasker.start_attempts(ARRAY[$1], ARRAY[$2], $3) a
+$_$;
+
+DROP FUNCTION tasker.write_batch(bigint, bigint[], integer[], text[], text[], boolean[], double precision[], bigint[], bigint[], text[], integer[], text[], integer[], integer[], text[], text[], double precision[], text[], bigint[], bigint[], double precision[], bigint[], integer[], bigint, bigint[], bigint[]);
+CREATE FUNCTION tasker.write_batch(worker bigint, task_ids bigint[], task_epochs integer[], task_states text[], task_errors text[], task_release boolean[], task_rerun double precision[], step_ids bigint[], step_tasks bigint[], step_was text[], step_was_attempt integer[], step_states text[], step_attempts integer[], step_losses integer[], step_results text[], step_errors text[], step_retry_in double precision[], step_queues text[], settled bigint[], parked bigint[], step_start_in double precision[], gate_steps bigint[], gate_ids integer[], gates_seen bigint, needs bigint[] DEFAULT '{}'::bigint[]) RETURNS bigint[]
+    LANGUAGE plpgsql
+    SET enable_seqscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET lock_timeout TO '100ms'
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET jit TO 'off'
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+DECLARE
+    n      int;
+    faults text;
+    denied bigint[] := '{}'; -- claims that a gate did not let pass
+    moved  bigint[];         -- tasks that were given a state, or given up
+    alive  boolean;
+    gates  bigint;
+    lost   int;
+    unmet  int;
+    unended int;
+BEGIN
+    -- As tasker.assert_worker does it; whether the worker is alive is asked below.
+    PERFORM FROM tasker.worker_fences f WHERE f.worker_id = worker LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED;
+    IF NOT FOUND THEN
+        PERFORM tasker.assert_worker(worker);
+    END IF;
+    IF gates_seen > 0 THEN
+        PERFORM tasker.assert_gates(gates_seen, step_tasks, step_states);
+    END IF;
+
+    -- Only tasks that change are locked; of the others it is enough that the
+    -- loop still owns them, as only this worker or its reaper can change that.
+    IF true = ANY (task_release) OR cardinality(array_remove(task_states, NULL)) > 0 THEN
+        WITH changed AS (
+            UPDATE tasker.tasks t
+            SET state       = coalesce(l.state, t.state),
+                error       = coalesce(l.error::jsonb, t.error),
+                owner       = CASE WHEN l.release THEN NULL ELSE t.owner END,
+                finished_at = CASE WHEN l.state IS NOT NULL THEN clock_timestamp() ELSE t.finished_at END,
+                paused_at   = CASE WHEN l.state IS NOT NULL THEN NULL ELSE t.paused_at END
+            FROM (SELECT u.id AS task_id, task_epochs[i] AS epoch, task_states[i] AS state, task_errors[i] AS error, task_release[i] AS release
+                  FROM unnest(task_ids) WITH ORDINALITY AS u(id, i)) l
+            WHERE t.task_id = l.task_id AND coalesce(t.owner, 0) = worker AND t.epoch = l.epoch AND (l.state IS NOT NULL OR l.release)
+            RETURNING t.task_id)
+        SELECT coalesce(array_agg(c.task_id), '{}'),
+               (SELECT count(*) FROM unnest(task_states, task_release) AS l(state, release) WHERE l.state IS NOT NULL OR l.release)
+        INTO moved, n FROM changed c;
+        IF n <> cardinality(moved) THEN
+            PERFORM tasker.assert_worker(worker);
+            SELECT string_agg(l.task_id::text, ',') INTO faults FROM unnest(task_ids, task_states, task_release) AS l(task_id, state, release)
+            WHERE (l.state IS NOT NULL OR l.release) AND l.task_id <> ALL (moved);
+            RAISE EXCEPTION 'a loop has lost its task' USING ERRCODE = 'TK005', DETAIL = coalesce(faults, '');
+        END IF;
+    END IF;
+
+    IF cardinality(gate_steps) > 0 THEN
+        denied := tasker.pass_gates(gate_steps, gate_ids);
+    END IF;
+    IF gates_seen > 0 THEN -- who starts waits no more, also where its gate has been lifted
+        DELETE FROM tasker.gate_waiters l WHERE l.step_id = ANY (step_ids) AND l.step_id <> ALL (denied);
+    END IF;
+
+    IF cardinality(step_ids) > 0 THEN
+        UPDATE tasker.steps s
+        SET state       = w.state,
+            gated       = s.gated OR w.step_id = ANY (gate_steps),
+            attempts    = w.attempt,
+            losses      = w.losses,
+            result      = coalesce(w.result::jsonb, s.result),
+            error       = coalesce(w.error::jsonb, s.error),
+            retry_at    = CASE WHEN w.retry_in IS NOT NULL THEN clock_timestamp() + make_interval(secs => w.retry_in) END,
+            started_at  = CASE WHEN w.state = 'in_progress' THEN clock_timestamp() WHEN w.state = 'enqueued' THEN NULL ELSE s.started_at END,
+            finished_at = CASE WHEN w.state IN ('complete', 'error', 'cancelled', 'skipped') THEN clock_timestamp() END
+        FROM (SELECT u.id AS step_id, step_was[i] AS was, step_was_attempt[i] AS was_attempt, step_states[i] AS state, step_attempts[i] AS attempt,
+                     step_losses[i] AS losses, step_results[i] AS result, step_errors[i] AS error, step_retry_in[i] AS retry_in
+              FROM unnest(step_ids) WITH ORDINALITY AS u(id, i)) w
+        WHERE s.step_id = w.step_id AND s.state = w.was AND s.attempts = w.was_attempt AND w.step_id <> ALL (denied);
+        GET DIAGNOSTICS n = ROW_COUNT;
+        IF n <> cardinality(step_ids) - cardinality(denied) THEN
+            PERFORM tasker.assert_worker(worker);
+            -- What was written has its new state by now; the rest has not.
+            SELECT string_agg(DISTINCT w.task_id::text, ',') INTO faults
+            FROM unnest(step_ids, step_tasks, step_states, step_attempts) AS w(step_id, task_id, state, attempt)
+            WHERE w.step_id <> ALL (denied)
+              AND NOT EXISTS (SELECT FROM tasker.steps s WHERE s.step_id = w.step_id AND s.state = w.state AND s.attempts = w.attempt);
+            RAISE EXCEPTION 'a step is not in the state that its loop saw' USING ERRCODE = 'TK005', DETAIL = coalesce(faults, '');
+        END IF;
+
+        IF 'enqueued' = ANY (step_states) THEN
+            INSERT INTO tasker.dispatches AS d (step_id, task_id, attempt, queue, awaited_by, start_by)
+            SELECT w.step_id, w.task_id, w.attempt, w.queue, worker, clock_timestamp() + make_interval(secs => w.start_in)
+            FROM (SELECT u.id AS step_id, step_tasks[i] AS task_id, step_attempts[i] AS attempt, step_states[i] AS state,
+                         step_queues[i] AS queue, step_start_in[i] AS start_in
+                  FROM unnest(step_ids) WITH ORDINALITY AS u(id, i)) w
+            WHERE w.state = 'enqueued' AND w.step_id <> ALL (denied);
+        END IF;
+    END IF;
+
+    -- In the order of the arrays, as that is how they are read, and the tasks
+    -- last: events of a task read in the order of what happened.
+    IF cardinality(step_ids) > 0 OR cardinality(moved) > 0 THEN
+        INSERT INTO tasker.events (task_id, step_id, attempt, name, data)
+        SELECT w.task_id, w.step_id, w.attempt,
+               CASE w.state WHEN 'in_progress' THEN 'step.handle' WHEN 'complete' THEN 'step.completed'
+                   WHEN 'enqueued' THEN 'step.execution_requested' WHEN 'waiting_for_retry' THEN 'step.retry_requested'
+                   WHEN 'error' THEN 'step.failed' WHEN 'cancelled' THEN 'step.cancelled' WHEN 'skipped' THEN 'step.skipped' END,
+               CASE WHEN w.error IS NOT NULL THEN
+                   jsonb_strip_nulls(jsonb_build_object('class', w.error::jsonb ->> 'class', 'message', left(w.error::jsonb ->> 'message', 500),
+                                                        'code', w.error::jsonb ->> 'code', 'retry_in_seconds', w.retry_in)) END
+        FROM (SELECT u.id AS step_id, step_tasks[i] AS task_id, step_attempts[i] AS attempt, step_states[i] AS state,
+                     step_errors[i] AS error, step_retry_in[i] AS retry_in
+              FROM unnest(step_ids) WITH ORDINALITY AS u(id, i)) w
+        WHERE w.step_id <> ALL (denied)
+        UNION ALL
+        SELECT l.task_id, NULL, NULL, CASE l.state WHEN 'complete' THEN 'task.completed' WHEN 'error' THEN 'task.failed' WHEN 'cancelled' THEN 'task.cancelled' END,
+               l.error::jsonb
+        FROM (SELECT u.id AS task_id, task_states[i] AS state, task_errors[i] AS error
+              FROM unnest(task_ids) WITH ORDINALITY AS u(id, i)) l
+        WHERE l.state IS NOT NULL;
+    END IF;
+
+    -- Looked at now that the steps are held: a deadline that passed meanwhile
+    -- has left steps alone that had not begun, and who claims must know the
+    -- gates as they are.
+    SELECT (SELECT w.state = 'alive' FROM tasker.workers w WHERE w.worker_id = worker),
+           CASE WHEN gates_seen IS NOT NULL THEN (SELECT coalesce(sum(g.version), 0) FROM tasker.gates g) END,
+           (SELECT count(*)
+            FROM (SELECT u.id AS task_id, task_epochs[i] AS epoch, task_states[i] AS state, task_release[i] AS release
+                  FROM unnest(task_ids) WITH ORDINALITY AS u(id, i)) l
+            WHERE l.state IS NULL AND NOT l.release
+              AND worker IS DISTINCT FROM (SELECT t.owner FROM tasker.tasks t WHERE t.task_id = l.task_id AND t.epoch = l.epoch)),
+           -- A loop may have been told of a result that does not exist: any login of
+           -- the database may send notifications.
+           cardinality(needs) - (SELECT count(*) FROM unnest(needs) AS n(id)
+               WHERE (SELECT s.state IN ('complete', 'skipped', 'resolved_manually') FROM tasker.steps s WHERE s.step_id = n.id)),
+           (SELECT count(*)
+            FROM (SELECT u.id AS task_id, task_states[i] AS state
+                  FROM unnest(task_ids) WITH ORDINALITY AS u(id, i)) l
+            WHERE l.state IS NOT NULL
+              AND NOT (SELECT bool_and(CASE l.state WHEN 'complete' THEN s.state IN ('complete', 'skipped', 'resolved_manually')
+                                       ELSE s.state NOT IN ('enqueued', 'in_progress') END) FROM tasker.steps s WHERE s.task_id = l.task_id))
+    INTO alive, gates, lost, unmet, unended;
+    IF alive IS NOT TRUE THEN
+        PERFORM tasker.assert_worker(worker);
+    ELSIF gates <> gates_seen THEN
+        PERFORM tasker.assert_gates(gates_seen, step_tasks, step_states);
+    ELSIF lost > 0 THEN
+        SELECT string_agg(l.task_id::text, ',') INTO faults FROM unnest(task_ids, task_epochs, task_states, task_release) AS l(task_id, epoch, state, release)
+        WHERE l.state IS NULL AND NOT l.release
+          AND worker IS DISTINCT FROM (SELECT t.owner FROM tasker.tasks t WHERE t.task_id = l.task_id AND t.epoch = l.epoch);
+        RAISE EXCEPTION 'a loop has lost its task' USING ERRCODE = 'TK005', DETAIL = coalesce(faults, '');
+    ELSIF unmet > 0 THEN
+        SELECT string_agg(DISTINCT s.task_id::text, ',') INTO faults FROM tasker.steps s
+        WHERE s.step_id = ANY (needs) AND s.state NOT IN ('complete', 'skipped', 'resolved_manually');
+        RAISE EXCEPTION 'a step is claimed before its dependencies are satisfied' USING ERRCODE = 'TK005', DETAIL = coalesce(faults, '');
+    ELSIF unended > 0 THEN
+        SELECT string_agg(l.task_id::text, ',') INTO faults FROM unnest(task_ids, task_states) AS l(task_id, state)
+        WHERE l.state IS NOT NULL AND EXISTS (SELECT FROM tasker.steps s WHERE s.task_id = l.task_id
+            AND (s.state IN ('enqueued', 'in_progress') OR l.state = 'complete' AND s.state NOT IN ('complete', 'skipped', 'resolved_manually')));
+        RAISE EXCEPTION 'a task is ended before its steps' USING ERRCODE = 'TK005', DETAIL = coalesce(faults, '');
+    END IF;
+
+    IF cardinality(settled) > 0 THEN
+        PERFORM FROM tasker.dispatches d WHERE d.step_id = ANY (settled) ORDER BY d.step_id FOR UPDATE;
+        DELETE FROM tasker.dispatches d WHERE d.step_id = ANY (settled);
+    END IF;
+
+    IF cardinality(parked) > 0 THEN
+        -- A locked row is being reported. Waiting for it could take as long as
+        -- the reporter's transaction; to its loop it is a report that came.
+        UPDATE tasker.dispatches d SET awaited_by = NULL
+        FROM (SELECT l.step_id FROM tasker.dispatches l WHERE l.step_id = ANY (parked) AND l.failure IS NULL
+              ORDER BY l.step_id FOR UPDATE SKIP LOCKED) free
+        WHERE d.step_id = free.step_id AND d.failure IS NULL;
+        GET DIAGNOSTICS n = ROW_COUNT;
+        IF n <> cardinality(parked) THEN
+            SELECT string_agg(DISTINCT s.task_id::text, ',') INTO faults
+            FROM tasker.steps s LEFT JOIN tasker.dispatches d USING (step_id)
+            WHERE s.step_id = ANY (parked) AND (d.step_id IS NULL OR d.awaited_by IS NOT NULL OR d.failure IS NOT NULL);
+            RAISE EXCEPTION 'a report came while its loop parked' USING ERRCODE = 'TK005', DETAIL = coalesce(faults, '');
+        END IF;
+    END IF;
+
+    IF cardinality(array_remove(task_rerun, NULL)) > 0 THEN
+        INSERT INTO tasker.events (task_id, name, data)
+        SELECT l.task_id, 'workflow.task_reenqueue_delayed', jsonb_build_object('delay_seconds', l.rerun)
+        FROM unnest(task_ids, task_rerun) AS l(task_id, rerun) WHERE l.rerun >= 1; -- shorter ones are hand-overs between workers
+        -- A job that is due no later will do.
+        PERFORM tasker.schedule_runs(array_agg(l.task_id), array_agg(l.rerun))
+        FROM unnest(task_ids, task_rerun) AS l(task_id, rerun)
+        WHERE l.rerun IS NOT NULL AND NOT EXISTS (
+            SELECT FROM tasker.river_job j
+            WHERE (j.args ->> 'task_id')::bigint = l.task_id AND j.kind = 'task_execution'
+              AND j.state IN ('available', 'scheduled', 'retryable') AND j.scheduled_at <= clock_timestamp() + make_interval(secs => l.rerun))
+        HAVING count(*) > 0;
+    END IF;
+    RETURN denied;
+END $$;
+
+DROP FUNCTION tasker.claim_tasks(bigint, bigint[], bigint[], bigint, bytea);
+CREATE FUNCTION tasker.claim_tasks(worker bigint, ids bigint[], opening bigint[] DEFAULT '{}'::bigint[], gates_seen bigint DEFAULT NULL::bigint) RETURNS TABLE(task_id bigint, template_id bigint, epoch integer, context jsonb, correlation_id text, fresh bigint[], begun boolean, due_in double precision)
+    LANGUAGE plpgsql
+    SET enable_seqscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET jit TO 'off'
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET lock_timeout TO '100ms'
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+#variable_conflict use_column
+DECLARE
+    wanted bigint[] := ids;   -- ascending, each once: the lock order
+    locked boolean  := false; -- whether all that are wanted are
+    taken  bigint[] := '{}';
+    again  bigint[] := '{}';  -- of those: claimed before, by whomever
+BEGIN
+    -- As tasker.assert_worker does it; whether the worker is alive is asked below.
+    PERFORM FROM tasker.worker_fences f WHERE f.worker_id = worker LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED;
+    IF NOT FOUND THEN
+        PERFORM tasker.assert_worker(worker);
+    END IF;
+
+    LOOP
+        WITH claimed AS (
+            UPDATE tasker.tasks t
+            SET owner = worker, epoch = t.epoch + 1, state = 'in_progress', started_at = coalesce(t.started_at, now())
+            FROM unnest(wanted) AS l(id)
+            WHERE t.task_id = l.id AND coalesce(t.owner, worker) = worker AND t.paused_at IS NULL
+              AND CASE t.state WHEN 'pending' THEN coalesce(t.run_at <= clock_timestamp(), true) WHEN 'in_progress' THEN true ELSE false END
+              AND coalesce(t.deadline > clock_timestamp(), true)
+              AND (SELECT w.state = 'alive' FROM tasker.workers w WHERE w.worker_id = worker)
+            RETURNING t.task_id, t.started_at = now() AS first
+        ), told AS (
+            INSERT INTO tasker.events (task_id, name) SELECT c.task_id, 'task.start_requested' FROM claimed c WHERE c.first
+        )
+        SELECT taken || array_agg(c.task_id), again || array_agg(c.task_id) FILTER (WHERE NOT c.first) INTO taken, again FROM claimed c;
+        EXIT WHEN cardinality(taken) = cardinality(ids);
+        PERFORM tasker.assert_worker(worker);
+        EXIT WHEN locked;
+        -- Somebody's, or finished. But whoever relied on the job that led here may be
+        -- giving a task up at this moment: that is waited for, or the claim is
+        -- refused, and the job comes back.
+        wanted := ARRAY(SELECT w FROM unnest(wanted) AS w WHERE w <> ALL (taken));
+        PERFORM FROM tasker.tasks t WHERE t.task_id = ANY (wanted) ORDER BY t.task_id FOR NO KEY UPDATE;
+        locked := true;
+    END LOOP;
+    IF cardinality(taken) < cardinality(ids) THEN
+        -- The job that led here is not to be ticked off: it comes back when they are due.
+        RETURN QUERY
+        SELECT t.task_id, t.template_id, NULL::int, NULL::jsonb, NULL, NULL::bigint[], false, extract(epoch FROM t.run_at - clock_timestamp())::double precision
+        FROM tasker.tasks t
+        WHERE t.task_id = ANY (ids) AND t.task_id <> ALL (taken) AND t.state = 'pending' AND t.owner IS NULL AND t.paused_at IS NULL
+          AND t.run_at > clock_timestamp();
+    END IF;
+    IF cardinality(taken) = 0 THEN
+        RETURN;
+    END IF;
+
+    -- Reports of these attempts ring here from now on. One whose row is locked
+    -- is being reported by a transaction that may stay open for long: it rings
+    -- where it rang before, and this worker finds it by looking (CatchUp).
+    IF cardinality(again) > 0 THEN
+        UPDATE tasker.dispatches d SET awaited_by = worker
+        FROM (SELECT l.step_id FROM tasker.dispatches l WHERE l.task_id = ANY (again) ORDER BY l.step_id FOR UPDATE SKIP LOCKED) free
+        WHERE d.step_id = free.step_id;
+    END IF;
+
+    RETURN QUERY
+    WITH mine AS MATERIALIZED (
+        SELECT t.task_id, t.template_id, t.epoch, t.context, t.correlation_id, f.steps, f.untouched,
+               f.untouched AND t.template_id = ANY (opening) AND gates_seen = (SELECT coalesce(sum(g.version), 0) FROM tasker.gates g) AS opens
+        FROM unnest(taken) AS l(id)
+        CROSS JOIN LATERAL (SELECT * FROM tasker.tasks u WHERE u.task_id = l.id OFFSET 0) t -- by its key, one by one
+        CROSS JOIN LATERAL (
+            SELECT array_agg(p.step_id) AS steps, bool_and(p.state = 'pending' AND p.attempts = 0) AS untouched
+            FROM (SELECT s.step_id, s.state, s.attempts FROM tasker.steps s WHERE s.task_id = t.task_id AND t.epoch = 1 ORDER BY s.position OFFSET 0) p
+        ) f
+    ), roots AS MATERIALIZED ( -- what their loops would write first; by task and position, which is the lock order
+        SELECT m.task_id, m.steps[r.position + 1] AS step_id, r.queue, r.schedule_to_start_seconds,
+               CASE WHEN r.handler IS NULL THEN 'enqueued' ELSE 'in_progress' END AS state
+        FROM mine m
+        CROSS JOIN LATERAL (SELECT * FROM tasker.template_steps q WHERE q.template_id = m.template_id AND q.depends_on = '{}' ORDER BY q.position OFFSET 0) r
+        WHERE m.opens
+    ), started AS (
+        UPDATE tasker.steps s
+        SET state = r.state, attempts = 1, started_at = CASE WHEN r.state = 'in_progress' THEN clock_timestamp() END
+        FROM roots r WHERE s.step_id = r.step_id
+    ), sent AS (
+        INSERT INTO tasker.dispatches (step_id, task_id, attempt, queue, awaited_by, start_by)
+        SELECT n.step_id, n.task_id, 1, n.queue, worker, clock_timestamp() + make_interval(secs => n.schedule_to_start_seconds)
+        FROM roots n WHERE n.state = 'enqueued'
+    ), told AS (
+        INSERT INTO tasker.events (task_id, step_id, attempt, name)
+        SELECT n.task_id, n.step_id, 1, CASE n.state WHEN 'enqueued' THEN 'step.execution_requested' ELSE 'step.handle' END FROM roots n
+    )
+    SELECT m.task_id, m.template_id, m.epoch, m.context, m.correlation_id, CASE WHEN m.untouched THEN m.steps END, coalesce(m.opens, false), NULL::double precision
+    FROM mine m;
+END $$;
+
+COMMENT ON FUNCTION tasker.claim_tasks(bigint, bigint[], bigint[], bigint) IS
+    'The worker becomes owner of those tasks that are free and due. ids: ascending, each once. fresh: the ids of the steps, by position, of a task that no loop has touched; begun: their roots have been claimed too, as their template is one of those that are opening; due_in, with epoch NULL: seconds until the run_at of a task that was left alone';
+
+DROP FUNCTION tasker.new_secret();
+DROP FUNCTION tasker.ticket(bytea, bigint, int);
+ALTER TABLE tasker.processes DROP COLUMN secret;
+ALTER TABLE tasker.dispatches DROP COLUMN ticket;
+ALTER TABLE tasker.dispatches RENAME COLUMN secret TO call_id;
+COMMENT ON COLUMN tasker.dispatches.call_id IS 'the call that started the attempt: asked again, it gets the same answer';
