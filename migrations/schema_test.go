@@ -5,6 +5,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/santhosh-tekuri/jsonschema/v6"
@@ -77,8 +78,13 @@ func TestSchemaProblemsInWords(t *testing.T) {
 		{`{"$defs": {"money": {"type": "integer"}}, "properties": {"a": {"$ref": "#/$defs/money"}}}`, `{"a": "x"}`, `$.a must be a whole number, not "x"`},
 		{`{"definitions": {"money": {"type": "integer"}}, "properties": {"a": {"$ref": "#/definitions/money", "minimum": 3}}}`, `{"a": 2}`, `$.a must be at least 3, not 2`},
 		{`{"properties": {"next": {"$ref": "#"}}, "additionalProperties": false}`, `{"next": {"next": {"nxt": 1}}}`, `$.next.next.nxt is not allowed; there may be: next`},
-		{`{"$ref": "#"}`, `1`, `$ is nested more than 100 levels deep`},
-		{`{"items": {"$ref": "#"}}`, strings.Repeat("[", 2000) + strings.Repeat("]", 2000), "$" + strings.Repeat("[0]", 50) + ` is nested more than 100 levels deep`},
+		{`{"$ref": "#"}`, `1`, `$ is behind more than 250 nested rules of the schema; nest the document or the schema less`},
+		{`{"items": {"$ref": "#"}}`, nested("[", 200, "", "]"), "$" + strings.Repeat("[0]", 126) + ` is behind more than 250 nested rules of the schema; nest the document or the schema less`},
+		{`{"items": {"items": true}}`, nested("[", 201, "", "]"), ""},
+		{`{"items": {"items": true}}`, nested("[", 202, "", "]"), `$ is nested more than 200 levels deep`},
+		{`{"items": {"items": true}}`, nested("[", 5000, "", "]"), `$ is nested more than 200 levels deep`},
+		{`{"additionalProperties": {"type": "object"}}`, `{"a": ` + nested(`{"a":`, 1000, "1", "}") + `}`, `$ is nested more than 200 levels deep`},
+		{`{"additionalProperties": {"$ref": "#"}, "type": ["object", "integer"]}`, nested(`{"a":`, 100, "1", "}"), ""},
 	} {
 		var got *string
 		if err := pool.QueryRow(t.Context(), `SELECT tasker.schema_problem($1::text::jsonb, $2::text::jsonb)`, c.schema, c.value).Scan(&got); err != nil {
@@ -97,6 +103,67 @@ func TestSchemaProblemsInWords(t *testing.T) {
 		AND tasker.schema_problem('{"type": "null"}', '1', '$.result') = '$.result must be null, not 1'`).Scan(&none); err != nil || !none {
 		t.Errorf("no schema, no value and another root path: %t, %v", none, err)
 	}
+}
+
+// nested puts levels of a value around an inner one.
+func nested(begin string, levels int, inner, end string) string {
+	return strings.Repeat(begin, levels) + inner + strings.Repeat(end, levels)
+}
+
+// A schema that leads back to itself multiplies the work with each level of the
+// document. The check ends by its budget, also where a branch that does not fit is no problem.
+func TestTheCheckOfADocumentHasABudget(t *testing.T) {
+	t.Parallel()
+	pool := testenv.Pool(t, testenv.Database(t))
+	const self = `{"$ref": "#"}`
+	four := self + "," + self + "," + self + "," + self
+	deep := nested(`{"a":`, 40, "1", "}") // 241 bytes
+	ranOut := regexp.MustCompile(`^\$(\.a)+ is where the check ran out of steps; simplify the oneOf, anyOf and allOf of the schema that lead back to themselves$`)
+	for _, schema := range []string{
+		`{"properties": {"a": {"oneOf": [` + four + `]}}}`,
+		`{"properties": {"a": {"allOf": [` + four + `]}}}`,
+		`{"additionalProperties": {"anyOf": [` + four + `]}, "type": "object"}`,
+		`{"patternProperties": {"a": {"oneOf": [` + four + `]}}}`,
+		`{"properties": {"a": {"not": {"not": {"oneOf": [` + four + `]}}}}}`,
+		`{"properties": {"a": {"oneOf": [{"type": "string"}, {"anyOf": [{"not": ` + self + `}, ` + self + `]}]}}}`,
+	} {
+		began := time.Now()
+		var problem *string
+		if err := pool.QueryRow(t.Context(), `SELECT tasker.schema_problem($1::text::jsonb, $2::text::jsonb)`, schema, deep).Scan(&problem); err != nil {
+			t.Errorf("%s: %v", schema, err)
+			continue
+		}
+		if problem == nil || !ranOut.MatchString(*problem) {
+			t.Errorf("%s: %v", schema, dereferenced(problem))
+		}
+		if took := time.Since(began); took > 10*time.Second { // 0.3 s on an idle machine
+			t.Errorf("%s: the check took %s", schema, took)
+		}
+	}
+
+	// A document of 1 MiB that a schema looks at once has enough steps, whatever the document is made of.
+	record := `{"type": "object", "required": ["a"], "properties": {"a": {"type": "integer"}}, "additionalProperties": false}`
+	for _, c := range []struct{ schema, item string }{
+		{`{"items": {"type": "integer"}}`, "1"},
+		{`{"items": {"type": "null"}}`, "null"},
+		{`{"items": {"items": {"type": "integer"}}}`, "[]"},
+		{`{"items": ` + record + `}`, `{"a":1}`},
+		{`{"items": {"oneOf": [{"$ref": "#/$defs/none"}, {"$ref": "#/$defs/record"}]}, "$defs": {"none": {"type": "null"}, "record": ` + record + `}}`,
+			`{"a":1` + strings.Repeat(" ", 40) + `}`},
+	} {
+		document := "[" + c.item + strings.Repeat(","+c.item, (1<<20)/(len(c.item)+1)-1) + "]"
+		var problem *string
+		if err := pool.QueryRow(t.Context(), `SELECT tasker.schema_problem($1::text::jsonb, $2::text::jsonb)`, c.schema, document).Scan(&problem); err != nil || problem != nil {
+			t.Errorf("%s of 1 MiB of %s: %s, %v", c.schema, c.item, dereferenced(problem), err)
+		}
+	}
+}
+
+func dereferenced(text *string) string {
+	if text == nil {
+		return "fits"
+	}
+	return *text
 }
 
 // schema_problem and a validator in Go are of one mind.
