@@ -387,7 +387,7 @@ var Settings = []Setting{
 
 	{
 		Key: "server.listen", Kind: Text, Flag: "listen", field: func(c *Config) any { return &c.Server.Listen },
-		About: "HOST:PORT at which a worker answers HTTP, such as `0.0.0.0:8080`: `/health/live`, `/health/ready`, `/health/status`, `/analytics/…`, `/events`, `/metrics`; empty: not at all",
+		About: "HOST:PORT at which a worker answers HTTP, such as `0.0.0.0:8080`: `/health/live`, `/health/ready`, `/health/status`, `/analytics/…`, `/events`, `/metrics`; empty: not at all. On loopback a worker answers Host `localhost`, `127.0.0.1` and `[::1]` only",
 		Why:   "Nothing listens that nobody has asked for.",
 	},
 	{

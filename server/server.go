@@ -3,6 +3,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"crypto/subtle"
 	"encoding/json"
@@ -27,6 +28,14 @@ type Options struct {
 	Metrics http.Handler    // nil: there are none
 	Ending  context.Context // ends when streams have to
 	Logger  *slog.Logger
+
+	Loopback bool          // whether only this machine can connect; other Hosts are refused then
+	Slowest  time.Duration // how long a client may take to receive an answer, or a part of a stream; default 30 s
+}
+
+func (o Options) withDefaults() Options {
+	o.Slowest = cmp.Or(o.Slowest, 30*time.Second)
+	return o
 }
 
 // Paths are those that are answered.
@@ -51,7 +60,7 @@ const (
 // there: they are for probes. All else wants the token, where one is set, as
 // "Authorization: Bearer TOKEN".
 func Handler(o Options) http.Handler {
-	s := &server{Options: o, asking: make(chan struct{}, mostAsking), streaming: make(chan struct{}, mostStreaming), answers: map[question]*remembered{}}
+	s := &server{Options: o.withDefaults(), asking: make(chan struct{}, mostAsking), streaming: make(chan struct{}, mostStreaming), answers: map[question]*remembered{}}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /health/live", func(w http.ResponseWriter, _ *http.Request) {
 		answer(w, http.StatusOK, map[string]any{"alive": true, "service": "tasker", "timestamp": time.Now().UTC()})
@@ -90,7 +99,7 @@ func Handler(o Options) http.Handler {
 	if o.Metrics != nil {
 		mux.Handle("GET /metrics", s.guarded(o.Metrics))
 	}
-	return mux
+	return s.checked(mux)
 }
 
 // requestError is a request that can't be answered as it is.
@@ -114,20 +123,23 @@ func (s *server) guarded(h http.Handler) http.Handler {
 	})
 }
 
-// asks answers a question by JSON. Few are asked at once: whoever looks on must not
-// be in the way of the work.
+// asks answers a question by JSON. Few are asked at once, so that the questions do not
+// slow the work down. The place is free again before the answer is written: a client that
+// does not read keeps none.
 func (s *server) asks(question func(ctx context.Context, r *http.Request) (any, error)) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		ctx, cancel := context.WithTimeout(r.Context(), patience)
 		defer cancel()
 		select {
 		case s.asking <- struct{}{}:
-			defer func() { <-s.asking }()
 		case <-ctx.Done():
 			refuse(w, http.StatusServiceUnavailable, "others ask at the same time; try again later")
 			return
 		}
-		said, err := question(ctx, r)
+		said, err := func() (any, error) {
+			defer func() { <-s.asking }() // also when the question panics
+			return question(ctx, r)
+		}()
 		var bad *requestError
 		switch {
 		case err == nil:

@@ -4,13 +4,17 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -39,7 +43,8 @@ func newSite(t *testing.T, token string) *site {
 	s := &site{T: t, pool: pool, end: end}
 	s.Server = httptest.NewServer(server.Handler(server.Options{
 		Probe: server.Probe{Store: store.New(pool)}, Token: token, Ending: ending, Logger: slog.New(slog.DiscardHandler),
-		Metrics: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "some_metric 1") }),
+		Metrics:  http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "some_metric 1") }),
+		Loopback: true, Slowest: 4 * time.Second,
 	}))
 	t.Cleanup(func() { end(); s.Close() })
 	return s
@@ -92,11 +97,121 @@ func TestWhatIsAskedWronglyIsSaid(t *testing.T) {
 		"/events?since=x":                       `400 {"error":"since: a period is such as 90m, 4h or 7d, up to 36500d, not \"x\""}`,
 		"/events?pattern=UPPER":                 `400 {"error":"pattern: `,
 		"/events?last_event_id=(1,2)":           `400 {"error":"Last-Event-ID or pattern: `,
+		"/analytics/performance?name=%00":       `400 {"error":"name: the value \"\\x00\" must be UTF-8 without NUL"}`,
+		"/analytics/bottlenecks?namespace=%ff":  `400 {"error":"namespace: the value \"\\xff\" must be UTF-8 without NUL"}`,
+		"/analytics/tasks/1?%00=x":              `400 {"error":"query: the name \"\\x00\" must be UTF-8 without NUL"}`,
+		"/analytics/tasks/1?x=%zz":              `400 {"error":"query: invalid URL escape \"%zz\"; write it as name=value`,
+		"/events?pattern=a.%00":                 `400 {"error":"pattern: the value `,
+		"/events?pattern=*&pattern=%ff":         `400 {"error":"pattern: the value `,
+		"/events?last_event_id=%00":             `400 {"error":"last_event_id: the value `,
+		"/events?since=%00":                     `400 {"error":"since: the value `,
+		"/health/status?a=%00":                  `400 {"error":"a: the value `,
+		"/metrics?a=%00":                        `400 {"error":"a: the value `,
 		"/analytics/tasks/99999999999999999999": `400 {"error":"a task's id is a number from 1, not \"99999999999999999999\""}`,
 	} {
 		r := s.get(path)
 		if got := fmt.Sprintf("%d %s", r.StatusCode, strings.TrimSpace(s.read(r))); !strings.HasPrefix(got, want) {
 			t.Errorf("%s: %s, not %s", path, got, want)
+		}
+	}
+}
+
+func TestALastEventIDThatIsNoTextIsRefused(t *testing.T) {
+	s := newSite(t, "")
+	if r := s.get("/events", "Last-Event-ID", "\xff"); r.StatusCode != http.StatusBadRequest {
+		t.Errorf("%d %s", r.StatusCode, s.read(r))
+	}
+}
+
+// A web page whose name was bound to 127.0.0.1 must not read what the worker answers.
+func TestOnLoopbackOnlyLocalHostsAreAnswered(t *testing.T) {
+	s := newSite(t, "")
+	for host, want := range map[string]int{
+		"localhost": http.StatusOK, "LOCALHOST:8080": http.StatusOK, "127.0.0.1": http.StatusOK, "127.0.0.1:80": http.StatusOK, "[::1]": http.StatusOK, "[::1]:8080": http.StatusOK,
+		"evil.example": http.StatusMisdirectedRequest, "evil.example:8080": http.StatusMisdirectedRequest, "localhost.evil.example": http.StatusMisdirectedRequest,
+		"127.0.0.1.evil.example": http.StatusMisdirectedRequest, "10.0.0.1": http.StatusMisdirectedRequest, "0.0.0.0": http.StatusMisdirectedRequest,
+	} {
+		for _, path := range []string{"/health/live", "/health/status", "/metrics", "/none"} {
+			request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, s.URL+path, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			request.Host = host
+			response, err := s.Client().Do(request)
+			if err != nil {
+				t.Fatal(err)
+			}
+			said := s.read(answer{response})
+			response.Body.Close()
+			if path == "/none" && want == http.StatusOK {
+				continue
+			}
+			if response.StatusCode != want || want != http.StatusOK && !strings.Contains(said, "server.listen") {
+				t.Errorf("%s of host %s: %d %s", path, host, response.StatusCode, said)
+			}
+		}
+	}
+}
+
+// Clients that ask and never read keep no place from others, and are cut off.
+func TestClientsThatDoNotReadKeepNoPlace(t *testing.T) {
+	s := newSite(t, "")
+	// Answers that are larger than the server's buffers.
+	s.exec(`SELECT tasker.register_template('n', 'template_' || i, '1.0.0', '', '{}', 'c', 1, '[{"position": 0, "name": "s", "handler_class": "H", "attempt_limit": 3}]')
+		FROM generate_series(1, 100) i`)
+	s.exec(`INSERT INTO tasker.stats SELECT span, date_bin(make_interval(mins => span), now(), '2000-01-01 00:00+00'), t.template_id, v.*
+		FROM tasker.task_templates t, (VALUES (5), (60)) AS g(span), (VALUES (-1, 'completed', 0, 8, 0), (0, 'completed', 0, 50, 0)) AS v`)
+	if r := s.get("/analytics/performance"); len(s.read(r)) < 10_000 {
+		t.Fatal("the answer is too small to fill a buffer")
+	}
+	var deaf []net.Conn
+	var asking sync.WaitGroup
+	for _, path := range []string{"/analytics/performance", "/analytics/performance", "/analytics/performance"} {
+		conn, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", s.Listener.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		if err := conn.(*net.TCPConn).SetReadBuffer(4096); err != nil {
+			t.Fatal(err)
+		}
+		deaf = append(deaf, conn)
+		asking.Go(func() {
+			questions := []byte(strings.Repeat("GET "+path+" HTTP/1.1\r\nHost: localhost\r\n\r\n", 200))
+			for { // until the server reads no more, as it can't write
+				if err := conn.SetWriteDeadline(time.Now().Add(300 * time.Millisecond)); err != nil {
+					t.Error(err)
+				}
+				if _, err := conn.Write(questions); err != nil {
+					return
+				}
+			}
+		})
+	}
+	asking.Wait()
+	time.Sleep(300 * time.Millisecond) // the server is at what it was asked before
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+	defer cancel()
+	for _, path := range []string{"/health/status", "/analytics/bottlenecks"} {
+		request, err := http.NewRequestWithContext(ctx, http.MethodGet, s.URL+path, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		response, err := s.Client().Do(request)
+		if err != nil {
+			t.Fatalf("%s, while others do not read: %v", path, err)
+		}
+		if response.Body.Close(); response.StatusCode != http.StatusOK {
+			t.Errorf("%s, while others do not read: %s", path, response.Status)
+		}
+	}
+	time.Sleep(5 * time.Second) // the time that an answer may take has passed
+	for _, conn := range deaf {
+		if err := conn.SetReadDeadline(time.Now().Add(5 * time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.Copy(io.Discard, conn); errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Error("a client that did not read is still connected")
 		}
 	}
 }

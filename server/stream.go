@@ -19,8 +19,6 @@ const (
 	// keepAlive is the pause after which something is sent all the same, so that
 	// whatever is in between keeps the connection, and one that is gone is noticed.
 	keepAlive = 15 * time.Second
-	// slowest is how long a client may take to receive what it is sent.
-	slowest = 30 * time.Second
 )
 
 // stream sends events as they come (server-sent events). The last of each batch has as
@@ -54,7 +52,7 @@ func (s *server) stream(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 
-	out := &stream{w: w, control: http.NewResponseController(w), cancel: cancel}
+	out := &stream{w: w, control: http.NewResponseController(w), cancel: cancel, slowest: s.Slowest}
 	w.Header().Set("Content-Type", "text/event-stream")
 	w.Header().Set("Cache-Control", "no-store")
 	w.Header().Set("X-Accel-Buffering", "no") // nginx keeps back what it can
@@ -139,13 +137,14 @@ type stream struct {
 	w       http.ResponseWriter
 	control *http.ResponseController
 	cancel  context.CancelFunc
+	slowest time.Duration // that a client may take to receive what it is sent
 }
 
 // send sends the text, or ends the stream.
 func (s *stream) send(text []byte) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	err := s.control.SetWriteDeadline(time.Now().Add(slowest))
+	err := s.control.SetWriteDeadline(time.Now().Add(s.slowest))
 	if err == nil {
 		_, err = s.w.Write(text)
 	}

@@ -30,6 +30,12 @@ func (s *status) held() int {
 	return 0
 }
 
+// isLoopback reports whether only this machine can connect to the address.
+func isLoopback(address net.Addr) bool {
+	tcp, ok := address.(*net.TCPAddr)
+	return ok && tcp.IP.IsLoopback()
+}
+
 // mostConnections is how many HTTP may use at once, apart from those of the work.
 const mostConnections = 4
 
@@ -73,7 +79,9 @@ func (w *worker) serve(ctx context.Context, database store.Server) (stop func(),
 	w.metrics = telemetry.NewMetrics(s, about, w.Logger)
 	streams, end := context.WithCancel(context.Background())
 	answering := &http.Server{
-		Handler:           server.Handler(server.Options{Probe: probe, Token: w.Token, Metrics: w.metrics.Handler(), Ending: streams, Logger: w.Logger}),
+		Handler: server.Handler(server.Options{
+			Probe: probe, Token: w.Token, Metrics: w.metrics.Handler(), Ending: streams, Logger: w.Logger, Loopback: isLoopback(listener.Addr()),
+		}),
 		ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, IdleTimeout: time.Minute,
 	}
 	ended := make(chan error, 1)
