@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 
 	"github.com/taskerhq/tasker"
 )
@@ -17,8 +18,34 @@ type Loaded struct {
 	File     string
 }
 
+// What is read at most: a mistaken path must not fill the memory.
+const (
+	maxFileSize = 1 << 20 // bytes
+	maxFiles    = 5000    // of a folder
+)
+
+// Load reads a folder as LoadFolder does, or one file, whatever its name.
+func Load(path string, opts Options) ([]*Loaded, error) {
+	info, err := os.Stat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, fmt.Errorf("there is no file or folder %s: %w", path, err)
+	case err != nil:
+		return nil, fmt.Errorf("read template: %w", err)
+	case info.IsDir():
+		return LoadFolder(path, opts)
+	}
+	target, err := filepath.EvalSymlinks(path) // a file that was named may be a link to anywhere
+	if err != nil {
+		return nil, fmt.Errorf("read template: %w", err)
+	}
+	return load(filepath.Dir(target), []string{path}, opts)
+}
+
 // LoadFolder reads every *.yaml and *.yml file in a folder and the folders
-// within it, in the order of their paths; hidden ones are left out. It returns
+// within it, in the order of their paths; hidden ones are left out. A link is
+// read if it leads to a regular file inside of the folder, as those of a
+// Kubernetes ConfigMap do. LoadFolder returns
 // all templates or, with an error, none. The error is an Errors over all files
 // when templates are wrong, and of another kind when the folder can't be read
 // or holds no template.
@@ -27,15 +54,29 @@ func LoadFolder(dir string, opts Options) ([]*Loaded, error) {
 	if err != nil {
 		return nil, err
 	}
+	return load(dir, files, opts)
+}
+
+// load reads files, whose targets have to be inside of the folder.
+func load(dir string, files []string, opts Options) ([]*Loaded, error) {
+	within, err := openFolder(dir)
+	if err != nil {
+		return nil, fmt.Errorf("read templates: %w", err)
+	}
+	defer within.Close()
 	var (
 		loaded []*Loaded
 		all    []Problem
 		first  = make(map[string]string, len(files)) // full name → file
 	)
 	for _, file := range files {
-		data, err := os.ReadFile(file)
-		if err != nil {
+		data, problem, err := within.read(file)
+		switch {
+		case err != nil:
 			return nil, fmt.Errorf("read template: %w", err)
+		case problem != "":
+			all = append(all, Problem{File: file, Line: 1, Column: 1, Message: problem})
+			continue
 		}
 		t, named, err := parse(file, data, opts)
 		var wrong Errors
@@ -77,11 +118,16 @@ func templateFiles(dir string) ([]string, error) {
 		if ext := filepath.Ext(path); ext == ".yaml" || ext == ".yml" {
 			files = append(files, path)
 		}
+		if len(files) > maxFiles {
+			return fmt.Errorf("%s holds more than %d templates; name a folder that holds nothing else", dir, maxFiles)
+		}
 		return nil
 	})
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, fmt.Errorf("there is no folder %s; create it, or name the one that holds the templates: %w", dir, err)
+	case errors.Is(err, syscall.ENOTDIR):
+		return nil, fmt.Errorf("%s is a file; name the folder that holds it: %w", dir, err)
 	case err != nil:
 		return nil, fmt.Errorf("list templates: %w", err)
 	case len(files) == 0:

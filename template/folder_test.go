@@ -2,9 +2,12 @@ package template_test
 
 import (
 	"errors"
+	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/taskerhq/tasker/template"
@@ -87,6 +90,107 @@ func TestAFolderIsReadWholeBeforeItIsRefused(t *testing.T) {
 	}
 }
 
+// A ConfigMap's files are links to ..data/FILE, and ..data is a link to a folder.
+func TestLinksWithinAFolderAreRead(t *testing.T) {
+	dir := folder(t, map[string]string{"..2026_11_30/a.yaml": named("a"), "..2026_11_30/b.yaml": named("b"), "part/c.yaml": named("c")})
+	for link, target := range map[string]string{
+		"..data": "..2026_11_30", "a.yaml": "..data/a.yaml", "b.yaml": filepath.Join(dir, "..data", "b.yaml"), "part/d.yaml": "../.hidden.yaml",
+	} {
+		if err := os.Symlink(target, filepath.Join(dir, link)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(dir, ".hidden.yaml"), []byte(named("d")), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Chdir(filepath.Dir(dir))
+	for _, path := range []string{dir, filepath.Base(dir), "./" + filepath.Base(dir) + "/"} {
+		loaded, err := template.LoadFolder(path, template.Options{})
+		if err != nil || len(loaded) != 4 {
+			t.Errorf("%s: %d templates, %v", path, len(loaded), err)
+		}
+	}
+}
+
+// What is no template is refused by its name, and is never waited for.
+func TestAFolderHoldsRegularFilesOnly(t *testing.T) {
+	dir := folder(t, map[string]string{"a.yaml": named("a"), "large.yaml": named("large") + strings.Repeat("# much\n", 1<<18)})
+	outside := folder(t, map[string]string{"secret.yaml": named("secret")})
+	for link, target := range map[string]string{
+		"dangling.yaml": "nowhere.yaml", "device.yaml": "/dev/zero", "escapes.yaml": "../" + filepath.Base(outside) + "/secret.yaml",
+		"folder.yaml": ".", "outside.yaml": filepath.Join(outside, "secret.yaml"), "to_pipe.yaml": "pipe.yaml",
+	} {
+		if err := os.Symlink(target, filepath.Join(dir, link)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := syscall.Mkfifo(filepath.Join(dir, "pipe.yaml"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	socket, err := (&net.ListenConfig{}).Listen(t.Context(), "unix", filepath.Join(dir, "socket.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer socket.Close()
+	_, err = template.LoadFolder(dir, template.Options{})
+	var wrong template.Errors
+	if !errors.As(err, &wrong) {
+		t.Fatal(err)
+	}
+	want := map[string]string{
+		"dangling.yaml": "does not exist", "device.yaml": "leads out of the folder, to /dev/zero", "escapes.yaml": "leads out of the folder",
+		"folder.yaml": "this is a folder", "outside.yaml": "leads out of the folder", "to_pipe.yaml": "this is a named pipe", "pipe.yaml": "this is a named pipe",
+		"socket.yaml": "this is a socket", "large.yaml": "larger than 1048576 bytes",
+	}
+	for _, problem := range wrong {
+		if file := filepath.Base(problem.File); want[file] == "" || !strings.Contains(problem.Message, want[file]) {
+			t.Errorf("%s", problem)
+		}
+	}
+	if len(wrong) != len(want) {
+		t.Errorf("%d problems, not %d", len(wrong), len(want))
+	}
+}
+
+func TestAFolderHasABound(t *testing.T) {
+	dir := t.TempDir()
+	for i := range 5001 {
+		if err := os.WriteFile(filepath.Join(dir, fmt.Sprintf("%d.yaml", i)), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := template.LoadFolder(dir, template.Options{}); err == nil || !strings.Contains(err.Error(), dir+" holds more than 5000 templates") {
+		t.Error(err)
+	}
+}
+
+// A single file may be read where a folder may, also by a link to it.
+func TestASingleFileIsLoaded(t *testing.T) {
+	dir := folder(t, map[string]string{"a.yaml": named("a"), "b.txt": named("b"), "wrong.yaml": "name: ["})
+	link := filepath.Join(t.TempDir(), "link.yaml")
+	if err := os.Symlink(filepath.Join(dir, "a.yaml"), link); err != nil {
+		t.Fatal(err)
+	}
+	t.Chdir(dir)
+	for path, want := range map[string]string{filepath.Join(dir, "a.yaml"): "a", "b.txt": "b", "./a.yaml": "a", link: "a"} {
+		loaded, err := template.Load(path, template.Options{})
+		if err != nil || len(loaded) != 1 || loaded[0].Template.Name != want || loaded[0].File != path {
+			t.Errorf("%s: %v, %v", path, loaded, err)
+		}
+	}
+	if loaded, err := template.Load(dir+"/none", template.Options{}); !errors.Is(err, os.ErrNotExist) {
+		t.Error(loaded, err)
+	}
+	if err := syscall.Mkfifo("pipe.yaml", 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for path, want := range map[string]string{"pipe.yaml": "pipe.yaml:1:1: this is a named pipe", "/dev/zero": "/dev/zero:1:1: this is a device", "wrong.yaml": "wrong.yaml:2:1: malformed YAML"} {
+		if _, err := template.Load(path, template.Options{}); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v", path, err)
+		}
+	}
+}
+
 func TestAFolderWithoutTemplatesSaysWhatToDo(t *testing.T) {
 	dir := folder(t, map[string]string{"README.md": "no template"})
 	if _, err := template.LoadFolder(dir, template.Options{}); err == nil || !strings.Contains(err.Error(), "no templates in "+dir+"; put *.yaml files there") {
@@ -97,7 +201,7 @@ func TestAFolderWithoutTemplatesSaysWhatToDo(t *testing.T) {
 	if !errors.Is(err, os.ErrNotExist) || !strings.Contains(err.Error(), "there is no folder "+missing+"; create it") {
 		t.Error(err)
 	}
-	if _, err := template.LoadFolder(filepath.Join(dir, "README.md"), template.Options{}); err == nil {
-		t.Error("took a file for a folder")
+	if _, err := template.LoadFolder(filepath.Join(dir, "README.md"), template.Options{}); err == nil || !strings.Contains(err.Error(), "README.md is a file; name the folder") {
+		t.Errorf("a file for a folder: %v", err)
 	}
 }

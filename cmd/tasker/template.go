@@ -14,15 +14,15 @@ import (
 
 func (a *app) templateCommand() *cobra.Command {
 	c := group(&cobra.Command{Use: "template", Short: "Check, register and show workflow templates"})
-	load := func(folder string) ([]*template.Loaded, error) {
+	load := func(path string) ([]*template.Loaded, error) {
 		opts, err := a.templateOptions()
 		if err != nil {
 			return nil, err
 		}
-		return template.LoadFolder(folder, opts)
+		return template.Load(path, opts)
 	}
 	validate := &cobra.Command{
-		Use: "validate FOLDER", Short: "Check the templates of a folder, without a database", Args: argsExactly(1),
+		Use: "validate FOLDER|FILE", Short: "Check the templates of a folder, or one file, without a database", Args: argsExactly(1),
 		RunE: func(_ *cobra.Command, args []string) error {
 			loaded, err := load(args[0])
 			if err != nil {
@@ -32,7 +32,7 @@ func (a *app) templateCommand() *cobra.Command {
 		},
 	}
 	register := &cobra.Command{
-		Use: "register FOLDER", Short: "Put the templates of a folder into the database", Args: argsExactly(1),
+		Use: "register FOLDER|FILE", Short: "Put the templates of a folder, or of one file, into the database", Args: argsExactly(1),
 		Long: `A version that tasks have used can't change: give the template a new version.
 Workers register the folder given to them with --templates when they start.`,
 		RunE: func(c *cobra.Command, args []string) error {

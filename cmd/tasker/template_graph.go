@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"slices"
 	"strings"
 
@@ -86,29 +85,13 @@ func (a *app) templateFromFile(path, full string) (*tasker.Template, error) {
 	if err != nil {
 		return nil, err
 	}
-	info, err := os.Stat(path)
+	loaded, err := template.Load(path, opts)
 	if err != nil {
-		return nil, fmt.Errorf("read template: %w", err)
+		return nil, err
 	}
 	var found []*tasker.Template
-	if info.IsDir() {
-		loaded, err := template.LoadFolder(path, opts)
-		if err != nil {
-			return nil, err
-		}
-		for _, l := range loaded {
-			found = append(found, l.Template)
-		}
-	} else {
-		data, err := os.ReadFile(path)
-		if err != nil {
-			return nil, fmt.Errorf("read template: %w", err)
-		}
-		t, err := template.Parse(path, data, opts)
-		if err != nil {
-			return nil, err
-		}
-		found = append(found, t)
+	for _, l := range loaded {
+		found = append(found, l.Template)
 	}
 	var names []string
 	for _, t := range found {
