@@ -3,6 +3,7 @@ package devstack_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/url"
@@ -13,6 +14,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/redis/go-redis/v9"
 	"go.uber.org/goleak"
 
@@ -311,6 +313,135 @@ func TestURLsCanBeParsed(t *testing.T) {
 	if u, err := url.Parse(postgres.URL("shop")); err != nil || u.Port() != fmt.Sprint(postgres.Port()) {
 		t.Errorf("port of %s isn't %d (%v)", postgres.URL("shop"), postgres.Port(), err)
 	}
+}
+
+// Another account of the machine reaches the port, and gets no further without the password.
+func TestServersAskForTheirPasswords(t *testing.T) {
+	t.Parallel()
+	dir := workDir(t)
+	postgres := startPostgres(t, devstack.PostgresOptions{Dir: filepath.Join(dir, "postgres")})
+	server := startRedis(t, devstack.RedisOptions{Dir: filepath.Join(dir, "redis")})
+	passwords := map[string]string{}
+	for name, address := range map[string]string{"postgres": postgres.URL("postgres"), "redis": server.URL(0)} {
+		u, err := url.Parse(address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		password, _ := u.User.Password()
+		if len(password) < 20 {
+			t.Errorf("the password of %s is %q", name, password)
+		}
+		passwords[name] = password
+		kept := filepath.Join(dir, name, "password")
+		text, err := os.ReadFile(kept)
+		if err != nil || strings.TrimSpace(string(text)) != password {
+			t.Errorf("%s keeps %q, not %q (%v)", kept, text, password, err)
+		}
+		for _, file := range []string{"password", "redis.conf", "postgres.log", "redis.log"} {
+			info, err := os.Stat(filepath.Join(dir, name, file))
+			if err == nil && info.Mode().Perm() != 0o600 {
+				t.Errorf("%s of %s has mode %s", file, name, info.Mode())
+			}
+		}
+	}
+	if passwords["postgres"] == passwords["redis"] {
+		t.Error("both servers have the same password")
+	}
+	if got := query(t, postgres.URL("postgres"), "SHOW unix_socket_directories"); got != "" {
+		t.Errorf("Postgres has a socket in %s", got)
+	}
+	if got := query(t, postgres.URL("postgres"), "SELECT DISTINCT auth_method FROM pg_hba_file_rules"); got != "scram-sha-256" {
+		t.Errorf("Postgres lets in by %s", got)
+	}
+
+	for _, password := range []string{"", ":", ":wrong"} {
+		address := fmt.Sprintf("postgres://postgres%s@127.0.0.1:%d/postgres?sslmode=disable", password, postgres.Port())
+		conn, err := pgx.Connect(within(t, 10*time.Second), address)
+		var refused *pgconn.PgError
+		if err == nil {
+			_ = conn.Close(t.Context())
+			t.Errorf("%s is let in", address)
+		} else if !errors.As(err, &refused) && !strings.Contains(err.Error(), "password") {
+			t.Errorf("%s: %v", address, err)
+		}
+	}
+	for _, password := range []string{"", "wrong"} {
+		client := redis.NewClient(&redis.Options{Addr: fmt.Sprintf("127.0.0.1:%d", server.Port()), Password: password, MaxRetries: -1})
+		if err := client.Ping(within(t, 10*time.Second)).Err(); err == nil {
+			t.Errorf("Redis lets in with %q", password)
+		}
+		_ = client.Close()
+	}
+
+	// Every account can read the arguments of a process.
+	for _, pid := range []int{postgres.PID(), server.PID()} {
+		arguments, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+		if err != nil {
+			t.Skip("no /proc here:", err)
+		}
+		for name, password := range passwords {
+			if strings.Contains(string(arguments), password) {
+				t.Errorf("the password of %s is among the arguments %q", name, arguments)
+			}
+		}
+	}
+}
+
+// A password stays over a restart. A cluster that let in everyone gets one, and so does
+// one that replaces a cluster that was removed.
+func TestPasswordsComeWithTheirServer(t *testing.T) {
+	t.Parallel()
+	dir := workDir(t)
+	begin := func() (postgres *devstack.Postgres, server *devstack.Redis) {
+		return startPostgres(t, devstack.PostgresOptions{Dir: filepath.Join(dir, "postgres")}), startRedis(t, devstack.RedisOptions{Dir: filepath.Join(dir, "redis")})
+	}
+	passwordOf := func(address string) string {
+		u, err := url.Parse(address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		password, _ := u.User.Password()
+		return password
+	}
+	end := func(postgres *devstack.Postgres, server *devstack.Redis) {
+		if err := errors.Join(postgres.Stop(within(t, time.Minute)), server.Stop(within(t, time.Minute))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	postgres, server := begin()
+	first, firstOfRedis := passwordOf(postgres.URL("postgres")), passwordOf(server.URL(0))
+	query(t, postgres.URL("postgres"), "CREATE TABLE orders AS SELECT 'kept' AS note")
+	end(postgres, server)
+
+	postgres, server = begin()
+	if again := passwordOf(postgres.URL("postgres")); again != first {
+		t.Errorf("Postgres' password is %s, not %s", again, first)
+	}
+	if again := passwordOf(server.URL(0)); again != firstOfRedis {
+		t.Errorf("Redis' password is %s, not %s", again, firstOfRedis)
+	}
+	end(postgres, server)
+
+	// As an earlier release left a cluster.
+	if err := errors.Join(os.Remove(filepath.Join(dir, "postgres", "password")),
+		os.WriteFile(filepath.Join(dir, "postgres", "data", "pg_hba.conf"), []byte("host all all 127.0.0.1/32 trust\n"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	postgres, server = begin()
+	if got := query(t, postgres.URL("postgres"), "SELECT note FROM orders"); got != "kept" {
+		t.Errorf("note %q", got)
+	}
+	if got := query(t, postgres.URL("postgres"), "SELECT DISTINCT auth_method FROM pg_hba_file_rules"); got != "scram-sha-256" {
+		t.Errorf("an old cluster lets in by %s", got)
+	}
+	end(postgres, server)
+
+	if err := os.RemoveAll(filepath.Join(dir, "postgres", "data")); err != nil {
+		t.Fatal(err)
+	}
+	postgres, server = begin()
+	query(t, postgres.URL("postgres"), "SELECT 'it works'")
+	end(postgres, server)
 }
 
 func TestRootUsesAnAccountThatPostgresAccepts(t *testing.T) {

@@ -7,10 +7,10 @@
 // kernel ends it when the owner dies without having said so (see process.go).
 // Its data lives in the folder that the caller names, and nowhere else.
 //
-// The servers are meant for development. They take every connection from this
-// machine without a password: what is in them is worth no more than the
-// account of the developer whose processes may connect anyway. Don't use them
-// on a machine shared with people you don't trust.
+// The servers are meant for development. Each has a random password, which
+// URL returns. The password is kept in the server's folder, in a file that only
+// its owner can read, so URLs stay the same over a restart. There are no Unix
+// sockets, and no other account of the machine can connect.
 //
 // Postgres refuses to run as root. When this process is root (containers, CI)
 // the Postgres processes run as the user postgres, or nobody where that user

@@ -65,8 +65,13 @@ func (b *PgBouncer) start(ctx context.Context, program command, connections int)
 		defer cancel()
 	}
 	login := "user=" + b.server.User.Username()
-	if password, set := b.server.User.Password(); set {
+	password, set := b.server.User.Password()
+	if set {
 		login += " password=" + password
+	}
+	users := filepath.Join(program.dir, "users.txt")
+	if err := writePrivate(users, fmt.Sprintf("%q %q\n", b.server.User.Username(), password)); err != nil {
+		return fmt.Errorf("write PgBouncer's users: %w", err)
 	}
 	settings := fmt.Sprintf(`[databases]
 * = host=%s port=%s %s
@@ -74,13 +79,14 @@ func (b *PgBouncer) start(ctx context.Context, program command, connections int)
 listen_addr = 127.0.0.1
 listen_port = %d
 unix_socket_dir =
-auth_type = any
+auth_type = scram-sha-256
+auth_file = %s
 pool_mode = transaction
 default_pool_size = %d
 max_client_conn = 500
-`, b.server.Hostname(), b.server.Port(), login, b.port, connections)
+`, b.server.Hostname(), b.server.Port(), login, b.port, users, connections)
 	file, logged := filepath.Join(program.dir, "pgbouncer.ini"), filepath.Join(program.dir, "pgbouncer.log")
-	if err := os.WriteFile(file, []byte(settings), 0o644); err != nil {
+	if err := writePrivate(file, settings); err != nil {
 		return fmt.Errorf("write PgBouncer's settings: %w", err)
 	}
 	if err := program.runAs.own(program.dir); err != nil {
@@ -112,7 +118,7 @@ max_client_conn = 500
 // URL is the address of a database behind the pooler.
 func (b *PgBouncer) URL(database string) string {
 	u := *b.server
-	u.Host, u.Path, u.User = "127.0.0.1:"+strconv.Itoa(b.port), "/"+database, url.User(b.server.User.Username())
+	u.Host, u.Path = "127.0.0.1:"+strconv.Itoa(b.port), "/"+database
 	return u.String()
 }
 

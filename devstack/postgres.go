@@ -23,7 +23,7 @@ const startTimeout = 60 * time.Second
 
 // PostgresOptions says how to start Postgres. Only Dir is required.
 type PostgresOptions struct {
-	Dir            string    // keeps data/ and postgres.log; created when missing, reused when it holds a cluster
+	Dir            string    // keeps data/, password and postgres.log; created when missing, reused when it holds a cluster
 	Port           int       // 0: one that is free
 	BinDir         string    // folder of initdb and postgres; "": FindPostgres
 	Fsync          bool      // false: a crash of the machine (not of the server) loses data; for tests
@@ -34,10 +34,11 @@ type PostgresOptions struct {
 
 // Postgres is a private server. Its methods may be called from any goroutine.
 type Postgres struct {
-	options PostgresOptions
-	bin     string
-	port    int
-	runAs   *account
+	options  PostgresOptions
+	bin      string
+	port     int
+	password string
+	runAs    *account
 
 	mu      sync.Mutex // held during start and stop
 	process *process
@@ -68,6 +69,9 @@ func StartPostgres(ctx context.Context, options PostgresOptions) (*Postgres, err
 		return nil, err
 	}
 	if err := p.initialise(ctx); err != nil {
+		return nil, err
+	}
+	if err := p.protect(ctx); err != nil {
 		return nil, err
 	}
 	err = withPort(options.Port, "Postgres", func(port int) error {
@@ -106,9 +110,10 @@ func (p *Postgres) Done() <-chan struct{} {
 	return p.process.exited
 }
 
-// URL is the connection string of a database, for the superuser postgres.
+// URL is the connection string of a database, for the superuser postgres, with
+// the password.
 func (p *Postgres) URL(database string) string {
-	u := url.URL{Scheme: "postgres", User: url.User("postgres"), Host: address(p.port), Path: "/" + database, RawQuery: "sslmode=disable"}
+	u := url.URL{Scheme: "postgres", User: url.UserPassword("postgres", p.password), Host: address(p.port), Path: "/" + database, RawQuery: "sslmode=disable"}
 	return u.String()
 }
 
@@ -195,20 +200,48 @@ func (p *Postgres) initialise(ctx context.Context) error {
 	initdb := command{
 		name: "initdb", path: filepath.Join(p.bin, "initdb"), dir: incomplete, runAs: p.runAs, onDeath: syscall.SIGKILL,
 		// C: the same order of text on every machine, and the fastest.
-		// trust: see the package comment. no-sync: a folder that a crash of
-		// the machine spoils right here is made anew.
+		// reject: protect lets in who knows the password. no-sync: a folder
+		// that a crash of the machine spoils right here is made anew.
 		args: []string{
 			"--pgdata=" + incomplete, "--username=postgres", "--encoding=UTF8", "--locale=C",
-			"--auth=trust", "--no-sync",
+			"--auth=reject", "--no-sync",
 		},
 	}
 	if err := initdb.run(ctx); err != nil {
+		return err
+	}
+	if err := forgetPassword(p.options.Dir); err != nil { // of a cluster that was removed
 		return err
 	}
 	if err := os.Rename(incomplete, p.data()); err != nil {
 		return fmt.Errorf("move the new Postgres cluster to its place: %w", err)
 	}
 	return nil
+}
+
+// protect gives the superuser a password, and lets in only who shows it. A cluster that was
+// created without one gets one too. The password is kept when all is done.
+func (p *Postgres) protect(ctx context.Context) (err error) {
+	if p.password, err = readPassword(p.options.Dir); err != nil || p.password != "" {
+		return err
+	}
+	p.password = newPassword()
+	// A server of one session, without a socket. The statement comes through a pipe: every account
+	// of the machine can read arguments.
+	alone := command{
+		name: "Postgres in single-user mode", path: filepath.Join(p.bin, "postgres"), dir: p.data(), runAs: p.runAs, onDeath: syscall.SIGKILL,
+		args:  []string{"--single", "-D", p.data(), "-c", "password_encryption=scram-sha-256", "-c", "exit_on_error=on", "postgres"},
+		input: strings.NewReader("ALTER ROLE postgres PASSWORD '" + p.password + "'\n"),
+	}
+	if err := alone.run(ctx); err != nil {
+		return fmt.Errorf("set the password of the cluster in %s: %w", p.data(), err)
+	}
+	const rules = "# Written by tasker: the password of 127.0.0.1 is in the file password beside this folder.\n" +
+		"host all all 127.0.0.1/32 scram-sha-256\nhost replication all 127.0.0.1/32 scram-sha-256\n"
+	if err := os.WriteFile(filepath.Join(p.data(), "pg_hba.conf"), []byte(rules), 0o600); err != nil {
+		return fmt.Errorf("write Postgres' rules for connections: %w", err)
+	}
+	return keepPassword(p.options.Dir, p.password)
 }
 
 // sameVersion refuses a folder written by another major version, whose error
@@ -263,7 +296,7 @@ func (p *Postgres) start(ctx context.Context) error {
 var errStillInUse = errors.New("processes of the previous server are still running")
 
 func (p *Postgres) startOnce(ctx context.Context) error {
-	log, err := os.OpenFile(p.LogFile(), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
+	log, err := os.OpenFile(p.LogFile(), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
 		return fmt.Errorf("open Postgres' log: %w", err)
 	}
@@ -293,7 +326,7 @@ func (p *Postgres) startOnce(ctx context.Context) error {
 		return fmt.Errorf("%w\nend of %s:\n%s", err, p.LogFile(), said)
 	}
 	p.process = process
-	fmt.Fprintf(p.options.Log, "Postgres runs at %s\n", p.URL("postgres"))
+	fmt.Fprintf(p.options.Log, "Postgres runs at %s\n", address(p.port))
 	return nil
 }
 

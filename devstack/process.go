@@ -24,7 +24,8 @@ type command struct {
 	path    string
 	args    []string
 	dir     string
-	env     []string // besides ours
+	env     []string  // besides ours
+	input   io.Reader // nil: empty
 	output  io.Writer
 	runAs   *account       // nil: as we are
 	onDeath syscall.Signal // what the child gets when we die
@@ -34,7 +35,7 @@ func (c command) start() (*process, error) {
 	cmd := exec.Command(c.path, c.args...)
 	cmd.Dir = c.dir
 	cmd.Env = append(childEnvironment(), c.env...)
-	cmd.Stdout, cmd.Stderr = c.output, c.output
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = c.input, c.output, c.output
 	if c.runAs != nil {
 		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: c.runAs.credential()}
 	}

@@ -19,7 +19,7 @@ import (
 
 // RedisOptions says how to start Redis. Only Dir is required.
 type RedisOptions struct {
-	Dir        string // keeps redis.log and, with AppendOnly, the data; created when missing
+	Dir        string // keeps password, redis.conf, redis.log and, with AppendOnly, the data; created when missing
 	Port       int    // 0: one that is free
 	Binary     string // path of the program; "": FindRedis
 	Databases  int    // 0: 16
@@ -28,8 +28,9 @@ type RedisOptions struct {
 
 // Redis is a private server. Its methods may be called from any goroutine.
 type Redis struct {
-	options RedisOptions
-	port    int
+	options  RedisOptions
+	port     int
+	password string
 
 	mu      sync.Mutex // held during start and stop
 	process *process
@@ -55,6 +56,9 @@ func StartRedis(ctx context.Context, options RedisOptions) (*Redis, error) {
 		return nil, fmt.Errorf("create Redis' folder: %w", err)
 	}
 	r := &Redis{options: options}
+	if err := r.protect(); err != nil {
+		return nil, err
+	}
 	err = withPort(options.Port, "Redis", func(port int) error {
 		r.port = port
 		return r.start(ctx)
@@ -89,9 +93,10 @@ func (r *Redis) Done() <-chan struct{} {
 	return r.process.exited
 }
 
-// URL is the address of database number db.
+// URL is the address of database number db, with the password. It names the user, as redis-cli
+// takes a URL without one for a user with an empty name.
 func (r *Redis) URL(db int) string {
-	u := url.URL{Scheme: "redis", Host: address(r.port), Path: "/" + strconv.Itoa(db)}
+	u := url.URL{Scheme: "redis", User: url.UserPassword("default", r.password), Host: address(r.port), Path: "/" + strconv.Itoa(db)}
 	return u.String()
 }
 
@@ -119,6 +124,26 @@ func (r *Redis) Restart(ctx context.Context) error {
 	return withPort(r.port, "Redis", func(int) error { return r.start(ctx) })
 }
 
+// settingsFile holds the password: every account of the machine can read arguments.
+func (r *Redis) settingsFile() string { return filepath.Join(r.options.Dir, "redis.conf") }
+
+// protect gives the server a password, the one that it had before if there is one.
+func (r *Redis) protect() (err error) {
+	if r.password, err = readPassword(r.options.Dir); err != nil {
+		return err
+	}
+	if r.password == "" {
+		r.password = newPassword()
+		if err := keepPassword(r.options.Dir, r.password); err != nil {
+			return err
+		}
+	}
+	if err := writePrivate(r.settingsFile(), "requirepass "+r.password+"\n"); err != nil {
+		return fmt.Errorf("write Redis' settings: %w", err)
+	}
+	return nil
+}
+
 func (r *Redis) start(ctx context.Context) error {
 	if _, ok := ctx.Deadline(); !ok {
 		var cancel context.CancelFunc
@@ -127,7 +152,7 @@ func (r *Redis) start(ctx context.Context) error {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	log, err := os.OpenFile(r.LogFile(), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
+	log, err := os.OpenFile(r.LogFile(), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
 		return fmt.Errorf("open Redis' log: %w", err)
 	}
@@ -143,7 +168,7 @@ func (r *Redis) start(ctx context.Context) error {
 	server := command{
 		name: "Redis", path: r.options.Binary, dir: r.options.Dir, output: log, onDeath: syscall.SIGTERM,
 		args: []string{
-			"--bind", "127.0.0.1", "--port", strconv.Itoa(r.port), "--dir", r.options.Dir,
+			r.settingsFile(), "--bind", "127.0.0.1", "--port", strconv.Itoa(r.port), "--dir", r.options.Dir,
 			"--databases", strconv.Itoa(r.options.Databases), "--daemonize", "no",
 			"--save", "", "--appendonly", appendOnly,
 		},
@@ -171,10 +196,17 @@ func (r *Redis) ready(ctx context.Context, pid int) error {
 	if err := conn.SetDeadline(time.Now().Add(time.Second)); err != nil {
 		return err
 	}
-	if _, err := io.WriteString(conn, "INFO server\r\n"); err != nil {
+	if _, err := io.WriteString(conn, "AUTH "+r.password+"\r\nINFO server\r\n"); err != nil {
 		return err
 	}
 	reply := bufio.NewReader(conn)
+	let, err := reply.ReadString('\n')
+	if err != nil {
+		return err
+	}
+	if let = strings.TrimSpace(let); let != "+OK" {
+		return errors.New(let)
+	}
 	head, err := reply.ReadString('\n')
 	if err != nil {
 		return err

@@ -29,7 +29,8 @@ func (a *app) devCommand() *cobra.Command {
 		Short: "Run Postgres, Redis and a worker for development",
 		Long: `Starts a private Postgres and Redis on loopback, migrates, registers the
 templates, runs a worker, and prints the URLs for your app. Ctrl-C stops it all;
-the data stays in the folder for the next time.`,
+the data stays in the folder for the next time. Both servers have a random
+password, which the URLs hold and only your account can read in the folder.`,
 		Args: argsExactly(0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			for _, name := range []string{"database-url", "redis-url"} {
