@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -204,6 +205,33 @@ func TestAFailingHandlerHoldsItsSubscriberAndNobodyElse(t *testing.T) {
 		return nil
 	})
 	skipping.has(ids[0], ids[2])
+}
+
+// The text of an error may come from another system.
+func TestWhereASubscriberStandsIsRecordedWhateverTheErrorSays(t *testing.T) {
+	for name, c := range map[string]struct{ says, want string }{
+		"invalid UTF-8": {"caf\xe9", "caf\uFFFD"}, "NUL": {"a\x00b", "ab"}, "empty": {"", ""}, "cut": {strings.Repeat("é", 3000), strings.Repeat("é", 1999) + "…"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := newLog(t)
+			ids := l.publish(1)
+			tries := 0 // Handle is called by one goroutine
+			got := ""
+			l.read(events.Subscription{Name: "failing", FromBeginning: true}, func(ctx context.Context, _ *tasker.Event) error {
+				if tries++; tries < 2 {
+					return errors.New(c.says)
+				}
+				lags, err := l.store.EventLags(ctx)
+				if err == nil && len(lags) == 1 && lags[0].Failure != nil {
+					got = *lags[0].Failure
+				}
+				return err
+			}).has(ids...)
+			if got != c.want {
+				t.Errorf("got %q, want %q", got, c.want)
+			}
+		})
+	}
 }
 
 func TestASubscriptionThatMakesNoSenseIsRefused(t *testing.T) {

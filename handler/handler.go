@@ -25,6 +25,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/taskerhq/tasker"
+	"github.com/taskerhq/tasker/safetext"
 )
 
 // Func runs one attempt. Its context ends at the step's timeout, and when the
@@ -90,9 +91,12 @@ func (r *Registry) Run(ctx context.Context, name string, attempt *tasker.Attempt
 		}
 	}
 	defer func() {
+		failure = safetext.Failure(failure) // after the recovery below
+	}()
+	defer func() {
 		if p := recover(); p != nil {
 			failure = &tasker.Failure{
-				Class: "panic", Code: tasker.CodeHandlerPanicked, Message: clean(fmt.Sprint(p)),
+				Class: "panic", Code: tasker.CodeHandlerPanicked, Message: fmt.Sprint(p),
 				Backtrace: strings.Split(string(debug.Stack()), "\n"),
 				Attempt:   attempt.Number, Handler: name,
 			}
@@ -140,7 +144,7 @@ func (e *retryAfterError) Unwrap() error { return e.err }
 func (e *retryAfterError) marks() error  { return e.err }
 
 func failureOf(ctx context.Context, err error, name string, attempt *tasker.Attempt) *tasker.Failure {
-	f := &tasker.Failure{Class: className(err), Message: clean(err.Error()), Attempt: attempt.Number, Handler: name}
+	f := &tasker.Failure{Class: className(err), Message: err.Error(), Attempt: attempt.Number, Handler: name}
 	if permanent, ok := errors.AsType[*permanentError](err); ok {
 		f.Permanent, f.Code = true, permanent.code
 	}
@@ -149,7 +153,7 @@ func failureOf(ctx context.Context, err error, name string, attempt *tasker.Atte
 	}
 	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
 		f.Code = tasker.CodeAttemptTimeout
-		f.Message = clean(fmt.Sprintf("no result after %s (timeout_seconds of the step): %s", attempt.Timeout, err))
+		f.Message = fmt.Sprintf("no result after %s (timeout_seconds of the step): %s", attempt.Timeout, err)
 	}
 	return f
 }
@@ -177,7 +181,7 @@ func encode(value any, name string, attempt *tasker.Attempt) (json.RawMessage, *
 	result, err := json.Marshal(value)
 	switch {
 	case err != nil:
-		return refuse(tasker.CodeResultNotSerializable, "is not JSON: %s", clean(err.Error()))
+		return refuse(tasker.CodeResultNotSerializable, "is not JSON: %s", err)
 	case len(result) > tasker.MaxResultBytes:
 		return refuse(tasker.CodeResultTooLarge, "has %d bytes, at most %d are kept: store the data and return a reference", len(result), tasker.MaxResultBytes)
 	case !utf8.Valid(result):
@@ -205,18 +209,4 @@ func hasNUL(doc []byte) bool {
 		}
 		rest = rest[i+1:]
 	}
-}
-
-// clean makes a message storable: valid UTF-8 without NUL, at most 10,000
-// characters.
-func clean(s string) string {
-	s = strings.ReplaceAll(strings.ToValidUTF8(s, "\uFFFD"), "\x00", "\uFFFD")
-	n := 0
-	for i := range s {
-		if n == 10_000 {
-			return s[:i]
-		}
-		n++
-	}
-	return s
 }

@@ -105,8 +105,22 @@ func TestAMessageIsCutAndCleaned(t *testing.T) {
 		return nil, errors.New("\x00\xff" + strings.Repeat("é", 20_000))
 	})
 	_, f := r.Run(t.Context(), "h", &tasker.Attempt{})
-	if want := "\uFFFD\uFFFD" + strings.Repeat("é", 9_998); f.Message != want {
+	if want := "\uFFFD" + strings.Repeat("é", 9_998) + "…"; f.Message != want {
 		t.Errorf("got %d characters, starting %q", len([]rune(f.Message)), f.Message[:20])
+	}
+}
+
+func TestEveryTextOfAFailureIsCleaned(t *testing.T) {
+	r := handler.NewRegistry()
+	r.Register("coded", func(context.Context, *tasker.Attempt) (any, error) {
+		return nil, handler.Permanent("a\x00\xff", errors.New("no"))
+	})
+	r.Register("panics", func(context.Context, *tasker.Attempt) (any, error) { panic("a\x00\xff") })
+	if _, f := r.Run(t.Context(), "coded", &tasker.Attempt{}); f.Code != "a\uFFFD" {
+		t.Errorf("code: got %q", f.Code)
+	}
+	if _, f := r.Run(t.Context(), "panics", &tasker.Attempt{}); f.Message != "a\uFFFD" || f.Code != tasker.CodeHandlerPanicked || len(f.Backtrace) < 3 {
+		t.Errorf("panic: got %+v", f)
 	}
 }
 

@@ -17,6 +17,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/taskerhq/tasker"
+	"github.com/taskerhq/tasker/safetext"
 )
 
 // HTTP is what tasker.http may do. The zero value of a field other than Allow
@@ -113,11 +114,14 @@ func (c *caller) call(ctx context.Context, attempt *tasker.Attempt) (any, error)
 	if res.StatusCode/100 == 2 {
 		return c.result(res.StatusCode, body)
 	}
-	err = fmt.Errorf("%s %s answered %s: %s", req.Method, req.URL.Redacted(), res.Status, excerpt(body))
+	err = fmt.Errorf("%s %s answered %s", req.Method, req.URL.Redacted(), safetext.Clean(res.Status, 100))
+	if said := excerpt(body); said != "" {
+		err = fmt.Errorf("%w: %s", err, said)
+	}
 	switch {
 	case res.StatusCode == http.StatusTooManyRequests, res.StatusCode == http.StatusServiceUnavailable:
 		if header := res.Header.Get("Retry-After"); header != "" {
-			return nil, retryAfterHeader(header, err)
+			return nil, retryAfterHeader(safetext.Clean(header, 100), err)
 		}
 		return nil, err
 	case res.StatusCode >= 500:
@@ -197,10 +201,4 @@ func (c *caller) result(status int, body []byte) (any, error) {
 }
 
 // excerpt is the start of an answer, for a message.
-func excerpt(body []byte) string {
-	s := strings.TrimSpace(clean(string(body)))
-	if r := []rune(s); len(r) > 200 {
-		s = string(r[:200]) + "…"
-	}
-	return s
-}
+func excerpt(body []byte) string { return strings.TrimSpace(safetext.Clean(string(body), 201)) }

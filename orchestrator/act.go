@@ -8,6 +8,7 @@ import (
 
 	"github.com/taskerhq/tasker"
 	"github.com/taskerhq/tasker/crash"
+	"github.com/taskerhq/tasker/safetext"
 	"github.com/taskerhq/tasker/store"
 )
 
@@ -146,14 +147,14 @@ func (o *Orchestrator) misfit(spec *tasker.StepTemplate, result json.RawMessage)
 	case errors.As(err, &refused):
 		return nil
 	case err != nil:
-		return &tasker.Failure{Class: "Result", Handler: spec.Handler, Message: "the result could not be checked: " + err.Error()}
+		return safetext.Failure(&tasker.Failure{Class: "Result", Handler: spec.Handler, Message: "the result could not be checked: " + err.Error()})
 	case problem == "":
 		return nil
 	}
-	return &tasker.Failure{
+	return safetext.Failure(&tasker.Failure{
 		Class: "Result", Code: tasker.CodeResultSchema, Permanent: true, Handler: spec.Handler,
 		Message: "the result does not fit the result_schema of its step: " + problem,
-	}
+	})
 }
 
 // hasty says that a clock of an attempt leaves no time to wait behind another.

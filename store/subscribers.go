@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5/pgtype/zeronull"
 
 	"github.com/taskerhq/tasker"
+	"github.com/taskerhq/tasker/safetext"
 )
 
 // EventCursor is how far a reader of events has got. What is in it is Postgres's
@@ -114,9 +115,10 @@ func (s *Store) ReleaseSubscriber(ctx context.Context, name, holder string) erro
 	return nil
 }
 
-// EventFailed says at which event a subscriber stands, and why.
+// EventFailed records the event at which a subscriber stands, and why. failure may be
+// any text.
 func (s *Store) EventFailed(ctx context.Context, name, holder string, event int64, failure string) error {
-	if _, err := s.pool.Exec(ctx, `SELECT tasker.event_failed($1, $2, $3, $4)`, name, holder, event, failure); err != nil {
+	if _, err := s.pool.Exec(ctx, `SELECT tasker.event_failed($1, $2, $3, $4)`, name, holder, event, safetext.Clean(failure, 2000)); err != nil {
 		return fmt.Errorf("note the failure of %q: %w", name, translate(err))
 	}
 	return nil

@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/taskerhq/tasker"
+	"github.com/taskerhq/tasker/safetext"
 )
 
 // Webhook is an address that events are posted to.
@@ -76,15 +77,15 @@ func (s *Store) Webhooks(ctx context.Context) ([]Webhook, error) {
 	return collect[Webhook](rows, err, "webhooks")
 }
 
-// WebhookFailed keeps an event that a webhook did not take.
+// WebhookFailed keeps an event that a webhook did not take. failure may be any text.
 func (s *Store) WebhookFailed(ctx context.Context, name string, e *tasker.Event, tries int, failure string) error {
 	doc, err := json.Marshal(e)
 	if err != nil {
 		return fmt.Errorf("event %d: %w", e.ID, err)
 	}
-	if _, err := s.pool.Exec(ctx, `INSERT INTO tasker.webhook_failures AS f (webhook, event_id, event, tries, failure) VALUES ($1, $2, $3, $4, left($5, 1000))
+	if _, err := s.pool.Exec(ctx, `INSERT INTO tasker.webhook_failures AS f (webhook, event_id, event, tries, failure) VALUES ($1, $2, $3, $4, $5)
 		ON CONFLICT (webhook, event_id) DO UPDATE SET tries = f.tries + excluded.tries, failure = excluded.failure, failed_at = now(), again = false`,
-		name, e.ID, doc, tries, failure); err != nil {
+		name, e.ID, doc, tries, safetext.Clean(failure, 1000)); err != nil {
 		return fmt.Errorf("keep an event that webhook %s did not take: %w", name, translate(err))
 	}
 	return nil

@@ -24,6 +24,7 @@ import (
 
 	"github.com/taskerhq/tasker"
 	"github.com/taskerhq/tasker/events"
+	"github.com/taskerhq/tasker/safetext"
 	"github.com/taskerhq/tasker/store"
 )
 
@@ -43,6 +44,10 @@ const (
 	Timeout = 10 * time.Second
 	// lastWord is how long it has left for that when the worker stops.
 	lastWord = 3 * time.Second
+	// excerpt is how many characters of a refusal's body are kept, and excerptBytes how
+	// many bytes are read: more than so many characters can have.
+	excerpt      = 200
+	excerptBytes = 4*excerpt + 4
 	// tolerance is how old a signature may be that Verify takes.
 	tolerance = 5 * time.Minute
 )
@@ -241,11 +246,21 @@ func (d *delivery) post(ctx context.Context, name string, id int64, body []byte)
 		return fmt.Errorf("post: %w", err)
 	}
 	defer response.Body.Close()
-	said, _ := io.ReadAll(io.LimitReader(response.Body, 300)) // it is for people
-	if response.StatusCode/100 != 2 {
-		return fmt.Errorf("the answer is %s: %s", response.Status, strings.TrimSpace(string(said)))
+	if response.StatusCode/100 == 2 {
+		return nil
 	}
-	return nil
+	said, _ := io.ReadAll(io.LimitReader(response.Body, excerptBytes)) // it is for people
+	return errors.New(answer(response.Status, said))
+}
+
+// answer describes an answer that did not take an event. Both parts are text of the
+// other system, of which only the start is kept.
+func answer(status string, body []byte) string {
+	text := "the answer is " + safetext.Clean(status, 100)
+	if said := strings.TrimSpace(safetext.Clean(string(body), excerpt)); said != "" {
+		text += ": " + said
+	}
+	return text
 }
 
 // Sign is the signature of a request.

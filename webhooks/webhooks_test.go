@@ -1,18 +1,22 @@
 package webhooks_test
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
@@ -37,6 +41,7 @@ type receiver struct {
 	got   []int64 // events taken, in order
 	tries map[int64]int
 	says  func(id int64, try int) int // the status
+	words func(id int64) []byte       // the body of the answer; nil: "try N"
 	more  chan struct{}
 }
 
@@ -75,7 +80,11 @@ func (r *receiver) take(w http.ResponseWriter, q *http.Request) {
 		r.got = append(r.got, e.ID)
 	}
 	w.WriteHeader(status)
-	fmt.Fprintf(w, "try %d", r.tries[e.ID])
+	if r.words != nil {
+		_, _ = w.Write(r.words(e.ID)) // a sender that has heard enough
+	} else {
+		fmt.Fprintf(w, "try %d", r.tries[e.ID])
+	}
 	r.more <- struct{}{}
 }
 
@@ -238,6 +247,50 @@ func TestADeliveryThatEndedIsStartedAgain(t *testing.T) {
 	r.until("what came after", func() bool { return len(r.got) == 3 })
 	if !slices.Equal(r.got[1:], want) {
 		t.Errorf("got %v, not %v", r.got[1:], want)
+	}
+}
+
+// The text of an answer is another system's. Whatever it is, the failure is kept and
+// the next event goes on.
+func TestAFailureIsKeptWhateverTheAnswerSays(t *testing.T) {
+	answers := map[string]struct {
+		body []byte
+		want string
+	}{
+		"invalid UTF-8":            {[]byte("caf\xe9 \xff\xfe"), "the answer is 500 Internal Server Error: caf\uFFFD \uFFFD"},
+		"cut at byte 300":          {[]byte(strings.Repeat("x", 299) + "é"), "the answer is 500 Internal Server Error: " + strings.Repeat("x", 199) + "…"},
+		"ended inside a letter":    {[]byte("a\xe2\x82"), "the answer is 500 Internal Server Error: a\uFFFD"},
+		"NUL":                      {[]byte("a\x00b"), "the answer is 500 Internal Server Error: ab"},
+		"empty":                    {nil, "the answer is 500 Internal Server Error"},
+		"NUL alone":                {[]byte("\x00\x00"), "the answer is 500 Internal Server Error"},
+		"invalid to the last byte": {bytes.Repeat([]byte("\x9b"), 5000), ""},
+	}
+	names := slices.Sorted(maps.Keys(answers))
+	var ids []int64
+	r := newReceiver(t, func(id int64, _ int) int {
+		if id == ids[len(ids)-1] {
+			return http.StatusOK
+		}
+		return http.StatusInternalServerError
+	})
+	r.words = func(id int64) []byte {
+		if i := slices.Index(ids, id); i < len(names) {
+			return answers[names[i]].body
+		}
+		return nil
+	}
+	r.hook("n.*")
+	ids = r.publish(len(names) + 1)
+	r.run(func(s *webhooks.Sender) { s.Tries = 2 })
+	r.until("the event behind all failures", func() bool { return len(r.got) == 1 })
+	failures, err := r.store.WebhookFailures(t.Context(), "shop", 10)
+	if err != nil || len(failures) != len(names) {
+		t.Fatalf("kept: %+v, %v", failures, err)
+	}
+	for i, f := range failures {
+		if want := answers[names[i]].want; want != "" && f.Failure != want || !utf8.ValidString(f.Failure) {
+			t.Errorf("%s:\n got %q\nwant %q", names[i], f.Failure, want)
+		}
 	}
 }
 
