@@ -205,17 +205,24 @@ func TestTheFileTheEnvironmentAndFlagsAreJudgedTogether(t *testing.T) {
 func TestPasswordsAreHidden(t *testing.T) {
 	for text, want := range map[string]string{
 		"":                             "",
-		"postgres://u:secret@h:5432/d": "postgres://u:xxxxx@h:5432/d",
+		"postgres://u:secret@h:5432/d": "postgres://u:[FILTERED]@h:5432/d",
 		"postgres://u@h/d":             "postgres://u@h/d",
-		"redis://:secret@h:6379/0":     "redis://:xxxxx@h:6379/0",
-		"postgres://h/d?password=secret&sslmode=disable": "postgres://h/d?password=xxxxx&sslmode=disable",
-		"postgres://h/d?sslpassword=secret":              "postgres://h/d?sslpassword=xxxxx",
-		"host=h password=secret dbname=d":                "host=h password=xxxxx dbname=d",
-		"host=h password = 'sec ret\\' x' dbname=d":      "host=h password=xxxxx dbname=d",
-		"postgres://u:secret%@h/d":                       "xxxxx",
+		"redis://:secret@h:6379/0":     "redis://:[FILTERED]@h:6379/0",
+		"postgres://h/d?password=secret&sslmode=disable": "postgres://h/d?password=[FILTERED]&sslmode=disable",
+		"postgres://h/d?sslpassword=secret":              "postgres://h/d?sslpassword=[FILTERED]",
+		"host=h password=secret dbname=d":                "host=h password=[FILTERED] dbname=d",
+		"host=h password = 'sec ret\\' x' dbname=d":      "host=h password = '[FILTERED]' dbname=d",
+		"postgres://u:secret%@h/d":                       "[FILTERED]",
+		"redis://:ab/CD3@127.0.0.1:6379/0":               "[FILTERED]",
+		"unix:///s?password=secret":                      "unix:///s?password=[FILTERED]",
+		"http://u:secret@h:4318/v1?api_key=secret":       "http://u:[FILTERED]@h:4318/v1?api_key=[FILTERED]",
 	} {
-		if got := mask(text); got != want {
-			t.Errorf("%s: got %s, want %s", text, got, want)
+		for _, key := range []string{"database.url", "redis.url", "telemetry.otlp_endpoint"} {
+			l := Defaults()
+			*Find(key).field(&l.Config).(*string) = text
+			if got := l.Shown(Find(key)); got != want {
+				t.Errorf("%s %s: got %s, want %s", key, text, got, want)
+			}
 		}
 	}
 }
@@ -254,7 +261,7 @@ func TestARunningWorkerAdoptsWhatMayChange(t *testing.T) {
 	if got := fmt.Sprint(changed); got != "[{worker.park_after 5s 6s} {log.level info debug}]" {
 		t.Errorf("changed: %s", got)
 	}
-	if got := fmt.Sprint(pending); got != "[{redis.url redis://:xxxxx@h redis://:xxxxx@h} {worker.lease 5s 6s}]" {
+	if got := fmt.Sprint(pending); got != "[{redis.url redis://:[FILTERED]@h redis://:[FILTERED]@h} {worker.lease 5s 6s}]" {
 		t.Errorf("pending: %s", got)
 	}
 	if now.Worker.Lease != 5*time.Second || now.Worker.ParkAfter != 6*time.Second || now.Log.Level != "debug" || now.Redis.URL != "redis://:one@h" {

@@ -6,6 +6,8 @@ import (
 	"io/fs"
 	"os"
 	"reflect"
+
+	"github.com/taskerhq/tasker/safetext"
 )
 
 // File is the name of the file in the working folder, which may be missing.
@@ -127,10 +129,10 @@ func (l *Loaded) Origin(key string) Origin { return l.origins[key] }
 // Shown is a value for eyes: passwords are hidden.
 func (l *Loaded) Shown(s *Setting) string {
 	if s.Kind == URL {
-		return mask(s.text(&l.Config))
+		return safetext.MaskAddress(s.text(&l.Config))
 	}
 	if s.Kind == Secret && s.text(&l.Config) != "" {
-		return hidden
+		return safetext.Filtered
 	}
 	return s.text(&l.Config)
 }

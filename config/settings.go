@@ -402,7 +402,7 @@ var Settings = []Setting{
 	},
 
 	{
-		Key: "telemetry.otlp_endpoint", Kind: Text, Env: []string{"TASKER_TELEMETRY_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"}, field: func(c *Config) any { return &c.Telemetry.Endpoint },
+		Key: "telemetry.otlp_endpoint", Kind: URL, Schemes: []string{"http://", "https://"}, Form: "http://localhost:4318", Env: []string{"TASKER_TELEMETRY_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"}, field: func(c *Config) any { return &c.Telemetry.Endpoint },
 		About: "Collector of OpenTelemetry traces that takes OTLP over HTTP, such as `http://localhost:4318`; empty: nothing is traced",
 		Why:   "Nothing leaves that nobody has asked for.",
 	},

@@ -99,22 +99,23 @@ func (c *caller) call(ctx context.Context, attempt *tasker.Attempt) (any, error)
 	if err := c.allow(req.URL); err != nil {
 		return nil, Permanent("host_not_allowed", err)
 	}
+	label := safetext.MaskQuery(req.URL.String())
 	res, err := c.client.Do(req)
 	if err != nil {
 		if notAllowed := (*hostError)(nil); errors.As(err, &notAllowed) {
-			return nil, Permanent("host_not_allowed", err)
+			return nil, Permanent("host_not_allowed", notAllowed)
 		}
-		return nil, fmt.Errorf("call %s: %w", req.URL.Redacted(), err)
+		return nil, fmt.Errorf("call %s: %w", label, safetext.CallError(err))
 	}
 	defer res.Body.Close()
 	body, err := io.ReadAll(io.LimitReader(res.Body, int64(c.MaxResponse)+1))
 	if err != nil {
-		return nil, fmt.Errorf("read the answer of %s: %w", req.URL.Redacted(), err)
+		return nil, fmt.Errorf("read the answer of %s: %w", label, err)
 	}
 	if res.StatusCode/100 == 2 {
 		return c.result(res.StatusCode, body)
 	}
-	err = fmt.Errorf("%s %s answered %s", req.Method, req.URL.Redacted(), safetext.Clean(res.Status, 100))
+	err = fmt.Errorf("%s %s answered %s", req.Method, label, safetext.Clean(res.Status, 100))
 	if said := excerpt(body); said != "" {
 		err = fmt.Errorf("%w: %s", err, said)
 	}
@@ -152,10 +153,13 @@ func (c *caller) request(ctx context.Context, spec request, attempt *tasker.Atte
 	}
 	req, err := http.NewRequestWithContext(ctx, method, spec.URL, body)
 	if err != nil {
-		return nil, err
+		if _, unreadable := errors.AsType[*url.Error](err); unreadable {
+			err = errors.New("not a URL") // the parser's reason repeats parts of it, which may be secret
+		}
+		return nil, fmt.Errorf("url %q: %w", safetext.MaskQuery(spec.URL), err)
 	}
 	if req.URL.Scheme != "http" && req.URL.Scheme != "https" {
-		return nil, fmt.Errorf("url %q is neither http nor https", req.URL.Redacted())
+		return nil, fmt.Errorf("url %q is neither http nor https", safetext.MaskQuery(spec.URL))
 	}
 	if body != nil {
 		req.Header.Set("Content-Type", "application/json")

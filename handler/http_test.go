@@ -13,6 +13,36 @@ import (
 	"github.com/taskerhq/tasker/handler"
 )
 
+// Keys in the query of a URL are for the called service alone.
+func TestFailuresOfHTTPDoNotShowTheQueryOfTheURL(t *testing.T) {
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/away" {
+			http.Redirect(w, r, "http://other.invalid/?token=hunter2", http.StatusFound)
+			return
+		}
+		http.Error(w, "password: hunter2 is wrong \x00\xff", http.StatusInternalServerError)
+	}))
+	defer server.Close()
+	r := handler.NewRegistry()
+	r.AllowHTTP(strings.TrimPrefix(server.URL, "http://"), "127.0.0.1:1")
+	for address, want := range map[string]string{
+		server.URL + "/x?q=hunter2&api_key=hunter2": "GET " + server.URL + "/x?q=[FILTERED]&api_key=[FILTERED] answered 500 Internal Server Error: password: [FILTERED] is wrong \uFFFD",
+		server.URL + "/away?q=hunter2":              "tasker.http may not call other.invalid; it may call",
+		"http://127.0.0.1:1/x?q=hunter2":            "call http://127.0.0.1:1/x?q=[FILTERED]: dial tcp 127.0.0.1:1: ",
+		"http://:hun/ter2@127.0.0.1:1/x":            "url \"[FILTERED]\": not a URL",
+		"ftp://u:hunter2@h/x?q=hunter2":             "url \"ftp://u:[FILTERED]@h/x?q=[FILTERED]\" is neither http nor https",
+	} {
+		config, err := json.Marshal(map[string]string{"url": address})
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, f := r.Run(t.Context(), "tasker.http", &tasker.Attempt{Config: config})
+		if f == nil || !strings.Contains(f.Message, want) || strings.Contains(f.Message, "hunter2") || strings.Contains(f.Message, "hun\"") {
+			t.Errorf("%s: got %+v", address, f)
+		}
+	}
+}
+
 func TestHTTPTurnsAnswersIntoResultsAndFailures(t *testing.T) {
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {

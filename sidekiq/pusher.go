@@ -3,8 +3,10 @@ package sidekiq
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
+	"net/url"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -12,6 +14,7 @@ import (
 	"github.com/redis/go-redis/v9"
 	"github.com/taskerhq/tasker"
 	"github.com/taskerhq/tasker/crash"
+	"github.com/taskerhq/tasker/safetext"
 )
 
 // Tuning is how Redis is talked to. The zero value of a field means its
@@ -41,17 +44,27 @@ func (t Tuning) WithDefaults() Tuning {
 // Open connects to the Redis that Sidekiq uses. The connection is made when it
 // is first needed, so a Redis that is away does not keep a worker from running
 // its Go steps.
-func Open(url string) (*redis.Client, error) { return Tuning{}.Open(url) }
+func Open(address string) (*redis.Client, error) { return Tuning{}.Open(address) }
 
 // Open is the function Open, tuned.
-func (t Tuning) Open(url string) (*redis.Client, error) {
-	options, err := redis.ParseURL(url)
+func (t Tuning) Open(address string) (*redis.Client, error) {
+	logThroughSlog()
+	options, err := redis.ParseURL(address)
 	if err != nil {
-		return nil, fmt.Errorf("redis URL %q: %w; it looks like redis://HOST:6379/0 (--redis-url, TASKER_REDIS_URL or REDIS_URL)", hidePassword(url), err)
+		return nil, fmt.Errorf("redis URL %s: %s; it looks like redis://HOST:6379/0 (--redis-url, TASKER_REDIS_URL or REDIS_URL)", safetext.MaskAddress(address), fault(err))
 	}
 	options.MaxRetries = 1 // for a connection that has gone stale; the pusher has patience of its own
 	options.DialTimeout = t.WithDefaults().DialTimeout
 	return redis.NewClient(options), nil
+}
+
+// fault says what is wrong with a URL. The parser's own message repeats the URL, and the
+// part that it takes for a port, which may be the password.
+func fault(err error) string {
+	if _, unreadable := errors.AsType[*url.Error](err); unreadable {
+		return "not a URL; characters such as / # ? @ of a password are written as %2F %23 %3F %40"
+	}
+	return safetext.Mask(err.Error())
 }
 
 // Pusher pushes attempts, all that have come together at once, in the
@@ -76,6 +89,7 @@ func NewPusher(client *redis.Client, log *slog.Logger) *Pusher {
 
 // NewPusher is the function NewPusher, tuned.
 func (t Tuning) NewPusher(client *redis.Client, log *slog.Logger) *Pusher {
+	slogger.Store(log)
 	return &Pusher{redis: client, log: log, tuning: t.WithDefaults(), signal: make(chan struct{}, 1)}
 }
 

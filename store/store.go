@@ -25,6 +25,8 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/taskerhq/tasker/safetext"
 )
 
 // Store reads and writes tasks, steps, templates and workers.
@@ -207,6 +209,9 @@ func Open(ctx context.Context, url, name string, connections int32) (*pgxpool.Po
 func (s Server) Open(ctx context.Context, name string, connections int32) (*pgxpool.Pool, error) {
 	config, err := pgxpool.ParseConfig(s.URL)
 	if err != nil {
+		if safetext.MaskAddress(s.URL) == safetext.Filtered { // the parser's message could repeat the password
+			err = errors.New("not a URL; characters such as / # ? @ of a password are written as %2F %23 %3F %40")
+		}
 		return nil, fmt.Errorf("database URL: %w; it looks like postgres://USER:PASSWORD@HOST:5432/DATABASE (--database-url, TASKER_DATABASE_URL or DATABASE_URL)", err)
 	}
 	if !strings.Contains(s.URL, "pool_max_conns") {

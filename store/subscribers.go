@@ -118,7 +118,7 @@ func (s *Store) ReleaseSubscriber(ctx context.Context, name, holder string) erro
 // EventFailed records the event at which a subscriber stands, and why. failure may be
 // any text.
 func (s *Store) EventFailed(ctx context.Context, name, holder string, event int64, failure string) error {
-	if _, err := s.pool.Exec(ctx, `SELECT tasker.event_failed($1, $2, $3, $4)`, name, holder, event, safetext.Clean(failure, 2000)); err != nil {
+	if _, err := s.pool.Exec(ctx, `SELECT tasker.event_failed($1, $2, $3, $4)`, name, holder, event, safetext.MaskClean(failure, 2000)); err != nil {
 		return fmt.Errorf("note the failure of %q: %w", name, translate(err))
 	}
 	return nil

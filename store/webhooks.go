@@ -85,7 +85,7 @@ func (s *Store) WebhookFailed(ctx context.Context, name string, e *tasker.Event,
 	}
 	if _, err := s.pool.Exec(ctx, `INSERT INTO tasker.webhook_failures AS f (webhook, event_id, event, tries, failure) VALUES ($1, $2, $3, $4, $5)
 		ON CONFLICT (webhook, event_id) DO UPDATE SET tries = f.tries + excluded.tries, failure = excluded.failure, failed_at = now(), again = false`,
-		name, e.ID, doc, tries, safetext.Clean(failure, 1000)); err != nil {
+		name, e.ID, doc, tries, safetext.MaskClean(failure, 1000)); err != nil {
 		return fmt.Errorf("keep an event that webhook %s did not take: %w", name, translate(err))
 	}
 	return nil

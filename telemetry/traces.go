@@ -21,6 +21,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/taskerhq/tasker"
+	"github.com/taskerhq/tasker/safetext"
 	"github.com/taskerhq/tasker/store"
 )
 
@@ -64,10 +65,10 @@ const waitingForExport = 1000
 func NewTraces(ctx context.Context, s *store.Store, c TraceConfig, log *slog.Logger) (*Traces, error) {
 	exporter, err := otlptracehttp.New(ctx, otlptracehttp.WithEndpointURL(c.Endpoint+"/v1/traces"))
 	if err != nil {
-		return nil, fmt.Errorf("export traces to %s: %w", c.Endpoint, err)
+		return nil, fmt.Errorf("export traces to %s: %s", safetext.MaskAddress(c.Endpoint), safetext.Mask(err.Error()))
 	}
 	// The SDK has one place for what goes wrong later, for all of the process.
-	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(err error) { log.Warn("traces can't be exported", "error", err) }))
+	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(err error) { log.Warn("traces can't be exported", "error", safetext.Mask(err.Error())) }))
 	salt, err := s.Identity(ctx)
 	if err != nil {
 		return nil, err

@@ -232,7 +232,7 @@ func (d *delivery) repeat(ctx context.Context) {
 func (d *delivery) post(ctx context.Context, name string, id int64, body []byte) error {
 	request, err := http.NewRequestWithContext(ctx, http.MethodPost, d.hook.URL, bytes.NewReader(body))
 	if err != nil {
-		return fmt.Errorf("post to %s: %w", d.hook.URL, err)
+		return fmt.Errorf("post to %s: not a URL", safetext.MaskQuery(d.hook.URL))
 	}
 	now := strconv.FormatInt(time.Now().Unix(), 10)
 	for header, value := range map[string]string{
@@ -243,7 +243,7 @@ func (d *delivery) post(ctx context.Context, name string, id int64, body []byte)
 	}
 	response, err := d.client.Do(request)
 	if err != nil {
-		return fmt.Errorf("post: %w", err)
+		return fmt.Errorf("post to %s: %w", safetext.MaskQuery(d.hook.URL), safetext.CallError(err))
 	}
 	defer response.Body.Close()
 	if response.StatusCode/100 == 2 {

@@ -294,6 +294,30 @@ func TestAFailureIsKeptWhateverTheAnswerSays(t *testing.T) {
 	}
 }
 
+// Keys in the query of a webhook's URL are for the receiver alone.
+func TestAFailureDoesNotShowTheQueryOfTheURL(t *testing.T) {
+	r := newReceiver(t, taken)
+	r.server.Close() // nothing answers
+	if err := r.store.SetWebhook(t.Context(), &store.Webhook{Name: "shop", URL: r.server.URL + "/in?a=hunter2&token=hunter2", Patterns: []string{"n.*"}, SecretEnv: "SHOP_SECRET"}, "me"); err != nil {
+		t.Fatal(err)
+	}
+	r.publish(1)
+	r.run(func(s *webhooks.Sender) { s.Tries = 2 })
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		failures, err := r.store.WebhookFailures(t.Context(), "shop", 10)
+		if err != nil || time.Now().After(deadline) {
+			t.Fatalf("kept: %+v, %v", failures, err)
+		}
+		if len(failures) == 0 {
+			continue
+		}
+		if f := failures[0].Failure; strings.Contains(f, "hunter2") || !strings.HasPrefix(f, "post to "+r.server.URL+"/in?a=[FILTERED]&token=[FILTERED]: dial tcp") {
+			t.Errorf("got %s", f)
+		}
+		return
+	}
+}
+
 // A worker serves what it may call and has the secret of, also when that changes.
 func TestWhoMayNotCallDoesNot(t *testing.T) {
 	r := newReceiver(t, taken)

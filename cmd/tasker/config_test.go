@@ -150,8 +150,8 @@ func TestConfigShowTellsValuesAndTheirOriginsWithoutSecrets(t *testing.T) {
 		lines[i] = strings.Join(strings.Fields(line), " ")
 	}
 	for _, want := range []string{
-		"database.url postgres://u:xxxxx@h/d file " + file + ":2",
-		"redis.url redis://:xxxxx@h:6379/1 environment REDIS_URL",
+		"database.url postgres://u:[FILTERED]@h/d file " + file + ":2",
+		"redis.url redis://:[FILTERED]@h:6379/1 environment REDIS_URL",
 		"worker.lease 9s file " + file + ":4",
 		"worker.max_tasks 7 flag --max-tasks",
 		"river.poll 700ms environment TASKER_RIVER_POLL",

@@ -82,6 +82,12 @@ RSpec.describe TaskerCore::FailureRecord do
                                "context" => { "headers" => { "Authorization" => "[FILTERED]" }, "id" => 5 })
   end
 
+  it "masks secrets in the backtrace and in the code" do
+    error = TaskerCore::PermanentError.new("no", error_code: "password=hunter2").tap { |e| e.set_backtrace(["a.rb:1:in `x'", "run password: hunter2"]) }
+
+    expect(record(error)).to include("code" => "password=[FILTERED]", "backtrace" => ["a.rb:1:in `x'", "run password: [FILTERED]"])
+  end
+
   it "masks what the configuration names" do
     use_test_database(filter_parameters: [:iban])
 

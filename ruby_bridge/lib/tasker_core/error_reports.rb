@@ -61,7 +61,7 @@ module TaskerCore
     def guarded(who)
       yield
     rescue StandardError, ScriptError => e
-      @config.logger.error { "tasker: #{who} raised #{e.class}: #{e.message}" }
+      @config.logger.error { "tasker: #{who} raised #{e.class}: #{@config.secret_filter.text(CleanText.call(e.message))}" }
     end
   end
 end

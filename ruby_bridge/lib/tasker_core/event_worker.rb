@@ -158,7 +158,7 @@ module TaskerCore
       end
       # What comes after a restart begins here, and people can see where it stands.
       acknowledge(cursor, events, done) if @failures == 1
-      @protocol.event_failed(name, @holder, event.id, "#{error.class}: #{error.message}")
+      @protocol.event_failed(name, @holder, event.id, TaskerCore.config.secret_filter.text(CleanText.call("#{error.class}: #{error.message}")))
       pause [FIRST_RETRY_SECONDS * (2**[@failures - 1, 16].min), LONGEST_RETRY_SECONDS].min
     rescue DatabaseError => e
       away(e)

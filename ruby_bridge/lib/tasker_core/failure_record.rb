@@ -29,11 +29,14 @@ module TaskerCore
 
     private
 
-    def name_of(error) = CleanText.call(error.class.name || error.class.inspect, limit: 500)
+    # Cleaned first, as broken text can't be searched; and twice what is kept, so
+    # that a secret at the cut is known as one.
+    def safe(text, limit) = CleanText.call(@secrets.text(CleanText.call(text, limit: 2 * limit)), limit:)
+
+    def name_of(error) = safe(error.class.name || error.class.inspect, 500)
 
     def message
-      # Cleaned first, as a pattern can't look for secrets in text that is broken.
-      CleanText.call(@secrets.text(CleanText.call(@error.message, limit: 20_000)))
+      safe(@error.message, 10_000)
     rescue StandardError => e
       "(its message raised #{e.class})"
     end
@@ -41,12 +44,12 @@ module TaskerCore
     def backtrace
       lines = Array(@error.backtrace)
       own = defined?(Rails) && Rails.respond_to?(:backtrace_cleaner) ? Rails.backtrace_cleaner.clean(lines) : lines
-      (own.empty? ? lines : own).first(BACKTRACE_LINES).map { |line| CleanText.call(line, limit: 1_000) }
+      (own.empty? ? lines : own).first(BACKTRACE_LINES).map { |line| safe(line, 1_000) }
     end
 
     def code
       code = @error.is_a?(PermanentError) ? @error.error_code : @rule.code
-      CleanText.call(code, limit: 200) if code
+      safe(code, 200) if code
     end
 
     def retry_after
