@@ -137,7 +137,7 @@ func maskPassword(rest string, web bool) string {
 	if at >= len(authority) && (strings.HasPrefix(authority, "[") || web && digits(authority[colon+1:])) {
 		return rest // a port and a path
 	}
-	if at == colon+1 {
+	if at == colon+1 || rest[colon+1:at] == "PASSWORD" { // none, or an example
 		return rest
 	}
 	return rest[:colon+1] + Filtered + rest[at:]

@@ -91,7 +91,7 @@ func (a *app) scopedCommand(command *cobra.Command, run func(context.Context, *s
 
 func (a *app) printPerformance(p *analytics.Performance, scope store.Scope) {
 	if p.AsOf.IsZero() {
-		fmt.Fprintln(a.stdout, "nothing is counted yet: a worker counts, every few seconds")
+		fprintln(a.stdout, "nothing is counted yet: a worker counts, every few seconds")
 		return
 	}
 	t := table{}
@@ -102,10 +102,10 @@ func (a *app) printPerformance(p *analytics.Performance, scope store.Scope) {
 	}
 	t.print(a.stdout)
 	if len(p.Templates) == 0 {
-		fmt.Fprintf(a.stdout, "\nnothing ended in the last %s\n", scope.Period)
+		fprintf(a.stdout, "\nnothing ended in the last %s\n", scope.Period)
 		return
 	}
-	fmt.Fprintln(a.stdout)
+	fprintln(a.stdout)
 	t = table{}
 	t.add("template", "completed", "failed", "p50", "p95", "p99", "waiting", "running", "backoff")
 	for _, x := range p.Templates {
@@ -115,7 +115,7 @@ func (a *app) printPerformance(p *analytics.Performance, scope store.Scope) {
 	t.print(a.stdout)
 	if scope.Name != "" {
 		for _, x := range p.Templates {
-			fmt.Fprintf(a.stdout, "\nsteps of %s/%s\n", x.Namespace, x.Name)
+			fprintf(a.stdout, "\nsteps of %s/%s\n", x.Namespace, x.Name)
 			t = table{}
 			t.add("step", "completed", "failed", "retried", "run p50", "p95", "p99", "wait p50", "p95", "backoff mean")
 			for _, s := range x.Steps {
@@ -125,25 +125,25 @@ func (a *app) printPerformance(p *analytics.Performance, scope store.Scope) {
 			t.print(a.stdout)
 		}
 	}
-	fmt.Fprintf(a.stdout, "\nas of %s\n", p.AsOf.Local().Format(time.DateTime))
+	fprintf(a.stdout, "\nas of %s\n", p.AsOf.Local().Format(time.DateTime))
 }
 
 func (a *app) printBottlenecks(b *analytics.Bottlenecks) {
 	section := func(title string, t table) {
 		if len(t.rows) > 1 {
-			fmt.Fprintf(a.stdout, "%s\n", title)
+			fprintf(a.stdout, "%s\n", title)
 			t.print(a.stdout)
-			fmt.Fprintln(a.stdout)
+			fprintln(a.stdout)
 		}
 	}
-	rows := func(head ...string) table { return table{rows: [][]string{head}} }
+	rows := func(head ...string) table { return tableOf(head) }
 
 	t := rows("tasks", "wait for", "of", "template", "step", "the oldest since", "such as")
 	for _, w := range b.Waiting {
 		t.add(count(w.Tasks), w.Reason, w.Of, w.Namespace+"/"+w.Name, w.Step, took(w.Oldest), strconv.FormatInt(w.Task, 10))
 	}
 	if len(t.rows) == 1 {
-		fmt.Fprint(a.stdout, "no task is open\n\n")
+		fprintf(a.stdout, "no task is open\n\n")
 	}
 	section(fmt.Sprintf("What tasks wait for now (the oldest %d that are open)", b.Sample), t)
 	t = rows("queue", "wait", "run", "threads", "the oldest since")
@@ -192,9 +192,9 @@ func (a *app) printBottlenecks(b *analytics.Bottlenecks) {
 	section("Failures", t)
 	for i, r := range b.Advice {
 		if i == 0 {
-			fmt.Fprintln(a.stdout, "What could be done")
+			fprintln(a.stdout, "What could be done")
 		}
-		fmt.Fprintf(a.stdout, "%d. %s: %s.\n   Change: %s.\n   Then: %s.\n", i+1, r.About, r.Finding, r.Change, r.Effect)
+		fprintf(a.stdout, "%d. %s: %s.\n   Change: %s.\n   Then: %s.\n", i+1, r.About, r.Finding, r.Change, r.Effect)
 	}
 }
 
@@ -208,15 +208,15 @@ func shortened(text string, most int) string {
 }
 
 func (a *app) printCourse(t *analytics.Task) {
-	fmt.Fprintf(a.stdout, "task %d, %s/%s %s: %s after %s", t.TaskID, t.Namespace, t.Name, t.Version, t.State, took(t.Elapsed))
+	fprintf(a.stdout, "task %d, %s/%s %s: %s after %s", t.TaskID, t.Namespace, t.Name, t.Version, t.State, took(t.Elapsed))
 	if t.Remaining != nil {
-		fmt.Fprintf(a.stdout, ", about %s to go", took(*t.Remaining))
+		fprintf(a.stdout, ", about %s to go", took(*t.Remaining))
 	}
-	fmt.Fprintln(a.stdout)
+	fprintln(a.stdout)
 	if len(t.Unknown) > 0 {
-		fmt.Fprintf(a.stdout, "of these steps nothing is known from the last day: %s\n", strings.Join(t.Unknown, " "))
+		fprintf(a.stdout, "of these steps nothing is known from the last day: %s\n", strings.Join(t.Unknown, " "))
 	}
-	fmt.Fprintf(a.stdout, "its attempts ran for %s, side by side at least %s: %.1f at a time are possible, %.1f were reached\n\n", took(t.Work), took(t.Shortest), t.Possible, t.Reached)
+	fprintf(a.stdout, "its attempts ran for %s, side by side at least %s: %.1f at a time are possible, %.1f were reached\n\n", took(t.Work), took(t.Shortest), t.Possible, t.Reached)
 	on := map[string]string{}
 	for _, l := range t.Path {
 		on[l.Step] = percent(l.Share)
@@ -228,16 +228,16 @@ func (a *app) printCourse(t *analytics.Task) {
 	}
 	rows.print(a.stdout)
 	for _, e := range t.Errors {
-		fmt.Fprintf(a.stdout, "\n%s failed", e.Step)
+		fprintf(a.stdout, "\n%s failed", e.Step)
 		if e.Ended {
-			fmt.Fprint(a.stdout, " for good")
+			fprintf(a.stdout, " for good")
 		}
 		if len(e.Blocked) > 0 {
-			fmt.Fprintf(a.stdout, ", and holds up %s", strings.Join(e.Blocked, ", "))
+			fprintf(a.stdout, ", and holds up %s", strings.Join(e.Blocked, ", "))
 		}
-		fmt.Fprintln(a.stdout)
+		fprintln(a.stdout)
 		for _, f := range e.Failed {
-			fmt.Fprintf(a.stdout, "  attempt %d: %s: %s\n", f.Attempt, f.Class, shortened(f.Message, 100))
+			fprintf(a.stdout, "  attempt %d: %s: %s\n", f.Attempt, f.Class, shortened(f.Message, 100))
 		}
 	}
 }

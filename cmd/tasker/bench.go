@@ -122,7 +122,7 @@ func (a *app) bench(ctx context.Context, s *store.Store, l load) error {
 			err = fmt.Errorf("after %s (--timeout) not all tasks were finished", l.timeout)
 		}
 		cancelled, failed := cancelTasks(context.WithoutCancel(ctx), s, open)
-		fmt.Fprintf(a.stderr, "%d of %d tasks were finished, %d were cancelled\n", len(tasks)-cancelled, l.Tasks, cancelled)
+		fprintf(a.stderr, "%d of %d tasks were finished, %d were cancelled\n", len(tasks)-cancelled, l.Tasks, cancelled)
 		return errors.Join(err, failed)
 	}
 	timing, err := s.TimingOf(ctx, tasks)
@@ -193,12 +193,12 @@ func (a *app) printBenched(name string, l load, t store.Timing) error {
 	if a.output == "json" {
 		return a.printJSON(benched{name, l.Tasks, steps, l.InTurn, t.Complete, millis(t.All), rate, millis(t.Median), millis(t.P99)})
 	}
-	fmt.Fprintf(a.stdout, "%s: %d of %d tasks complete, %d steps\n", name, t.Complete, l.Tasks, steps)
+	fprintf(a.stdout, "%s: %d of %d tasks complete, %d steps\n", name, t.Complete, l.Tasks, steps)
 	if !l.InTurn {
-		fmt.Fprintf(a.stdout, "%s from the first INSERT to the end of the last task: %.0f steps/s, %.0f tasks/s\n", round(t.All), rate, rate/float64(l.StepsPerTask()))
+		fprintf(a.stdout, "%s from the first INSERT to the end of the last task: %.0f steps/s, %.0f tasks/s\n", round(t.All), rate, rate/float64(l.StepsPerTask()))
 		return nil
 	}
-	fmt.Fprintf(a.stdout, "a task, from its INSERT to its end: median %s, p99 %s\n", round(t.Median), round(t.P99))
+	fprintf(a.stdout, "a task, from its INSERT to its end: median %s, p99 %s\n", round(t.Median), round(t.P99))
 	return nil
 }
 
@@ -226,16 +226,16 @@ func (p *progress) show(done int) {
 	p.told = time.Now()
 	line := fmt.Sprintf("%d of %d tasks", done, p.total)
 	if !p.terminal {
-		fmt.Fprintln(p.out, line)
+		fprintln(p.out, line)
 		return
 	}
-	fmt.Fprintf(p.out, "\r%-*s", p.width, line) // over what was longer
+	fprintf(p.out, "\r%-*s", p.width, line) // over what was longer
 	p.width = max(p.width, len(line))
 }
 
 // end clears the line.
 func (p *progress) end() {
 	if p.width > 0 {
-		fmt.Fprint(p.out, "\r", strings.Repeat(" ", p.width), "\r")
+		fprintf(p.out, "\r%s\r", strings.Repeat(" ", p.width))
 	}
 }

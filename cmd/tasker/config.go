@@ -43,7 +43,7 @@ func (a *app) configCommand() *cobra.Command {
 			if a.output == "json" {
 				return a.printJSON(map[string]any{"file": file, "valid": true})
 			}
-			fmt.Fprintf(a.stdout, "valid  %s\n", file)
+			fprintf(a.stdout, "valid  %s\n", file)
 			return nil
 		},
 	}
@@ -52,7 +52,7 @@ func (a *app) configCommand() *cobra.Command {
 		Example:           "  tasker config init > " + config.File,
 		PersistentPreRunE: withoutSettings,
 		RunE: func(*cobra.Command, []string) error {
-			fmt.Fprint(a.stdout, config.Sample())
+			fprintf(a.stdout, "%s", styled(config.Sample()))
 			return nil
 		},
 	}

@@ -101,7 +101,7 @@ func (a *app) deadLetterShowCommand() *cobra.Command {
 				}
 				for i := range list {
 					d := &list[i]
-					fmt.Fprintf(a.stdout, "task %d  %s  %s  since %s, for %s\n  %s\n  %s\n", d.TaskID, templateOf(d), d.Reason,
+					fprintf(a.stdout, "task %d  %s  %s  since %s, for %s\n  %s\n  %s\n", d.TaskID, templateOf(d), d.Reason,
 						moment(d.Since), seconds(d.Age), d.Detail,
 						firstOf(resolutionOf(d), fmt.Sprintf("open; what would move it: tasker explain %d", d.TaskID)))
 				}

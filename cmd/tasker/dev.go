@@ -94,7 +94,7 @@ func (a *app) dev(ctx context.Context, dir string, postgresPort, redisPort int, 
 	stopping := func() (context.Context, context.CancelFunc) {
 		return context.WithTimeout(context.Background(), 20*time.Second)
 	}
-	fmt.Fprintln(a.stderr, "starting Postgres …")
+	fprintln(a.stderr, "starting Postgres …")
 	start := func(port int) (*devstack.Postgres, error) {
 		return devstack.StartPostgres(ctx, devstack.PostgresOptions{Dir: filepath.Join(dir, "postgres"), Port: port, Fsync: true})
 	}
@@ -110,7 +110,7 @@ func (a *app) dev(ctx context.Context, dir string, postgresPort, redisPort int, 
 		defer cancel()
 		err = errors.Join(err, postgres.Stop(stop))
 	}()
-	fmt.Fprintln(a.stderr, "starting Redis …")
+	fprintln(a.stderr, "starting Redis …")
 	startRedis := func(port int) (*devstack.Redis, error) {
 		return devstack.StartRedis(ctx, devstack.RedisOptions{Dir: filepath.Join(dir, "redis"), Port: port})
 	}
@@ -146,7 +146,7 @@ func (a *app) dev(ctx context.Context, dir string, postgresPort, redisPort int, 
 			_ = a.printJSON(map[string]string{"database_url": c.DatabaseURL, "redis_url": c.RedisURL}) // a closed pipe is the reader's wish
 			return
 		}
-		fmt.Fprintf(a.stdout, `
+		fprintf(a.stdout, `
 tasker runs. For your app, psql and Sidekiq:
 
   export DATABASE_URL=%s

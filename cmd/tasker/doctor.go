@@ -87,34 +87,34 @@ func (a *app) examine(ctx context.Context, s *store.Store, o store.ExamineOption
 		return fmt.Errorf("%d of %d promises are broken", broken, len(all))
 	}
 	if a.output == "text" {
-		fmt.Fprintf(a.stdout, "%d checks: no promise is broken, %s\n", len(all), plural(warnings, "warning"))
+		fprintf(a.stdout, "%d checks: no promise is broken, %s\n", len(all), plural(warnings, "warning"))
 	}
 	return nil
 }
 
 // printExamined tells of one check when it was made.
 func (a *app) printExamined(e store.Examined) {
-	mark, colour := "ok", "\x1b[32m"
+	mark, colour := "ok", green
 	switch {
 	case e.Broken():
-		mark, colour = "BROKEN", "\x1b[31m"
+		mark, colour = "BROKEN", red
 	case len(e.Findings) > 0:
-		mark, colour = "warning", "\x1b[33m"
+		mark, colour = "warning", yellow
 	}
 	if hasColour(a.stdout) {
-		mark = colour + mark + "\x1b[0m" + "       "[min(len(mark), 7):]
+		mark = colour + mark + plain + "       "[min(len(mark), 7):]
 	} else {
 		mark = fmt.Sprintf("%-7s", mark)
 	}
-	fmt.Fprintf(a.stdout, "%s  %s: %s", mark, e.Name, e.Promise)
+	fprintf(a.stdout, "%s  %s: %s", styled(mark), e.Name, e.Promise)
 	if took := time.Duration(e.Took * float64(time.Second)); took > time.Second {
-		fmt.Fprintf(a.stdout, " (%s)", round(took))
+		fprintf(a.stdout, " (%s)", round(took))
 	}
-	fmt.Fprintln(a.stdout)
+	fprintln(a.stdout)
 	for _, f := range e.Findings {
-		fmt.Fprintf(a.stdout, "         %s\n         → %s\n", f, f.Command)
+		fprintf(a.stdout, "         %s\n         → %s\n", f, f.Command)
 	}
 	if e.More {
-		fmt.Fprintln(a.stdout, "         … and more; --limit shows up to 1000")
+		fprintln(a.stdout, "         … and more; --limit shows up to 1000")
 	}
 }

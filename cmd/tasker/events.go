@@ -14,6 +14,7 @@ import (
 
 	"github.com/taskerhq/tasker"
 	"github.com/taskerhq/tasker/events"
+	"github.com/taskerhq/tasker/safetext"
 	"github.com/taskerhq/tasker/store"
 )
 
@@ -129,18 +130,18 @@ func (a *app) printEvent(e *tasker.Event) error {
 		if err != nil {
 			return err
 		}
-		_, err = fmt.Fprintf(a.stdout, "%s\n", line)
+		_, err = fprintf(forJSON(a.stdout), "%s\n", styled(line))
 		return err
 	}
-	name := fmt.Sprintf("%-26s", e.Name)
+	name := fmt.Sprintf("%-26s", safetext.Visible(string(e.Name)))
 	if hasColour(a.stdout) {
 		switch {
 		case strings.HasSuffix(string(e.Name), ".completed"):
-			name = "\x1b[32m" + name + "\x1b[0m"
+			name = green + name + plain
 		case strings.HasSuffix(string(e.Name), ".failed"), strings.HasSuffix(string(e.Name), "refused"):
-			name = "\x1b[31m" + name + "\x1b[0m"
+			name = red + name + plain
 		case strings.HasSuffix(string(e.Name), ".retry_requested"):
-			name = "\x1b[33m" + name + "\x1b[0m"
+			name = yellow + name + plain
 		}
 	}
 	words := []string{e.OccurredAt.Local().Format("15:04:05.000"), name}
@@ -148,18 +149,18 @@ func (a *app) printEvent(e *tasker.Event) error {
 		words = append(words, fmt.Sprintf("task %d", e.TaskID))
 	}
 	if e.TaskName != "" {
-		words = append(words, e.Namespace+"/"+e.TaskName)
+		words = append(words, safetext.Visible(e.Namespace+"/"+e.TaskName))
 	}
 	if e.StepName != "" {
-		words = append(words, e.StepName)
+		words = append(words, safetext.Visible(e.StepName))
 	}
 	if e.Attempt > 0 {
 		words = append(words, fmt.Sprintf("attempt %d", e.Attempt))
 	}
 	if len(e.Data) > 0 {
-		words = append(words, shorten(string(e.Data), 200))
+		words = append(words, shorten(safetext.Visible(string(e.Data)), 200))
 	}
-	_, err := fmt.Fprintln(a.stdout, strings.Join(words, "  "))
+	_, err := fprintln(a.stdout, styled(strings.Join(words, "  ")))
 	return err
 }
 
@@ -212,7 +213,7 @@ func (a *app) unsubscribeCommand() *cobra.Command {
 				if a.output == "json" {
 					return a.printJSON(map[string]string{"name": args[0], "done": "unsubscribe"})
 				}
-				fmt.Fprintf(a.stdout, "%s is no subscriber any more\n", args[0])
+				fprintf(a.stdout, "%s is no subscriber any more\n", args[0])
 				return nil
 			})
 		},

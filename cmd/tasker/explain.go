@@ -225,7 +225,7 @@ func moves(e *store.Explanation, by map[store.Reason][]*store.Readiness) []move 
 }
 
 func (a *app) printExplanation(x *explained) {
-	fmt.Fprintf(a.stdout, "%s\n\n", x.Explanation)
+	fprintf(a.stdout, "%s\n\n", x.Explanation)
 	var t table
 	t.add("step", "id", "state", "why", "in words")
 	for i := range x.Steps {
@@ -236,7 +236,7 @@ func (a *app) printExplanation(x *explained) {
 	if len(x.Commands) == 0 {
 		return
 	}
-	fmt.Fprintln(a.stdout)
+	fprintln(a.stdout)
 	var c table
 	c.add("command", "does")
 	for _, m := range x.Commands {

@@ -79,7 +79,7 @@ func (a *app) gateVerb(name, short string, do func(*cobra.Command, *store.Store,
 				if a.output == "json" {
 					return a.printJSON(map[string]string{"scope": key.Scope, "name": key.Name, "done": name, "by": by.Name})
 				}
-				fmt.Fprintf(a.stdout, "%s %s %s\n", key.Scope, key.Name, done)
+				fprintf(a.stdout, "%s %s %s\n", key.Scope, key.Name, done)
 				return nil
 			})
 		},
@@ -110,7 +110,7 @@ func (a *app) listGates(ctx context.Context, s *store.Store, all bool) error {
 		return a.printJSON(append([]store.Gate{}, gates...))
 	}
 	if len(gates) == 0 {
-		fmt.Fprintln(a.stdout, "no limit is set, and nothing is paused")
+		fprintln(a.stdout, "no limit is set, and nothing is paused")
 		return nil
 	}
 	var t table

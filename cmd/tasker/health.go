@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/taskerhq/tasker/safetext"
 	"github.com/taskerhq/tasker/server"
 	"github.com/taskerhq/tasker/store"
 )
@@ -72,9 +73,9 @@ func (a *app) printReady(r *server.Readiness) error {
 			check := r.Checks[part]
 			mark := fmt.Sprintf("%-6s", check.Status)
 			if hasColour(a.stdout) {
-				mark = map[string]string{"ok": "\x1b[32m", "failed": "\x1b[31m"}[check.Status] + mark + "\x1b[0m"
+				mark = map[string]string{"ok": green, "failed": red}[check.Status] + mark + plain
 			}
-			fmt.Fprintf(a.stdout, "%s  %s: %s\n", mark, part, check.Message)
+			fprintf(a.stdout, "%s  %s: %s\n", styled(mark), part, safetext.Mask(check.Message))
 		}
 	}
 	if !r.Ready {

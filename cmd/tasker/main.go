@@ -13,6 +13,7 @@ import (
 
 	"github.com/taskerhq/tasker/config"
 	"github.com/taskerhq/tasker/migrations"
+	"github.com/taskerhq/tasker/safetext"
 	"github.com/taskerhq/tasker/store"
 	"github.com/taskerhq/tasker/template"
 	"github.com/taskerhq/tasker/worker"
@@ -38,11 +39,8 @@ func main() {
 }
 
 func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
-	out := &checkedWriter{w: stdout}
-	if f, ok := stdout.(*os.File); ok {
-		out.terminal = isTerminal(f)
-	}
-	root := newRoot(stdin, out, stderr)
+	out, told := newScreen(stdout), newScreen(stderr)
+	root := newRoot(stdin, out, told)
 	root.SetArgs(args)
 	err := root.ExecuteContext(ctx)
 	if err == nil && out.err != nil && !errors.Is(out.err, syscall.EPIPE) { // a reader that has had enough is no failure
@@ -51,7 +49,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	if err == nil {
 		return exitDone
 	}
-	fmt.Fprintln(stderr, "tasker:", err)
+	fprintln(told, "tasker:", styled(safetext.Mask(err.Error()))) // its lines are the program's
 	var (
 		usage     *usageError
 		refused   *store.RefusedError
@@ -68,22 +66,6 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		return exitRefused
 	}
 	return exitFailed
-}
-
-// checkedWriter remembers that a write failed, so that a script whose disk is
-// full does not take half an output for the whole.
-type checkedWriter struct {
-	w        io.Writer
-	terminal bool
-	err      error
-}
-
-func (c *checkedWriter) Write(p []byte) (int, error) {
-	n, err := c.w.Write(p)
-	if c.err == nil {
-		c.err = err
-	}
-	return n, err
 }
 
 // usageError is a mistake in flags or arguments.

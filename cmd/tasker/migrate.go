@@ -46,13 +46,13 @@ Any number of machines may migrate at once: one works, the others wait for it.`,
 				return a.printJSON(map[string]any{"taken_back": versions(undone), "all": all})
 			}
 			for _, m := range undone {
-				fmt.Fprintf(a.stdout, "took back %04d %s\n", m.Version, m.Name)
+				fprintf(a.stdout, "took back %04d %s\n", m.Version, m.Name)
 			}
 			if err == nil && len(undone) == 0 && !all {
-				fmt.Fprintln(a.stdout, "there is nothing to take back")
+				fprintln(a.stdout, "there is nothing to take back")
 			}
 			if err == nil && all {
-				fmt.Fprintf(a.stdout, "schema %s is gone, River's tables with it\n", migrations.Schema)
+				fprintf(a.stdout, "schema %s is gone, River's tables with it\n", migrations.Schema)
 			}
 			return err
 		},
@@ -81,7 +81,7 @@ It takes the schema's owner with the right to create roles. Run again it changes
 nothing. From then on migrate up keeps the rights current.`,
 		RunE: func(c *cobra.Command, _ []string) error {
 			if printRoles {
-				_, err := fmt.Fprint(a.stdout, migrations.RolesSQL())
+				_, err := fprintf(a.stdout, "%s", styled(migrations.RolesSQL()))
 				return err
 			}
 			pool, err := a.server(c.Context())
@@ -95,7 +95,7 @@ nothing. From then on migrate up keeps the rights current.`,
 			if a.output == "json" {
 				return a.printJSON(map[string][]string{"roles": {"tasker_app", "tasker_operator", "tasker_reader", "tasker_worker"}})
 			}
-			_, err = fmt.Fprintln(a.stdout, "roles tasker_app, tasker_operator, tasker_reader and tasker_worker have their rights; grant them to your users")
+			_, err = fprintln(a.stdout, "roles tasker_app, tasker_operator, tasker_reader and tasker_worker have their rights; grant them to your users")
 			return err
 		},
 	}
@@ -137,7 +137,7 @@ func (a *app) migrateUp(c *cobra.Command, dryRun bool) error {
 		if sql == "" {
 			sql = "-- nothing to do: the schema is current\n"
 		}
-		_, err = fmt.Fprint(a.stdout, sql)
+		_, err = fprintf(a.stdout, "%s", styled(sql))
 		return err
 	}
 	before, err := migrations.ReadStatus(c.Context(), pool)
@@ -151,16 +151,16 @@ func (a *app) migrateUp(c *cobra.Command, dryRun bool) error {
 		return a.printJSON(map[string]any{"applied": some(before.Pending), "river": migrations.RiverVersion, "current": true})
 	}
 	if before.Current() {
-		fmt.Fprintln(a.stdout, "the schema is current")
+		fprintln(a.stdout, "the schema is current")
 		return nil
 	}
 	if before.River < migrations.RiverVersion {
-		fmt.Fprintf(a.stdout, "River's schema is at version %d\n", migrations.RiverVersion)
+		fprintf(a.stdout, "River's schema is at version %d\n", migrations.RiverVersion)
 	}
 	for _, m := range migrations.All() {
 		for _, version := range before.Pending {
 			if m.Version == version {
-				fmt.Fprintf(a.stdout, "applied %04d %s\n", m.Version, m.Name)
+				fprintf(a.stdout, "applied %04d %s\n", m.Version, m.Name)
 			}
 		}
 	}

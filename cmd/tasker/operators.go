@@ -146,7 +146,7 @@ func (a *app) runVerb(c *cobra.Command, arg, done string, do func(context.Contex
 		if a.output == "json" {
 			return a.printJSON(map[string]any{object + "_id": id, "done": c.Name(), "by": by.Name})
 		}
-		fmt.Fprintf(a.stdout, "%s %d %s\n", object, id, done)
+		fprintf(a.stdout, "%s %d %s\n", object, id, done)
 		return nil
 	})
 }

@@ -85,7 +85,7 @@ func (a *app) prune(ctx context.Context, s *store.Store, p *pruning) error {
 	} else {
 		err := s.Prune(ctx, p.keep, p.asked, func(done store.Pruned) { a.pruned(p, done) })
 		if isTerminal(a.stderr) && p.said > 0 {
-			fmt.Fprintln(a.stderr)
+			fprintln(a.stderr)
 		}
 		if err != nil {
 			return fmt.Errorf("after %d tasks and %d event partitions: %w; what is done is done, and the same command goes on from there", p.tasks, len(p.dropped), err)
@@ -116,16 +116,16 @@ func (a *app) prune(ctx context.Context, s *store.Store, p *pruning) error {
 	if p.dryRun {
 		verb = "would remove"
 	}
-	fmt.Fprintf(a.stdout, "%s %d tasks, %d event partitions (%.1f MiB)", verb, p.tasks, len(p.dropped), p.mebibytes())
+	fprintf(a.stdout, "%s %d tasks, %d event partitions (%.1f MiB)", verb, p.tasks, len(p.dropped), p.mebibytes())
 	if p.events > 0 {
-		fmt.Fprintf(a.stdout, ", %d events of events_default", p.events)
+		fprintf(a.stdout, ", %d events of events_default", p.events)
 	}
-	fmt.Fprintln(a.stdout)
+	fprintln(a.stdout)
 	for _, o := range p.dropped {
-		fmt.Fprintf(a.stdout, "  %s\n", o.Partition)
+		fprintf(a.stdout, "  %s\n", o.Partition)
 	}
 	for _, o := range kept {
-		fmt.Fprintf(a.stdout, "kept %s: subscriber %q has not read it; see tasker.event_lag, or give --ignore-subscribers\n", o.Partition, *o.HeldBy)
+		fprintf(a.stdout, "kept %s: subscriber %q has not read it; see tasker.event_lag, or give --ignore-subscribers\n", o.Partition, *o.HeldBy)
 	}
 	return nil
 }
@@ -162,12 +162,12 @@ func (a *app) pruned(p *pruning, done store.Pruned) {
 	switch {
 	case isTerminal(a.stderr):
 		p.said = 1
-		fmt.Fprintf(a.stderr, "\r%d tasks, %d event partitions removed", p.tasks, len(p.dropped))
+		fprintf(a.stderr, "\r%d tasks, %d event partitions removed", p.tasks, len(p.dropped))
 	case done.Partition != "":
-		fmt.Fprintf(a.stderr, "%s\n", removed(done))
+		fprintf(a.stderr, "%s\n", removed(done))
 	case p.tasks-p.said >= 10_000:
 		p.said = p.tasks
-		fmt.Fprintf(a.stderr, "%d tasks removed so far\n", p.tasks)
+		fprintf(a.stderr, "%d tasks removed so far\n", p.tasks)
 	}
 }
 

@@ -11,9 +11,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
-	"github.com/lmittmann/tint"
 	"github.com/spf13/cobra"
-	"golang.org/x/term"
 
 	"github.com/taskerhq/tasker/config"
 	"github.com/taskerhq/tasker/migrations"
@@ -81,6 +79,7 @@ func (a *app) load() (err error) {
 	}
 	a.databaseURL, a.redisURL = a.settings.Database.URL, a.settings.Redis.URL
 	a.setLevel(a.settings)
+	slog.SetDefault(a.logger()) // the Redis client and the like have no other
 	return nil
 }
 
@@ -101,29 +100,6 @@ func firstOf(values ...string) string {
 		}
 	}
 	return ""
-}
-
-// logger writes to stderr: colour on a terminal, JSON when piped or asked for.
-func (a *app) logger() *slog.Logger {
-	format := a.settings.Log.Format
-	if format == "json" || format == "auto" && !isTerminal(a.stderr) {
-		return slog.New(slog.NewJSONHandler(a.stderr, &slog.HandlerOptions{Level: &a.level}))
-	}
-	return slog.New(tint.NewTextHandler(a.stderr, &tint.Options{Level: &a.level, TimeFormat: "15:04:05.000", NoColor: !hasColour(a.stderr)}))
-}
-
-// isTerminal reports whether w is a terminal.
-func isTerminal(w io.Writer) bool {
-	if c, ok := w.(*checkedWriter); ok {
-		return c.terminal
-	}
-	f, ok := w.(*os.File)
-	return ok && term.IsTerminal(int(f.Fd()))
-}
-
-// hasColour reports whether w is a terminal that shows colour, and may.
-func hasColour(w io.Writer) bool {
-	return isTerminal(w) && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"
 }
 
 // database connects to the database that the flags name.

@@ -69,7 +69,7 @@ func (a *app) taskEnqueueCommand() *cobra.Command {
 				if a.output == "json" {
 					return a.printJSON(map[string]int64{"task_id": id})
 				}
-				fmt.Fprintf(a.stdout, "task %d\n", id)
+				fprintf(a.stdout, "task %d\n", id)
 				return nil
 			})
 		},
@@ -225,8 +225,8 @@ func parseID(arg, object string) (int64, error) {
 }
 
 func (a *app) printTask(task *store.TaskSummary, steps []store.Step) {
-	fmt.Fprintf(a.stdout, "task %d  %s/%s@%s\n", task.TaskID, task.Namespace, task.Name, task.Version)
-	fmt.Fprintf(a.stdout, "%s (%s), %d of %d steps, %s\n\n", task.State, task.ExecutionStatus, task.StepsSatisfied, task.StepsTotal,
+	fprintf(a.stdout, "task %d  %s/%s@%s\n", task.TaskID, task.Namespace, task.Name, task.Version)
+	fprintf(a.stdout, "%s (%s), %d of %d steps, %s\n\n", task.State, task.ExecutionStatus, task.StepsSatisfied, task.StepsTotal,
 		duration(task.CreatedAt, task.FinishedAt))
 	var t table
 	t.add("step", "id", "state", "attempts", "took", "handler", "after", "last failure")
@@ -255,7 +255,7 @@ func (a *app) printTask(task *store.TaskSummary, steps []store.Step) {
 			if f.Code != "" {
 				code = " (" + f.Code + ")"
 			}
-			fmt.Fprintf(a.stdout, "\n%s, attempt %d%s\n  %s: %s\n", steps[i].Name, f.Attempt, code, f.Class, strings.ReplaceAll(f.Message, "\n", "\n  "))
+			fprintf(a.stdout, "\n%s, attempt %d%s\n  %s: %s\n", steps[i].Name, f.Attempt, code, f.Class, indented(f.Message))
 		}
 	}
 }
@@ -313,7 +313,7 @@ func (a *app) watch(c *cobra.Command, s *store.Store, id int64, interval, timeou
 				if f := failureOf(x.Error); f != nil && x.State != tasker.StepComplete {
 					line += "  " + shorten(f.Class+": "+f.Message, 100)
 				}
-				fmt.Fprintln(a.stdout, line)
+				fprintln(a.stdout, line)
 			}
 			seen[x.StepID] = now
 		}
@@ -323,7 +323,7 @@ func (a *app) watch(c *cobra.Command, s *store.Store, id int64, interval, timeou
 					return err
 				}
 			} else {
-				fmt.Fprintf(a.stdout, "%s  task %d: %s after %s\n", time.Now().Format("15:04:05.000"), id, task.State, duration(task.CreatedAt, task.FinishedAt))
+				fprintf(a.stdout, "%s  task %d: %s after %s\n", time.Now().Format("15:04:05.000"), id, task.State, duration(task.CreatedAt, task.FinishedAt))
 			}
 			if task.State != tasker.TaskComplete {
 				return fmt.Errorf("task %d ended as %s; see: tasker task show %d", id, task.State, id)

@@ -136,7 +136,7 @@ func (a *app) printLoaded(loaded []*template.Loaded, do func(*template.Loaded) (
 		return failed
 	}
 	for _, l := range lines {
-		fmt.Fprintf(a.stdout, "%s  %s  (%d steps, %s)\n", l.Result, l.Template, l.Steps, l.File)
+		fprintf(a.stdout, "%s  %s  (%d steps, %s)\n", l.Result, l.Template, l.Steps, l.File)
 	}
 	return failed
 }
@@ -145,11 +145,11 @@ func (a *app) printTemplate(t *tasker.Template) error {
 	if a.output == "json" {
 		return a.printJSON(t)
 	}
-	fmt.Fprintf(a.stdout, "%s\n", t.FullName())
+	fprintf(a.stdout, "%s\n", t.FullName())
 	if t.Description != "" {
-		fmt.Fprintf(a.stdout, "%s\n", t.Description)
+		fprintf(a.stdout, "%s\n", t.Description)
 	}
-	fmt.Fprintf(a.stdout, "up to %d steps at once\n\n", t.MaxParallelSteps)
+	fprintf(a.stdout, "up to %d steps at once\n\n", t.MaxParallelSteps)
 	var out table
 	out.add("step", "handler", "after", "attempts", "backoff", "queue")
 	for i := range t.Steps {
@@ -170,8 +170,8 @@ func (a *app) printTemplate(t *tasker.Template) error {
 				if err != nil {
 					return fmt.Errorf("print handler_config of %s: %w", t.Steps[i].Name, err)
 				}
-				fmt.Fprintf(a.stdout, "\nhandler_config of %s:\n  %s", t.Steps[i].Name, strings.ReplaceAll(strings.TrimSpace(string(text)), "\n", "\n  "))
-				fmt.Fprintln(a.stdout)
+				fprintf(a.stdout, "\nhandler_config of %s:\n  %s", t.Steps[i].Name, indented(strings.TrimSpace(string(text))))
+				fprintln(a.stdout)
 			}
 		}
 	}

@@ -210,30 +210,30 @@ func flatten(v any) (map[string]json.RawMessage, error) {
 }
 
 func (d *templateDiff) print(w io.Writer) {
-	fmt.Fprintf(w, "%s → %s\n", d.From, d.To)
+	fprintf(w, "%s → %s\n", d.From, d.To)
 	if d.Same {
-		fmt.Fprintln(w, "\nno difference")
+		fprintf(w, "\nno difference\n")
 	} else {
-		fmt.Fprintln(w)
+		fprintln(w)
 	}
 	printFields(w, "", d.Fields)
 	for _, s := range d.Added {
-		fmt.Fprintf(w, "+ %s\n", s)
+		fprintf(w, "+ %s\n", s)
 	}
 	for _, s := range d.Removed {
-		fmt.Fprintf(w, "- %s\n", s)
+		fprintf(w, "- %s\n", s)
 	}
 	for _, s := range d.Changed {
-		fmt.Fprintf(w, "~ %s\n", s.Step)
+		fprintf(w, "~ %s\n", s.Step)
 		printFields(w, "    ", s.Fields)
 	}
 	if d.Reordered {
-		fmt.Fprintln(w, "the steps stand in another order")
+		fprintln(w, "the steps stand in another order")
 	}
 	if len(d.OpenTasks) > 0 {
-		fmt.Fprintln(w, "\ntasks still to be finished:")
+		fprintf(w, "\ntasks still to be finished:\n")
 		for _, use := range d.OpenTasks {
-			fmt.Fprintf(w, "    %s on %s\n", plural(int(use.OpenTasks), "task"), use.Version)
+			fprintf(w, "    %s on %s\n", plural(int(use.OpenTasks), "task"), use.Version)
 		}
 	}
 }
@@ -247,6 +247,6 @@ func (s graphStepSummary) String() string {
 
 func printFields(w io.Writer, indent string, fields []fieldChange) {
 	for _, f := range fields {
-		fmt.Fprintf(w, "%s%s: %s → %s\n", indent, f.Field, firstOf(string(f.Old), "(none)"), firstOf(string(f.New), "(none)"))
+		fprintf(w, "%s%s: %s → %s\n", indent, f.Field, firstOf(string(f.Old), "(none)"), firstOf(string(f.New), "(none)"))
 	}
 }

@@ -136,7 +136,7 @@ func describeGraph(t *tasker.Template, g *dag.Graph) any {
 // drawMermaid writes a flowchart: Ruby steps as boxes, Go steps rounded,
 // skippable ones dashed.
 func drawMermaid(w io.Writer, t *tasker.Template, g *dag.Graph) {
-	fmt.Fprintf(w, "---\ntitle: %s\n---\nflowchart TD\n", t.FullName())
+	fprintf(w, "---\ntitle: %s\n---\nflowchart TD\n", t.FullName())
 	quote := strings.NewReplacer(`"`, "#quot;", "<", "&lt;", ">", "&gt;")
 	var dashed []string
 	for _, i := range g.TopologicalOrder() {
@@ -145,18 +145,18 @@ func drawMermaid(w io.Writer, t *tasker.Template, g *dag.Graph) {
 		if s.Handler != "" {
 			open, closed = "([", "])"
 		}
-		fmt.Fprintf(w, "    s%d%s\"%s<br/>%s\"%s\n", i, open, quote.Replace(s.Name), quote.Replace(handlerOf(s)), closed)
+		fprintf(w, "    s%d%s\"%s<br/>%s\"%s\n", i, open, quote.Replace(s.Name), quote.Replace(handlerOf(s)), closed)
 		if s.Skippable {
 			dashed = append(dashed, fmt.Sprintf("s%d", i))
 		}
 	}
 	for _, i := range g.TopologicalOrder() {
 		for _, before := range g.Dependencies(i) {
-			fmt.Fprintf(w, "    s%d --> s%d\n", before, i)
+			fprintf(w, "    s%d --> s%d\n", before, i)
 		}
 	}
 	if len(dashed) > 0 {
-		fmt.Fprintf(w, "    classDef skippable stroke-dasharray: 5 5\n    class %s skippable\n", strings.Join(dashed, ","))
+		fprintf(w, "    classDef skippable stroke-dasharray: 5 5\n    class %s skippable\n", strings.Join(dashed, ","))
 	}
 }
 
@@ -173,7 +173,7 @@ func drawText(w io.Writer, t *tasker.Template, g *dag.Graph) {
 		widths[0] = max(widths[0], len(t.Steps[i].Name))
 		widths[1] = max(widths[1], len(handlerOf(&t.Steps[i])))
 	}
-	fmt.Fprintf(w, "%s: %s in %s, up to %d at once\n\n", t.FullName(), plural(len(t.Steps), "step"), plural(levels, "level"), t.MaxParallelSteps)
+	fprintf(w, "%s: %s in %s, up to %d at once\n\n", t.FullName(), plural(len(t.Steps), "step"), plural(levels, "level"), t.MaxParallelSteps)
 	margin := len(fmt.Sprint(levels))
 	for level := 1; level <= levels; level++ {
 		for n, i := range members[level] {
@@ -194,7 +194,7 @@ func drawText(w io.Writer, t *tasker.Template, g *dag.Graph) {
 			if t.Steps[i].Skippable {
 				line += "  (skippable)"
 			}
-			fmt.Fprintln(w, strings.TrimRight(line, " "))
+			fprintln(w, strings.TrimRight(line, " "))
 		}
 	}
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/taskerhq/tasker/safetext"
 	"github.com/taskerhq/tasker/store"
 )
 
@@ -29,7 +30,7 @@ the next ones go on.`,
 					if err := s.RemoveWebhook(c.Context(), args[0]); err != nil {
 						return err
 					}
-					fmt.Fprintf(a.stdout, "webhook %s is removed\n", args[0])
+					fprintf(a.stdout, "webhook %s is removed\n", args[0])
 					return nil
 				})
 			},
@@ -58,7 +59,7 @@ func (a *app) webhookSetCommand() *cobra.Command {
 				if err := s.SetWebhook(c.Context(), &w, by); err != nil {
 					return err
 				}
-				fmt.Fprintf(a.stdout, "webhook %s posts %s to %s, from now on\n", w.Name, strings.Join(w.Patterns, " "), w.URL)
+				fprintf(a.stdout, "webhook %s posts %s to %s, from now on\n", w.Name, strings.Join(w.Patterns, " "), safetext.MaskAddress(w.URL))
 				return nil
 			})
 		},
@@ -80,6 +81,9 @@ func (a *app) webhookListCommand() *cobra.Command {
 				lags, err := s.EventLags(c.Context())
 				if err != nil {
 					return err
+				}
+				for i := range hooks {
+					hooks[i].URL = safetext.MaskAddress(hooks[i].URL)
 				}
 				if a.output == "json" {
 					return a.printJSON(hooks)
@@ -156,7 +160,7 @@ func (a *app) webhookRetryCommand() *cobra.Command {
 				if n == 0 {
 					return fmt.Errorf("webhook %s has nothing of the kind that it did not take: see tasker webhook failures", args[0])
 				}
-				fmt.Fprintf(a.stdout, "%d events are posted again\n", n)
+				fprintf(a.stdout, "%d events are posted again\n", n)
 				return nil
 			})
 		},

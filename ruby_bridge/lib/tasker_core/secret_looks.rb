@@ -38,6 +38,8 @@ module TaskerCore
       at = at_sign(token, authority, web)
       colon = authority.index(":")
       return rest if colon.nil? || at.nil? || at <= colon + 1
+      return rest if rest[(colon + 1)...at] == "PASSWORD" # an example
+
       # A port and a path.
       return rest if at >= authority.length && (authority.start_with?("[") || (web && authority[(colon + 1)..].match?(/\A[0-9]*\z/)))
 
