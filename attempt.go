@@ -42,8 +42,8 @@ func (a *Attempt) Heartbeat(progress any) error {
 		if doc, err = json.Marshal(progress); err != nil {
 			return fmt.Errorf("heartbeat: %w", err)
 		}
-		if len(doc) > MaxProgressBytes {
-			return fmt.Errorf("heartbeat: the progress has %d bytes, at most %d are kept: store the data and carry a reference", len(doc), MaxProgressBytes)
+		if problem := DocumentProblem(doc, MaxProgressBytes); problem != "" {
+			return fmt.Errorf("heartbeat: the progress %s: store the data and carry a reference", problem)
 		}
 	}
 	if a.Beat == nil {

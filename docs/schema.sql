@@ -2391,7 +2391,7 @@ BEGIN
         FOR UPDATE SKIP LOCKED) gone
     WHERE a.task_id = gone.task_id AND a.channel = gone.channel;
     INSERT INTO tasker.task_waiters AS a (task_id, channel, until)
-    SELECT DISTINCT u.task_id, $1, clock_timestamp() + interval '1 minute' FROM unnest(tasks) AS u(task_id) ORDER BY u.task_id
+    SELECT u.task_id, $1, clock_timestamp() + interval '1 minute' FROM (SELECT DISTINCT t FROM unnest(tasks) t) AS u(task_id) ORDER BY u.task_id
     ON CONFLICT ON CONSTRAINT task_waiters_pkey DO UPDATE SET until = excluded.until;
     RETURN EXISTS (SELECT FROM tasker.task_waiters a WHERE a.channel = $1);
 END $_$;

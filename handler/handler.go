@@ -182,12 +182,13 @@ func encode(value any, name string, attempt *tasker.Attempt) (json.RawMessage, *
 	switch {
 	case err != nil:
 		return refuse(tasker.CodeResultNotSerializable, "is not JSON: %s", err)
-	case len(result) > tasker.MaxResultBytes:
-		return refuse(tasker.CodeResultTooLarge, "has %d bytes, at most %d are kept: store the data and return a reference", len(result), tasker.MaxResultBytes)
 	case !utf8.Valid(result):
 		return refuse(tasker.CodeResultNotSerializable, "is not valid UTF-8")
 	case hasNUL(result):
 		return refuse(tasker.CodeResultNotSerializable, `holds a NUL character (\u0000), which Postgres cannot store`)
+	}
+	if problem := tasker.DocumentProblem(result, tasker.MaxResultBytes); problem != "" {
+		return refuse(tasker.CodeResultTooLarge, "%s: store the data and return a reference", problem)
 	}
 	return result, nil
 }

@@ -8,6 +8,7 @@ import (
 	"github.com/taskerhq/tasker"
 	"github.com/taskerhq/tasker/dag"
 	"github.com/taskerhq/tasker/finalizer"
+	"github.com/taskerhq/tasker/safetext"
 	"github.com/taskerhq/tasker/store"
 )
 
@@ -173,6 +174,7 @@ func reported(doc json.RawMessage) *outcome {
 	}
 	if err := json.Unmarshal(doc, &f); err != nil {
 		f.Failure = tasker.Failure{Class: "MalformedFailure", Message: "the process reported a failure that can't be read: " + err.Error(), Context: doc}
+		safetext.Failure(&f.Failure)
 	}
 	if f.Lost {
 		return &outcome{kind: finalizer.Lost}

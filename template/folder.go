@@ -63,7 +63,7 @@ func load(dir string, files []string, opts Options) ([]*Loaded, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read templates: %w", err)
 	}
-	defer within.Close()
+	defer func() { _ = within.Close() }() // it was only read
 	var (
 		loaded []*Loaded
 		all    []Problem

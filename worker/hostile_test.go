@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"net/url"
 	"os/exec"
 	"strings"
 	"testing"
@@ -25,13 +24,7 @@ import (
 // send notifications.
 func (b *bundle) stranger() *pgx.Conn {
 	b.Helper()
-	name := fmt.Sprintf("test_stranger_%d", rand.Uint64())
-	b.exec(`CREATE ROLE ` + name + ` LOGIN`)
-	b.Cleanup(func() { b.exec(`DROP ROLE ` + name) })
-	u, err := url.Parse(b.url)
-	b.must(err)
-	u.User = url.User(name)
-	conn, err := pgx.Connect(b.Context(), u.String())
+	conn, err := pgx.Connect(b.Context(), b.newLogin(fmt.Sprintf("test_stranger_%d", rand.Uint64()), ""))
 	b.must(err)
 	b.Cleanup(func() { _ = conn.Close(b.Context()) }) // the test is over
 	return conn

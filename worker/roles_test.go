@@ -19,11 +19,17 @@ import (
 func (b *bundle) user(role string) string {
 	b.Helper()
 	name := fmt.Sprintf("test_%s_%d", role, rand.Uint64())
-	b.exec(`CREATE ROLE ` + name + ` LOGIN IN ROLE ` + role)
+	return b.newLogin(name, ` IN ROLE `+role)
+}
+
+// newLogin makes a login and returns the URL by which it comes.
+func (b *bundle) newLogin(name, options string) string {
+	b.Helper()
+	b.exec(`CREATE ROLE ` + name + ` LOGIN PASSWORD 'a test'` + options)
 	b.Cleanup(func() { b.exec(`DROP ROLE ` + name) })
 	u, err := url.Parse(b.url)
 	b.must(err)
-	u.User = url.User(name)
+	u.User = url.UserPassword(name, "a test")
 	return u.String()
 }
 

@@ -16,7 +16,7 @@ RETURNS TABLE (step_id bigint, attempt int, accepted boolean, reason text) LANGU
 #variable_conflict use_column
 BEGIN
     IF jsonb_typeof(reports) = 'array' THEN
-        PERFORM tasker.start_attempts(array_agg(d.step_id), array_agg(d.attempt), NULL, NULL, array_agg(d.ticket))
+        PERFORM tasker.start_attempts(array_agg(d.step_id), array_agg(d.attempt), NULL, tickets => array_agg(d.ticket))
         FROM tasker.dispatches d WHERE d.started_at IS NULL AND d.failure IS NULL AND d.ticket IS NOT NULL
           AND EXISTS (SELECT FROM jsonb_array_elements(reports) e WHERE (e ->> 'step_id')::bigint = d.step_id AND (e ->> 'attempt')::int = d.attempt)
         HAVING count(*) > 0;

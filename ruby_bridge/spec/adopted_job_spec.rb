@@ -152,7 +152,8 @@ RSpec.describe TaskerCore::AdoptedJob do
       performed(step)
       TestDatabase.connection.exec("UPDATE tasker.steps SET state = 'waiting_for_retry' WHERE step_id = #{step.step_id}")
       TestDatabase.connection.exec("UPDATE tasker.steps SET state = 'enqueued', attempts = 2 WHERE step_id = #{step.step_id}")
-      TestDatabase.connection.exec("UPDATE tasker.dispatches SET failure = NULL, started_at = NULL, attempt = 2, ticket = step_id * 1000 + 2 WHERE step_id = #{step.step_id}")
+      TestDatabase.connection.exec("UPDATE tasker.dispatches SET failure = NULL, started_at = NULL, attempt = 2, " \
+                                   "ticket = step_id * 1000 + 2 WHERE step_id = #{step.step_id}")
       performed(WorkflowHelpers::DispatchedStep.new(step.task_id, step.step_id, 2, "InvoiceJob"))
 
       expect(seen.size).to eq(2)

@@ -228,7 +228,7 @@ RSpec.describe "In a Rails app" do
       app.write("config/tasker/tasks/a.yaml", template("Orders::Charge", queue: "billing"))
       SidekiqProcess.run("plain/boot.rb", "-q", "billing") do |sidekiq|
         eventually("the process says its queues") { sidekiq.redis.smembers("processes").any? { |name| sidekiq.redis.hget(name, "info") } }
-        expect(app.rails("tasker:check", env: { "REDIS_URL" => sidekiq.redis.connection[:id] })).to match(/^ok    queue billing$/)
+        expect(app.rails("tasker:check", env: { "REDIS_URL" => sidekiq.redis_url })).to match(/^ok    queue billing$/)
       end
 
       expect(app.rails("tasker:check", env: { "REDIS_URL" => "redis://127.0.0.1:1" })).to match(/^WRONG Redis: .*correct REDIS_URL$/)

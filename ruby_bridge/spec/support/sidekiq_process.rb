@@ -9,7 +9,7 @@ class SidekiqProcess
   LIB = File.expand_path("../../lib", __dir__)
   APPS = File.expand_path("../apps", __dir__)
 
-  attr_reader :redis, :pid
+  attr_reader :redis, :redis_url, :pid
 
   # @param app [String] folder in spec/apps, or a file in it
   # @param servers [Hash] redis_url:, database_url:; else an empty Redis, and the run's database
@@ -23,6 +23,7 @@ class SidekiqProcess
 
   def initialize(app, *options, env: {}, redis_url: TestRedis.take, database_url: TestDatabase.url)
     @database_url = database_url
+    @redis_url = redis_url
     @redis = Redis.new(url: redis_url)
     @log = Tempfile.new("sidekiq")
     @command = ["sidekiq", "-r", File.join(APPS, app), "-q", "default", "-c", "5", "-e", "test", *options]

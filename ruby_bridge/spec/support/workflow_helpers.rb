@@ -17,7 +17,7 @@ module WorkflowHelpers
 
     def arguments = { "v" => 1, "step_id" => step_id, "attempt" => attempt, "task_id" => task_id, "handler" => handler, "ticket" => ticket }
 
-    def ticket = step_id * 1000 + attempt
+    def ticket = (step_id * 1000) + attempt
 
     # Of its start, once it has been started.
     def secret = TestDatabase.value("SELECT secret FROM tasker.dispatches WHERE step_id = $1", step_id)&.to_i
