@@ -158,12 +158,15 @@ func (r *run) all(ctx context.Context, lasting time.Duration, open int, keep str
 	loading, enough := context.WithCancel(ctx)
 	var loader sync.WaitGroup
 	loader.Go(func() { r.load(loading, open) })
+	var acts int
+	loader.Go(func() { acts = r.harass(loading) })
 	history, err := r.bringAbout(ctx, time.Now().Add(lasting))
 	enough()
 	loader.Wait()
 	if err != nil {
 		return nil, err
 	}
+	say("seed %d: hostile logins did %d things", r.seed, acts)
 	say("seed %d: in peace; waiting until all %d tasks have ended", r.seed, r.enqueued.Load())
 	quiet := time.Now()
 	err = r.until(ctx, "all tasks have ended", func() (bool, error) {
@@ -235,6 +238,9 @@ func (r *run) open(ctx context.Context, dir string) (err error) {
 	}
 	r.store = store.New(r.pool)
 	if err = migrations.Up(ctx, r.pool); err != nil {
+		return err
+	}
+	if err = r.makeHostile(ctx); err != nil {
 		return err
 	}
 	if _, err = r.pool.Exec(ctx, ledger); err != nil {

@@ -188,7 +188,11 @@ func encode(value any, name string, attempt *tasker.Attempt) (json.RawMessage, *
 		return refuse(tasker.CodeResultNotSerializable, `holds a NUL character (\u0000), which Postgres cannot store`)
 	}
 	if problem := tasker.DocumentProblem(result, tasker.MaxResultBytes); problem != "" {
-		return refuse(tasker.CodeResultTooLarge, "%s: store the data and return a reference", problem)
+		code := tasker.CodeResultNotSerializable
+		if strings.Contains(problem, "bytes") { // its numbers and its depth are all right
+			code = tasker.CodeResultTooLarge
+		}
+		return refuse(code, "%s: store the data and return a reference", problem)
 	}
 	return result, nil
 }

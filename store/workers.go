@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -305,26 +306,40 @@ func tellOfJob(l Listener, payload string) {
 	}
 }
 
-func tell(l Listener, payload string) {
-	switch kind, list := payload[:min(len(payload), 1)], payload[min(len(payload), 1):]; kind {
-	case "t":
+// notifications are what a worker understands on its own channel, by the first letter
+// of the payload. Any login of the database may send them: each is a hint where to look,
+// but for results, which carry their attempt's ticket.
+var notifications = map[string]func(l Listener, list string){
+	"t": func(l Listener, list string) {
 		for _, id := range ids(list) {
 			l.Changed(id)
 		}
-	case "g":
+	},
+	"g": func(l Listener, list string) {
 		if list == "" {
 			l.Admitted(0)
 		}
 		for _, id := range ids(list) {
 			l.Admitted(id)
 		}
-	case "c": // of attempts that a worker of an earlier version made: to be read
-		l.Rung(completedSteps(list))
-	case "d":
-		l.Completed(completed(list))
-	default:
-		l.Rung(ids(payload))
+	},
+	// Of attempts that a worker of an earlier version made: to be read.
+	"c": func(l Listener, list string) { l.Rung(completedSteps(list)) },
+	"d": func(l Listener, list string) { l.Completed(completed(list)) },
+}
+
+// NotificationKinds lists the first letters of payloads that a worker understands; the
+// empty one is a list of steps. It is for tests that forge them.
+func NotificationKinds() []string {
+	return append(slices.Sorted(maps.Keys(notifications)), "")
+}
+
+func tell(l Listener, payload string) {
+	if act := notifications[payload[:min(len(payload), 1)]]; act != nil {
+		act(l, payload[1:])
+		return
 	}
+	l.Rung(ids(payload))
 }
 
 // completed reads a list of step.attempt.task.ticket.

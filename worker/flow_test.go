@@ -210,7 +210,7 @@ step_templates:
 	for step, want := range map[string]struct{ code, message string }{
 		"channel": {"result_not_serializable", "the result of handler return is not JSON"},
 		"nul":     {"result_not_serializable", `holds a NUL character (\u0000)`},
-		"number":  {"result_not_serializable", "Postgres refuses the result"},
+		"number":  {"result_not_serializable", "has a number of more than 400 digits"},
 		"large":   {"result_too_large", "at most 4194304 are kept"},
 		"panics":  {"handler_panicked", "ohno"},
 		"message": {"", "bad  and \uFFFD"},

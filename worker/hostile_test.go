@@ -59,12 +59,24 @@ func TestAForgedNotificationCompletesNothing(t *testing.T) {
 	stranger := b.stranger()
 	channel := fmt.Sprint("tasker.worker_", worker)
 	check, charge, ship := b.step(task, "fraud_check").StepID, b.step(task, "charge").StepID, b.step(task, "ship").StepID
-	for _, payload := range []string{
-		fmt.Sprintf("c%d.1.%d", check, task), fmt.Sprintf("c%d.1.%d", charge, task), fmt.Sprintf("c%d.0.%d", charge, task),
-		fmt.Sprintf("c%d.0.%d", ship, task), fmt.Sprintf("c%d.1.%d", ship, task), fmt.Sprint(check), fmt.Sprint("t", task), fmt.Sprint("g", task),
-	} {
-		b.notify(stranger, channel, payload)
+	// Each kind that the code understands, with each list that means something to one of them.
+	for _, kind := range store.NotificationKinds() {
+		b.notify(stranger, channel, kind)
+		b.notify(stranger, channel, fmt.Sprint(kind, task))
+		for _, step := range []int64{check, charge, ship} {
+			b.notify(stranger, channel, fmt.Sprint(kind, step))
+			for _, attempt := range []int{0, 1, 2} {
+				b.notify(stranger, channel, fmt.Sprintf("%s%d.%d.%d", kind, step, attempt, task))
+				b.notify(stranger, channel, fmt.Sprintf("%s%d.%d.%d.0", kind, step, attempt, task))
+				b.notify(stranger, channel, fmt.Sprintf("%s%d.%d.%d.%d", kind, step, attempt, task, rand.Int64N(1<<48)))
+			}
+		}
 	}
+	for _, payload := range []string{"", "{", `{"queue": "default"}`, `{"task_id": -1}`, strings.Repeat("1,", 3999), "d1.1", "d....", "\x01"} {
+		b.notify(stranger, channel, payload)
+		b.notify(stranger, "tasker.river_insert", payload)
+	}
+	b.notify(stranger, "tasker.river_insert", fmt.Sprintf(`{"queue": "default", "task_id": %d, "job_id": 1}`, task))
 	b.sidekiq()
 	b.finish()
 	b.want("complete", `SELECT state FROM tasker.tasks WHERE task_id = $1`, task)

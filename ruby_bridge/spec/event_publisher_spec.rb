@@ -272,7 +272,7 @@ RSpec.describe TaskerCore::EventPublisher do
         expect { described_class.publish("shop.done", {}, task: 999_999_999, connection:) }
           .to raise_error(TaskerCore::EventRefusedError, "there is no task 999999999")
         expect { described_class.publish("shop.done", { text: "x" * 70_000 }, connection:) }
-          .to raise_error(TaskerCore::EventRefusedError, /more than 64 KiB/)
+          .to raise_error(TaskerCore::EventRefusedError, /bytes as text, at most 65536 are kept/)
       end
     end
   end

@@ -144,7 +144,9 @@ RSpec.describe TaskerCore::TaskEnds do
       require "json"
       task_id, other = ARGV.map(&:to_i)
       waits = Thread.new { TaskerCore.task_ends.wait(task_id, timeout: 20) }
-      sleep 0.01 until TaskerCore.listener.instance_variable_get(:@thread)
+      # It listens and it waits: no thread connects while this one forks, as OpenSSL's locks would stay locked in the child.
+      waiting = "SELECT FROM pg_stat_activity a, tasker.task_waiters w WHERE a.datname = current_database() AND a.query LIKE 'LISTEN%'"
+      sleep 0.01 until TaskerCore.database.exec(waiting).ntuples.positive?
       reader, writer = IO.pipe
       child = fork { writer.puts(TaskerCore.task_ends.wait(other, timeout: 20)) }
       writer.close
