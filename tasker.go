@@ -53,6 +53,7 @@ type StepTemplate struct {
 	Queue         string          `json:"queue,omitempty"`                     // Sidekiq queue; empty: "default"
 	HandlerConfig json.RawMessage `json:"handler_config,omitempty"`
 	Skippable     bool            `json:"skippable,omitempty"`     // failed for good, it is skipped: the task goes on without its result
+	Bypassable    bool            `json:"bypassable,omitempty"`    // a task may leave it out, by naming it in bypass_steps
 	ResultSchema  json.RawMessage `json:"result_schema,omitempty"` // JSON Schema of the result; one that doesn't fit fails the attempt for good
 }
 

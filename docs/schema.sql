@@ -1741,6 +1741,12 @@ BEGIN
             RAISE EXCEPTION 'bypass_steps names %, which is no step of %/%@%; its steps are: %',
                 coalesce(unknown, 'NULL'), NEW.namespace, NEW.name, found_version, known USING ERRCODE = 'TK003';
         END IF;
+        SELECT s.name INTO unknown FROM tasker.template_steps s
+        WHERE s.template_id = found_id AND s.name = ANY (NEW.bypass_steps) AND NOT s.bypassable ORDER BY s.position LIMIT 1;
+        IF FOUND THEN
+            RAISE EXCEPTION 'bypass_steps names %, which tasks of %/%@% must not leave out', unknown, NEW.namespace, NEW.name, found_version
+            USING ERRCODE = 'TK003', HINT = 'a step that may be left out has bypassable: true in its template';
+        END IF;
     END IF;
     IF coalesce(NEW.idempotency_key, NEW.correlation_id, NEW.initiator, NEW.source_system, NEW.reason) IS NOT NULL OR NEW.tags IS DISTINCT FROM '{}' THEN
         problem := CASE
@@ -2301,14 +2307,14 @@ BEGIN
 
     INSERT INTO tasker.template_steps
         (template_id, position, name, handler_class, handler, queue, depends_on, attempt_limit, timeout_seconds,
-         schedule_to_start_seconds, heartbeat_seconds, limit_key, handler_config, result_schema)
+         schedule_to_start_seconds, heartbeat_seconds, limit_key, handler_config, result_schema, bypassable)
     SELECT coalesce(inserted, known.template_id), s.position, s.name, s.handler_class, s.handler,
            coalesce(s.queue, 'default'), coalesce(s.depends_on, '{}'), s.attempt_limit, s.timeout_seconds,
-           s.schedule_to_start_seconds, s.heartbeat_seconds, s.limit_key, coalesce(s.handler_config, '{}'), s.result_schema
+           s.schedule_to_start_seconds, s.heartbeat_seconds, s.limit_key, coalesce(s.handler_config, '{}'), s.result_schema, coalesce(s.bypassable, false)
     FROM jsonb_to_recordset($8) AS s(position int, name text, handler_class text, handler text, queue text,
                                     depends_on int[], attempt_limit int, timeout_seconds double precision,
                                     schedule_to_start_seconds double precision, heartbeat_seconds double precision,
-                                    limit_key text, handler_config jsonb, result_schema jsonb);
+                                    limit_key text, handler_config jsonb, result_schema jsonb, bypassable boolean);
     RETURN CASE WHEN inserted IS NULL THEN 'replaced' ELSE 'registered' END;
 END $_$;
 
@@ -4908,9 +4914,16 @@ CREATE TABLE tasker.template_steps (
     schedule_to_start_seconds double precision,
     heartbeat_seconds double precision,
     limit_key text,
+    bypassable boolean DEFAULT false NOT NULL,
     CONSTRAINT template_steps_attempt_limit_check CHECK ((attempt_limit > 0)),
     CONSTRAINT template_steps_check CHECK (((handler_class IS NULL) <> (handler IS NULL)))
 );
+
+--
+-- Name: COLUMN template_steps.bypassable; Type: COMMENT; Schema: tasker; Owner: -
+--
+
+COMMENT ON COLUMN tasker.template_steps.bypassable IS 'whether a task may name it in bypass_steps';
 
 --
 -- Name: workers; Type: TABLE; Schema: tasker; Owner: -

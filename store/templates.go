@@ -56,6 +56,7 @@ type stepSpec struct {
 	LimitKey       *string         `json:"limit_key"`
 	HandlerConfig  json.RawMessage `json:"handler_config,omitempty"`
 	ResultSchema   json.RawMessage `json:"result_schema,omitempty"`
+	Bypassable     bool            `json:"bypassable,omitempty"`
 }
 
 func stepSpecs(t *tasker.Template) []stepSpec {
@@ -73,7 +74,7 @@ func stepSpecs(t *tasker.Template) []stepSpec {
 		specs[i] = stepSpec{
 			Position: i, Name: step.Name,
 			HandlerClass: text(step.HandlerClass), Handler: text(step.Handler), Queue: text(step.Queue),
-			DependsOn: depends, AttemptLimit: step.AttemptLimit(), LimitKey: text(step.LimitKey), HandlerConfig: step.HandlerConfig, ResultSchema: step.ResultSchema,
+			DependsOn: depends, AttemptLimit: step.AttemptLimit(), LimitKey: text(step.LimitKey), HandlerConfig: step.HandlerConfig, ResultSchema: step.ResultSchema, Bypassable: step.Bypassable,
 		}
 		specs[i].TimeoutSeconds, specs[i].StartSeconds, specs[i].BeatSeconds = seconds(step.Timeout), seconds(step.StartTimeout), seconds(step.Heartbeat)
 	}

@@ -25,7 +25,7 @@ var (
 	stepKeys = []string{
 		"name", "description", "handler_class", "handler", "depends_on_step", "depends_on_steps",
 		"default_retryable", "default_retry_limit", "retry", "timeout_seconds", "schedule_to_start_seconds", "heartbeat_seconds",
-		"queue", "limit_key", "handler_config", "skippable", "result_schema",
+		"queue", "limit_key", "handler_config", "skippable", "bypassable", "result_schema",
 	}
 	retryKeys = []string{"backoff", "base_seconds", "cap_seconds", "jitter", "retry_after_cap_seconds"}
 
@@ -183,6 +183,7 @@ func (f fields) step(i int, v *value, retry tasker.RetryPolicy) (tasker.StepTemp
 		LimitKey:     s.name("limit_key"),
 		Queue:        s.name("queue"),
 		Skippable:    s.truth("skippable", false),
+		Bypassable:   s.truth("bypassable", false),
 		ResultSchema: s.schema("result_schema"),
 	}
 	switch class, handler := v.get("handler_class"), v.get("handler"); {

@@ -317,11 +317,16 @@ func TestStepsAreBypassedAtEnqueue(t *testing.T) {
 name: bypassed
 namespace_name: test
 step_templates:
-  - {name: a, handler: tasker.echo}
-  - {name: b, handler: tasker.fail, depends_on_step: a}
-  - {name: c, handler: tasker.echo, depends_on_step: b}`)
+  - {name: a, handler: tasker.echo, bypassable: true}
+  - {name: b, handler: tasker.fail, depends_on_step: a, bypassable: true}
+  - {name: c, handler: tasker.echo, depends_on_step: b, bypassable: true}`)
+	b.register(payment)
 	b.start()
-	_, err := b.pool.Exec(t.Context(), `INSERT INTO tasker.tasks (namespace, name, bypass_steps) VALUES ('test', 'bypassed', '{b,x}')`)
+	_, err := b.pool.Exec(t.Context(), `INSERT INTO tasker.tasks (namespace, name, bypass_steps) VALUES ('test', 'payment', '{fraud_check}')`)
+	if err == nil || !strings.Contains(err.Error(), "bypass_steps names fraud_check, which tasks of test/payment@1.0.0 must not leave out") {
+		t.Errorf("a step that no task may leave out: got %v", err)
+	}
+	_, err = b.pool.Exec(t.Context(), `INSERT INTO tasker.tasks (namespace, name, bypass_steps) VALUES ('test', 'bypassed', '{b,x}')`)
 	if err == nil || !strings.Contains(err.Error(), "bypass_steps names x, which is no step of test/bypassed@0.1.0; its steps are: a, b, c") {
 		t.Errorf("an unknown step: got %v", err)
 	}

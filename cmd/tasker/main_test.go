@@ -55,7 +55,7 @@ const one = `name: one
 namespace_name: test
 version: 1.0.0
 description: a single step
-step_templates: [{name: only, handler: tasker.echo, handler_config: {answer: 42}}]
+step_templates: [{name: only, handler: tasker.echo, handler_config: {answer: 42}, bypassable: true}]
 `
 
 func TestWrongUsageExitsWith2AndSaysWhatIsMeant(t *testing.T) {

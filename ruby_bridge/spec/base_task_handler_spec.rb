@@ -4,7 +4,7 @@ require "active_record"
 
 RSpec.describe TaskerCore::BaseTaskHandler do
   let(:template) do
-    register_template([{ position: 0, name: "reserve", handler: "tasker.echo", attempt_limit: 1 },
+    register_template([{ position: 0, name: "reserve", handler: "tasker.echo", attempt_limit: 1, bypassable: true },
                        { position: 1, name: "charge", handler: "tasker.echo", attempt_limit: 1, depends_on: [0] }])
   end
 

@@ -11,7 +11,7 @@ module TaskerCore
       KEYS = %w[name namespace_name version description task_handler_class schema max_parallel_steps on_failure deadline_seconds
                 idempotency retry step_templates environments].freeze
       STEP_KEYS = %w[name description handler_class handler depends_on_step depends_on_steps default_retryable default_retry_limit retry
-                     timeout_seconds schedule_to_start_seconds heartbeat_seconds queue limit_key handler_config skippable result_schema].freeze
+                     timeout_seconds schedule_to_start_seconds heartbeat_seconds queue limit_key handler_config skippable bypassable result_schema].freeze
       RETRY_KEYS = { "backoff" => "exponential", "base_seconds" => 1, "cap_seconds" => 300, "jitter" => 0.1, "retry_after_cap_seconds" => 3600 }.freeze
       BACKOFFS = %w[none fixed linear exponential fibonacci].freeze
       # An overlay that gives one of these takes the others away.
