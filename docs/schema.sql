@@ -973,6 +973,9 @@ DECLARE
 BEGIN
     found_tasks := 0;
     closed_entries := 0;
+    IF coalesce(least(shortest, failed), interval '0') < interval '0' THEN
+        RAISE EXCEPTION 'tasks are stale after a time from 0, not %', least(shortest, failed) USING ERRCODE = 'TK003';
+    END IF;
     IF NOT tasker.take_duty('find_stale') THEN
         RETURN;
     END IF;
@@ -4636,7 +4639,8 @@ CREATE TABLE tasker.event_days (
     since timestamp with time zone NOT NULL,
     until timestamp with time zone NOT NULL,
     open_then text[],
-    last_id bigint
+    last_id bigint,
+    CONSTRAINT event_days_partition CHECK ((partition ~ '^events_([0-9]{8}|old)$'::text))
 );
 
 --

@@ -290,6 +290,10 @@ FROM scope t CROSS JOIN LATERAL (SELECT count(*) AS n FROM tasker.template_steps
 CROSS JOIN LATERAL (SELECT count(*) AS n FROM tasker.steps s WHERE s.task_id = t.task_id) s
 WHERE x.n <> s.n
 UNION ALL
+SELECT t.task_id, NULL, 'there is no template of its namespace, name and version with its template_id'
+FROM scope c JOIN tasker.tasks t USING (task_id)
+WHERE NOT EXISTS (SELECT FROM tasker.task_templates m WHERE m.template_id = t.template_id AND m.namespace = t.namespace AND m.name = t.name AND m.version = t.version)
+UNION ALL
 SELECT s.task_id, s.step_id, 'a step of no task'
 FROM tasker.steps s WHERE $1 IS NULL AND $2 IS NULL AND NOT EXISTS (SELECT FROM tasker.tasks t WHERE t.task_id = s.task_id)`,
 	},
@@ -309,6 +313,31 @@ HAVING count(*) > 0`,
 SELECT t.task_id, NULL::bigint, format('River job %s was %s at %s: %s', j.id, j.state, j.finalized_at, j.errors[cardinality(j.errors)] ->> 'error')
 FROM scope t JOIN tasker.river_job j ON (j.args ->> 'task_id')::bigint = t.task_id AND j.kind = 'task_execution'
 WHERE t.state IN ('pending', 'in_progress') AND j.state IN ('discarded', 'cancelled')`,
+	},
+	{
+		Name: "rights", Promise: "the roles have their rights, and logins without a grant none", Warning: true,
+		command: "tasker migrate roles",
+		sql: `
+SELECT NULL::bigint AS task_id, NULL::bigint AS step_id, format('%s: %s', p.oid::regprocedure, CASE
+    WHEN has_function_privilege('public', p.oid, 'EXECUTE') THEN 'any login may call it'
+    ELSE 'workers may not call it' END)
+FROM pg_proc p CROSS JOIN pg_roles r
+WHERE $1 IS NULL AND p.pronamespace = 'tasker'::regnamespace AND p.prokind = 'f'
+  AND r.rolname = 'tasker_worker' AND has_schema_privilege(r.oid, 'tasker', 'USAGE')
+  AND (has_function_privilege('public', p.oid, 'EXECUTE') OR NOT has_function_privilege(r.oid, p.oid, 'EXECUTE'))
+UNION ALL
+SELECT NULL, NULL, format('%s may read %s.%s, which shows who may start and report attempts', r.rolname, a.attrelid::regclass, a.attname)
+FROM pg_attribute a CROSS JOIN pg_roles r
+WHERE $1 IS NULL AND a.attrelid IN ('tasker.dispatches'::regclass, 'tasker.processes'::regclass) AND a.attname IN ('ticket', 'secret')
+  AND r.rolname IN ('tasker_app', 'tasker_reader', 'tasker_operator') AND has_column_privilege(r.oid, a.attrelid, a.attnum, 'SELECT')`,
+	},
+	{
+		Name: "notification_queue", Promise: "no session keeps notifications from being removed", Warning: true,
+		command: `psql "$TASKER_DATABASE_URL" -c "SELECT pid, usename, application_name, xact_start FROM pg_stat_activity WHERE state LIKE 'idle in%' ORDER BY xact_start"`,
+		sql: `
+SELECT NULL::bigint AS task_id, NULL::bigint AS step_id,
+       format('the notification queue is %s %% full; when it is full, enqueuing fails', round((pg_notification_queue_usage() * 100)::numeric, 1))
+WHERE $1 IS NULL AND pg_notification_queue_usage() > 0.1`,
 	},
 	{
 		Name: "events_without_a_day", Promise: "events are in the partition of their day", Warning: true,

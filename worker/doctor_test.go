@@ -49,7 +49,11 @@ var plants = map[string]string{
 	"given_up_job": `WITH open AS (UPDATE tasker.tasks SET state = 'in_progress' WHERE task_id = $1 RETURNING task_id)
 		UPDATE tasker.river_job j SET state = 'discarded', errors = ARRAY['{"error": "planted"}'::jsonb] FROM open WHERE (j.args ->> 'task_id')::bigint = open.task_id`,
 	"events_without_a_day": `INSERT INTO tasker.events (task_id, name, created_at) VALUES ($1, 'task.run_now', now() + interval '30 days')`,
-	"old_snapshot":         ``, // would take ten minutes; its statement is run by every examination
+	"rights": `DO $$ BEGIN
+		BEGIN CREATE ROLE tasker_worker; EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL; END;
+		GRANT USAGE ON SCHEMA tasker TO tasker_worker; END $$`, // and any login may call the functions
+	"notification_queue": ``, // would take 800 MB of notifications
+	"old_snapshot":       ``, // would take ten minutes; its statement is run by every examination
 }
 
 // Each check finds what it is for, names it, and says what to do; and a database

@@ -442,3 +442,18 @@ func TestAnAttemptBelongsToTheProcessThatStartedIt(t *testing.T) {
 	}
 	b.until("the next step is at Sidekiq", func() bool { return b.step(task, "charge").State == "enqueued" })
 }
+
+// The partitions that functions drop with the owner's rights are partitions of events.
+func TestNoWorkerNamesATableToDrop(t *testing.T) {
+	b := setup(t)
+	b.must(migrations.Roles(t.Context(), b.pool))
+	worker := b.login("tasker_worker")
+	for _, sql := range []string{
+		`INSERT INTO tasker.event_days (partition, since, until) VALUES ('tasks', '2020-01-01', '2020-01-02')`,
+		`UPDATE tasker.event_days SET partition = 'events_default'`,
+	} {
+		if _, err := worker.Exec(t.Context(), sql); err == nil {
+			t.Errorf("%s was not refused", sql)
+		}
+	}
+}
