@@ -145,8 +145,8 @@ RSpec.describe TaskerCore::TaskEnds do
       task_id, other = ARGV.map(&:to_i)
       waits = Thread.new { TaskerCore.task_ends.wait(task_id, timeout: 20) }
       # It listens and it waits: no thread connects while this one forks, as OpenSSL's locks would stay locked in the child.
-      waiting = "SELECT FROM pg_stat_activity a, tasker.task_waiters w WHERE a.datname = current_database() AND a.query LIKE 'LISTEN%'"
-      sleep 0.01 until TaskerCore.database.exec(waiting).ntuples.positive?
+      listens = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND (query LIKE 'LISTEN%' OR query LIKE '%renew_waiters(%')"
+      sleep 0.01 until TaskerCore.database.exec("SELECT FROM tasker.task_waiters WHERE EXISTS (\#{listens})").ntuples.positive?
       reader, writer = IO.pipe
       child = fork { writer.puts(TaskerCore.task_ends.wait(other, timeout: 20)) }
       writer.close
