@@ -3,6 +3,7 @@ package safetext_test
 import (
 	"bytes"
 	"encoding/json"
+	"math"
 	"os"
 	"reflect"
 	"strings"
@@ -54,13 +55,21 @@ func TestMaskingTakesLinearTime(t *testing.T) {
 		"4242 ", "4242-", "4", "4242424242424242 ", "-", "_", "-----BEGIN PRIVATE KEY-----", "-----", "bearer ", "basic a", "authorization:", "authorization: [", "?key=", "--password ",
 		"cookie:", "token: [\"", "password )", "password=)))", "password=,a", " ", "\t", "é", "\xff", "secret\"]", "a=>", "authorization: is ", "password==", "password=,password=,", "password=]",
 	} {
-		text := strings.Repeat(part, 1<<18/len(part))
-		start := time.Now()
-		safetext.Mask(text)
-		safetext.Mask("password=" + text + "x")
-		safetext.Mask("password: \"" + text)
-		if took := time.Since(start); took > 5*time.Second {
-			t.Errorf("256 KB of %q took %s", part, took)
+		least := func(size int) time.Duration {
+			text := strings.Repeat(part, size/len(part))
+			best := time.Duration(math.MaxInt64)
+			for range 3 { // what disturbs one of them does not disturb all
+				start := time.Now()
+				safetext.Mask(text)
+				safetext.Mask("password=" + text + "x")
+				safetext.Mask("password: \"" + text)
+				best = min(best, time.Since(start))
+			}
+			return best
+		}
+		// Eight times the text: about 8 times as long, and 64 times where each place looks at the end.
+		if short, long := least(1<<11), least(1<<14); long > 30*short {
+			t.Errorf("2 KB of %q took %s, 16 KB %s", part, short, long)
 		}
 	}
 }
