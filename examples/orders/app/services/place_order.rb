@@ -22,7 +22,8 @@ class PlaceOrder
       order.items.create!(lines)
 
       context = { order_id: order.id }.to_json
-      task = Order.connection.exec_query(INSERT_TASK, "Insert task", [context, "order-#{order.id}", correlation_id, customer, TaskerCore::TaskCarrier.to_json])
+      carrier = TaskerCore::TaskCarrier.to_json("shop", "fulfil_order")
+      task = Order.connection.exec_query(INSERT_TASK, "Insert task", [context, "order-#{order.id}", correlation_id, customer, carrier])
       Placed.new(order, task.first["task_id"])
     end
   end
