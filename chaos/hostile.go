@@ -35,7 +35,7 @@ func (r *run) makeHostile(ctx context.Context) error {
 	return nil
 }
 
-// target is something to be hostile to, as somebody who reads may know it.
+// target is something to be hostile to, as a reader may know it.
 type target struct {
 	task, step, process int64
 	worker              int64

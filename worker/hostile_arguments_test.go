@@ -13,7 +13,7 @@ import (
 	"github.com/taskerhq/tasker/migrations"
 )
 
-// hostile are arguments of each type that nobody means well with, as SQL. The first
+// hostile are malicious arguments of each type, as SQL. The first
 // one is what a caller might give.
 var hostile = map[string][]string{
 	"bigint":           {`1`, `NULL`, `0`, `-1`, `9223372036854775807`, `-9223372036854775808`},

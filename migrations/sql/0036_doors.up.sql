@@ -3,7 +3,7 @@
 --
 -- The trigger on tasker.events notifies readers that wait, at channels and by
 -- patterns that they chose: a channel without a name, or a pattern that ends in
--- a backslash, failed every write of everybody. And the template of a task came
+-- a backslash, failed every write of every session. And the template of a task came
 -- from a setting that any session can set.
 
 CREATE FUNCTION tasker.check_channel(channel text) RETURNS void

@@ -15,7 +15,7 @@ COMMENT ON COLUMN tasker.dispatches.ticket IS 'goes with the Sidekiq job; NULL: 
 COMMENT ON COLUMN tasker.dispatches.secret IS 'of the call that started the attempt: its reports must show it, and asked again it gets the same answer';
 COMMENT ON COLUMN tasker.processes.secret IS 'that the process shows with each heartbeat; NULL: its gem is of an earlier version';
 
--- 48 bits that nobody can guess without the key. Go makes the same (orchestrator/ticket.go).
+-- 48 bits that can not be guessed without the key. Go makes the same (orchestrator/ticket.go).
 CREATE FUNCTION tasker.ticket(key bytea, step_id bigint, attempt integer) RETURNS bigint
 LANGUAGE sql IMMUTABLE
 RETURN ('x' || left(encode(sha256(key || convert_to(step_id || '.' || attempt, 'UTF8')), 'hex'), 12))::bit(48)::bigint;
