@@ -201,7 +201,7 @@ func (p *Postgres) initialise(ctx context.Context) error {
 		name: "initdb", path: filepath.Join(p.bin, "initdb"), dir: incomplete, runAs: p.runAs, onDeath: syscall.SIGKILL,
 		// C: the same order of text on every machine, and the fastest.
 		// reject: protect lets in who knows the password. no-sync: a folder
-		// that a crash of the machine spoils right here is made anew.
+		// that a crash of the machine spoils right here is made again.
 		args: []string{
 			"--pgdata=" + incomplete, "--username=postgres", "--encoding=UTF8", "--locale=C",
 			"--auth=reject", "--no-sync",
