@@ -92,6 +92,8 @@ type row struct {
 	value   stage.Spread
 	ratio   *stage.Spread // how many times better the first engine is
 	dirty   int
+	// collapsed are the values of rounds in which something went wrong.
+	collapsed []float64
 }
 
 // rows of a workload. A ratio compares runs of the same round, which are
@@ -121,6 +123,13 @@ func (r *results) rows(w named) []row {
 		}
 		if len(values) == 0 {
 			continue
+		}
+		if w.Unit != "ms" {
+			for i, collapsed := range stage.Collapsed(values) {
+				if collapsed {
+					line.collapsed = append(line.collapsed, values[i])
+				}
+			}
 		}
 		line.value = stage.SpreadOf(values)
 		if len(ratios) > 0 {
@@ -174,6 +183,13 @@ func (r *results) markdown(charts string) string {
 		}
 	}
 	r.ownMarkdown(&b)
+	for _, w := range r.Workloads {
+		for _, l := range r.rows(w) {
+			for _, value := range l.collapsed {
+				fmt.Fprintf(&b, "\n**%s, %s: a round collapsed to %s %s, below half of the best.**\n", w.Name, l.engine, number(value), w.Unit)
+			}
+		}
+	}
 	return b.String()
 }
 

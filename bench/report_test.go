@@ -33,10 +33,14 @@ func TestTheReportComparesRunsOfTheSameRound(t *testing.T) {
 		"| tasker | 2,000 (1,000–30,000) |  |",                       // the first is what others are compared with
 		"| peer (disturbed: 1) | 400 (100–1,500) | 10.0 (5.00–20.0)", // 2000/400, 1000/100, 30000/1500
 		"| peer | 2.50 (0.667–10.0) | 50.0 | 10.0 (5.00–20.0)",       // of times, less is better
+		"**w1, peer: a round collapsed to 100 steps/s, below half of the best.**",
 	} {
 		if !strings.Contains(text, want) {
 			t.Errorf("the report lacks %q:\n%s", want, text)
 		}
+	}
+	if strings.Contains(text, "w4, peer: a round collapsed") {
+		t.Errorf("a time that is short is taken for a collapse:\n%s", text)
 	}
 	if strings.Contains(text, "nobody ran") {
 		t.Errorf("the report shows a workload without figures:\n%s", text)

@@ -8,6 +8,10 @@
 //
 //	go run ./bench/bridge
 //	go run ./bench/bridge -only noop -rounds 3
+//
+// With -idle, the tables are empty for a moment before each round and are analyzed then,
+// as autovacuum does in an idle minute; it does not look again during the round, nor does
+// it in a flood's first minute.
 package main
 
 import (
@@ -51,12 +55,13 @@ func main() {
 	by := flag.String("ways", strings.Join(ways, ","), "which ways")
 	functions := flag.Bool("functions", false, "show calls and time of the SQL functions too (which costs some)")
 	steps := flag.Int("steps", 0, "steps per run; 0: 20,000, and 6,000 of 10 ms")
+	idle := flag.Bool("idle", false, "before each round, analyze the tables while they are empty")
 	flag.Parse()
 	ways = strings.Split(*by, ",")
-	stage.Main("bridge", func(ctx context.Context) error { return measure(ctx, *rounds, *only, *steps, *functions) })
+	stage.Main("bridge", func(ctx context.Context) error { return measure(ctx, *rounds, *only, *steps, *functions, *idle) })
 }
 
-func measure(ctx context.Context, rounds int, only string, steps int, functions bool) (err error) {
+func measure(ctx context.Context, rounds int, only string, steps int, functions, idle bool) (err error) {
 	s, err := stage.Open(ctx)
 	if err != nil {
 		return err
@@ -67,6 +72,14 @@ func measure(ctx context.Context, rounds int, only string, steps int, functions 
 			if err := s.Register(ctx, way, template(way, x)); err != nil {
 				return err
 			}
+		}
+	}
+	if idle {
+		if _, err := s.Pool.Exec(ctx, `ALTER SYSTEM SET autovacuum = off`); err != nil {
+			return err
+		}
+		if _, err := s.Pool.Exec(ctx, `SELECT pg_reload_conf()`); err != nil {
+			return err
 		}
 	}
 	if functions {
@@ -96,7 +109,7 @@ func measure(ctx context.Context, rounds int, only string, steps int, functions 
 		if steps > 0 {
 			x.steps = steps
 		}
-		if err := compare(ctx, s, x, rounds); err != nil {
+		if err := compare(ctx, s, x, rounds, idle); err != nil {
 			return err
 		}
 	}
@@ -149,10 +162,15 @@ type run struct {
 	cpu  map[string]time.Duration
 }
 
-func compare(ctx context.Context, s *stage.Stage, x series, rounds int) error {
+func compare(ctx context.Context, s *stage.Stage, x series, rounds int, idle bool) error {
 	runs := map[string][]run{}
 	for round := range rounds + 1 {
 		for _, way := range ways {
+			if idle {
+				if err := rest(ctx, s); err != nil {
+					return err
+				}
+			}
 			before, begun := s.CPU(), time.Now()
 			calls, err := s.Functions(ctx)
 			if err != nil {
@@ -202,6 +220,11 @@ func compare(ctx context.Context, s *stage.Stage, x series, rounds int) error {
 				cpu[name] = append(cpu[name], d/time.Duration(x.steps))
 			}
 		}
+		for i, collapsed := range stage.Collapsed(rates) {
+			if collapsed {
+				fmt.Printf("%-6s %-7s round %d collapsed: %.0f steps/s, the best round has %.0f\n", x.name, way, i+1, rates[i], slices.Max(rates))
+			}
+		}
 		speed, ratio := stage.SpreadOf(rates), stage.SpreadOf(ratios)
 		fmt.Printf("%-6s %-7s %8.0f %8.0f %8.0f %7.2f  ", x.name, way, speed.Least, speed.Median, speed.Most, ratio.Median)
 		for _, name := range []string{"sidekiq", "worker", "postgres"} {
@@ -211,6 +234,18 @@ func compare(ctx context.Context, s *stage.Stage, x series, rounds int) error {
 		fmt.Printf("   (ratio %.2f–%.2f)\n", ratio.Least, ratio.Most)
 	}
 	return nil
+}
+
+// rest waits until no attempt is out and no job waits, and has Postgres look at that.
+func rest(ctx context.Context, s *stage.Stage) error {
+	if err := wait(ctx, func() (done bool, err error) {
+		err = s.Pool.QueryRow(ctx, `SELECT NOT EXISTS (SELECT FROM tasker.dispatches) AND NOT EXISTS (SELECT FROM tasker.river_job WHERE state = 'available')`).Scan(&done)
+		return done, err
+	}); err != nil {
+		return err
+	}
+	_, err := s.Pool.Exec(ctx, `ANALYZE tasker.dispatches, tasker.river_job`)
+	return err
 }
 
 // native pushes jobs as Sidekiq's push_bulk does, and waits until none is left

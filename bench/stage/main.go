@@ -24,6 +24,16 @@ func Main(name string, measure func(context.Context) error) {
 // Spread is how a value varied over the rounds.
 type Spread struct{ Least, Median, Most float64 }
 
+// Collapsed says of each rate whether it is below half of the best one: then something
+// went wrong in its round, which a median would hide.
+func Collapsed(rates []float64) []bool {
+	collapsed := make([]bool, len(rates))
+	for i, rate := range rates {
+		collapsed[i] = rate < slices.Max(rates)/2
+	}
+	return collapsed
+}
+
 // SpreadOf the values, of which there is at least one, and which it sorts.
 func SpreadOf(values []float64) Spread {
 	slices.Sort(values)
