@@ -202,6 +202,21 @@ var faults = []fault{
 				return wait(ctx, 3*time.Second)
 			})
 		}},
+	{name: "statistics of empty tables", what: "Postgres takes every table for empty, as where autovacuum looked at them in an idle minute, and a flood of tasks comes, for eight seconds", weight: 2, healed: true,
+		do: func(ctx context.Context, r *run, struck func(string, ...any)) error {
+			struck(allOpen)
+			r.flood.Store(1000)
+			defer r.flood.Store(0)
+			for range 16 { // autovacuum looks again meanwhile
+				if _, err := r.pool.Exec(ctx, `UPDATE pg_class SET reltuples = 0 WHERE relnamespace = 'tasker'::regnamespace AND relkind = 'r'`); err != nil {
+					return err
+				}
+				if err := wait(ctx, 500*time.Millisecond); err != nil {
+					return err
+				}
+			}
+			return nil
+		}},
 	{name: "migrated", what: "the last two migrations are taken back, and made again three seconds later", weight: 2, healed: true,
 		do: func(ctx context.Context, r *run, struck func(string, ...any)) error {
 			struck(allOpen)

@@ -77,14 +77,14 @@ func randomTemplate(random *rand.Rand, name, version string) string {
 	return b.String()
 }
 
-// load enqueues tasks so that about open of them are open, until ctx ends; it
-// cancels one in a hundred.
+// load enqueues tasks so that about open of them are open, more in a flood, until ctx
+// ends; it cancels one in a hundred.
 func (r *run) load(ctx context.Context, open int) {
 	random := rand.New(rand.NewPCG(uint64(r.seed), 2)) // its own: the faults come in their time
 	for enqueued := 0; ctx.Err() == nil; {
 		var now int
 		err := r.pool.QueryRow(ctx, `SELECT count(*) FROM tasker.tasks WHERE state IN ('pending', 'in_progress')`).Scan(&now)
-		if err == nil && now < open {
+		if err == nil && now < open+int(r.flood.Load()) {
 			for range 10 {
 				var task int64
 				// What the answer doesn't say may have happened all the same: a key makes it one task.
@@ -100,7 +100,7 @@ func (r *run) load(ctx context.Context, open int) {
 			}
 			r.enqueued.Store(int64(enqueued))
 		}
-		if err != nil || now >= open {
+		if err != nil || now >= open+int(r.flood.Load()) {
 			_ = wait(ctx, 50*time.Millisecond) // Postgres is away, or busy enough
 		}
 	}

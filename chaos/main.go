@@ -62,6 +62,7 @@ type run struct {
 	workers, sidekiqs []*process
 
 	enqueued atomic.Int64
+	flood    atomic.Int64 // tasks that are open besides those of every day
 }
 
 var errSkipped = errors.New("can't be brought about here")
