@@ -165,23 +165,30 @@ END $$;
 CREATE FUNCTION tasker.age_jobs(ageing interval, most integer DEFAULT 200) RETURNS integer
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_sort TO 'off'
+    SET jit TO 'off'
+    SET plan_cache_mode TO 'force_generic_plan'
     AS $$
 DECLARE
     n     int := 0;
     moved int;
     room  int;
+    ids   bigint[];
 BEGIN
     FOR p IN 2..4 LOOP -- from the top, so that none is moved twice
+        -- Not clock_timestamp(): what may change during a statement is no condition of an index.
         SELECT greatest(most - count(*), most / 10, 1) INTO room FROM (
             SELECT FROM tasker.river_job o
-            WHERE o.state = 'available' AND o.queue = 'default' AND o.priority = p - 1 AND o.scheduled_at < clock_timestamp() - ageing * (5 - p)
+            WHERE o.state = 'available' AND o.queue = 'default' AND o.priority = p - 1 AND o.scheduled_at < now() - ageing * (5 - p)
             LIMIT most) there;
-        UPDATE tasker.river_job j SET priority = p - 1
-        FROM (SELECT o.id FROM tasker.river_job o
-              WHERE o.state = 'available' AND o.queue = 'default' AND o.priority = p AND o.scheduled_at < clock_timestamp() - ageing * (5 - p)
-                AND o.kind = 'task_execution'
-              ORDER BY o.scheduled_at LIMIT room FOR UPDATE SKIP LOCKED) due
-        WHERE j.id = due.id;
+        ids := ARRAY(
+            SELECT o.id FROM tasker.river_job o
+            WHERE o.state = 'available' AND o.queue = 'default' AND o.priority = p AND o.scheduled_at < now() - ageing * (5 - p)
+              AND o.kind = 'task_execution'
+            ORDER BY o.scheduled_at LIMIT room FOR UPDATE SKIP LOCKED);
+        UPDATE tasker.river_job j SET priority = p - 1 WHERE j.id = ANY (ids);
         GET DIAGNOSTICS moved = ROW_COUNT;
         n := n + moved;
     END LOOP;
@@ -343,7 +350,8 @@ END $$;
 CREATE FUNCTION tasker.claim_tasks(worker bigint, ids bigint[], opening bigint[] DEFAULT '{}'::bigint[], gates_seen bigint DEFAULT NULL::bigint, ticket_key bytea DEFAULT NULL::bytea) RETURNS TABLE(task_id bigint, template_id bigint, epoch integer, context jsonb, correlation_id text, fresh bigint[], begun boolean, due_in double precision)
     LANGUAGE plpgsql
     SET enable_seqscan TO 'off'
-    SET enable_hashjoin TO 'off'
+    SET enable_nestloop TO 'off'
+    SET enable_bitmapscan TO 'off'
     SET enable_mergejoin TO 'off'
     SET jit TO 'off'
     SET plan_cache_mode TO 'force_generic_plan'
@@ -355,7 +363,8 @@ DECLARE
     wanted bigint[] := ids;   -- ascending, each once: the lock order
     locked boolean  := false; -- whether all that are wanted are
     taken  bigint[] := '{}';
-    again  bigint[] := '{}';  -- of those: claimed before, by whomever
+    again  bigint[] := '{}';  -- of those: claimed before, by this worker or another
+    free   bigint[];
 BEGIN
     -- As tasker.assert_worker does it; whether the worker is alive is asked below.
     PERFORM FROM tasker.worker_fences f WHERE f.worker_id = worker LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED;
@@ -368,7 +377,7 @@ BEGIN
             UPDATE tasker.tasks t
             SET owner = worker, epoch = t.epoch + 1, state = 'in_progress', started_at = coalesce(t.started_at, now())
             FROM unnest(wanted) AS l(id)
-            WHERE t.task_id = l.id AND coalesce(t.owner, worker) = worker AND t.paused_at IS NULL
+            WHERE t.task_id = ANY (wanted) AND t.task_id = l.id AND coalesce(t.owner, worker) = worker AND t.paused_at IS NULL
               AND CASE t.state WHEN 'pending' THEN coalesce(t.run_at <= clock_timestamp(), true) WHEN 'in_progress' THEN true ELSE false END
               AND coalesce(t.deadline > clock_timestamp(), true)
               AND (SELECT w.state = 'alive' FROM tasker.workers w WHERE w.worker_id = worker)
@@ -403,9 +412,8 @@ BEGIN
     -- is being reported by a transaction that may stay open for long: it rings
     -- where it rang before, and this worker finds it by looking (CatchUp).
     IF cardinality(again) > 0 THEN
-        UPDATE tasker.dispatches d SET awaited_by = worker
-        FROM (SELECT l.step_id FROM tasker.dispatches l WHERE l.task_id = ANY (again) ORDER BY l.step_id FOR UPDATE SKIP LOCKED) free
-        WHERE d.step_id = free.step_id;
+        free := ARRAY(SELECT l.step_id FROM tasker.dispatches l WHERE l.task_id = ANY (again) ORDER BY l.step_id FOR UPDATE SKIP LOCKED);
+        UPDATE tasker.dispatches d SET awaited_by = worker WHERE d.step_id = ANY (free);
     END IF;
 
     RETURN QUERY
@@ -427,7 +435,7 @@ BEGIN
     ), started AS (
         UPDATE tasker.steps s
         SET state = r.state, attempts = 1, started_at = CASE WHEN r.state = 'in_progress' THEN clock_timestamp() END
-        FROM roots r WHERE s.step_id = r.step_id
+        FROM roots r WHERE s.step_id = ANY (ARRAY(SELECT n.step_id FROM roots n)) AND s.step_id = r.step_id
     ), sent AS (
         INSERT INTO tasker.dispatches (step_id, task_id, attempt, queue, awaited_by, start_by, ticket)
         SELECT n.step_id, n.task_id, 1, n.queue, worker, clock_timestamp() + make_interval(secs => n.schedule_to_start_seconds), tasker.ticket(ticket_key, n.step_id, 1)
@@ -453,6 +461,13 @@ COMMENT ON FUNCTION tasker.claim_tasks(worker bigint, ids bigint[], opening bigi
 CREATE FUNCTION tasker.close_dead_letters(most integer) RETURNS integer
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET enable_indexscan TO 'off'
+    SET enable_indexonlyscan TO 'off'
+    SET jit TO 'off'
+    SET plan_cache_mode TO 'force_generic_plan'
     AS $$
 DECLARE
     n int;
@@ -657,11 +672,13 @@ CREATE FUNCTION tasker.event_cursor_since(at timestamp with time zone DEFAULT NU
     LANGUAGE plpgsql STABLE
     SET enable_seqscan TO 'off'
     SET jit TO 'off'
+    SET enable_sort TO 'off'
+    SET enable_bitmapscan TO 'off'
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 DECLARE
     low  bigint := 0;  -- began before it, as far as is known
-    high bigint := (SELECT coalesce(max(e.event_id), 0) FROM tasker.events e);
+    high bigint := coalesce((SELECT e.event_id FROM tasker.events e ORDER BY e.event_id DESC LIMIT 1), 0);
     mid  bigint;
     era  timestamptz;
 BEGIN
@@ -810,9 +827,14 @@ CREATE FUNCTION tasker.expire_tasks(most integer DEFAULT 1000) RETURNS integer
     LANGUAGE plpgsql
     SET lock_timeout TO '100ms'
     SET search_path TO 'pg_catalog', 'pg_temp'
-    SET enable_sort TO 'off'
+    SET enable_sort TO 'on'
     SET enable_seqscan TO 'off'
     SET jit TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET enable_indexscan TO 'off'
+    SET enable_indexonlyscan TO 'off'
+    SET plan_cache_mode TO 'force_generic_plan'
     AS $$
 DECLARE
     t     record;
@@ -1009,7 +1031,7 @@ BEGIN
             CASE WHEN t.error ->> 'code' = 'task_deadline' THEN t.error ->> 'message' END,
             tasker.held_by(c.task_id), t.error ->> 'message',
             'all its steps have ended, and no worker has ended the task')
-        FROM candidates c JOIN tasker.tasks t USING (task_id)
+        FROM candidates c CROSS JOIN LATERAL (SELECT q.error FROM tasker.tasks q WHERE q.task_id = c.task_id OFFSET 0) t
         ORDER BY c.since LIMIT most
         RETURNING dead_letter_id, task_id, reason, since, detail
     )
@@ -1550,6 +1572,13 @@ END $_$;
 CREATE FUNCTION tasker.pass_gates(steps bigint[], gate_ids integer[]) RETURNS bigint[]
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET enable_indexscan TO 'off'
+    SET enable_indexonlyscan TO 'off'
+    SET jit TO 'off'
+    SET plan_cache_mode TO 'force_generic_plan'
     AS $_$
 DECLARE
     g      tasker.gates;
@@ -1947,6 +1976,10 @@ CREATE FUNCTION tasker.prune_tasks(before timestamp with time zone, most integer
     SET plan_cache_mode TO 'force_generic_plan'
     SET lock_timeout TO '1s'
     SET search_path TO 'pg_catalog', 'pg_temp'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET enable_indexscan TO 'off'
+    SET enable_indexonlyscan TO 'off'
     AS $$
 DECLARE
     ids bigint[];
@@ -2028,6 +2061,7 @@ CREATE FUNCTION tasker.read_events(cursor tasker.event_cursor, patterns text[] D
     SET enable_hashjoin TO 'off'
     SET enable_mergejoin TO 'off'
     SET jit TO 'off'
+    SET enable_sort TO 'off'
     SET plan_cache_mode TO 'force_generic_plan'
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
@@ -2077,10 +2111,14 @@ BEGIN
     INTO wanted, seen, reached, cut, earliest, latest FROM looked k;
 
     RETURN QUERY
-    SELECT l.event_id, l.created_at, l.name, l.task_id, l.step_id, l.attempt, l.data,
-           l.namespace, l.task_name, l.version, l.step, l.correlation_id, l.parent_task_id, NULL::tasker.event_cursor
-    FROM tasker.event_log l
-    WHERE l.event_id = ANY (wanted) AND l.created_at >= earliest AND l.created_at <= latest ORDER BY l.event_id;
+    SELECT e.event_id, e.created_at, e.name, e.task_id, e.step_id, e.attempt, e.data,
+           t.namespace, t.name, t.version, s.name, t.correlation_id, t.parent_task_id, NULL::tasker.event_cursor
+    FROM unnest(wanted) AS w(id)
+    CROSS JOIN LATERAL (SELECT * FROM tasker.events v WHERE v.event_id = w.id AND v.created_at >= earliest AND v.created_at <= latest
+                        ORDER BY v.event_id LIMIT 1) e -- in this order, so that it is found by event_id alone
+    LEFT JOIN LATERAL (SELECT * FROM tasker.tasks q WHERE q.task_id = e.task_id OFFSET 0) t ON true
+    LEFT JOIN LATERAL (SELECT q.name FROM tasker.steps q WHERE q.step_id = e.step_id OFFSET 0) s ON true
+    ORDER BY e.event_id;
 
     c := tasker.cursor_after(c, seen, reached, cut, settled);
     IF channel IS NOT NULL THEN
@@ -2090,46 +2128,55 @@ BEGIN
 END $$;
 
 --
--- Name: reap_attempts(interval); Type: FUNCTION; Schema: tasker; Owner: -
+-- Name: reap_attempts(interval, integer); Type: FUNCTION; Schema: tasker; Owner: -
 --
 
-CREATE FUNCTION tasker.reap_attempts(silence interval) RETURNS integer
+CREATE FUNCTION tasker.reap_attempts(silence interval, most integer DEFAULT 1000) RETURNS integer
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET enable_indexscan TO 'off'
+    SET enable_indexonlyscan TO 'off'
+    SET jit TO 'off'
+    SET plan_cache_mode TO 'force_generic_plan'
     AS $$
 DECLARE
+    gone    bigint[]; -- processes with attempts
     overdue bigint[];
     reports jsonb;
     n       int;
 BEGIN
-    SELECT array_agg(d.step_id) INTO overdue
-    FROM tasker.dispatches d LEFT JOIN tasker.processes p USING (process_id)
-    WHERE d.failure IS NULL
-      AND (least(d.deadline, d.beat_by, d.start_by) < clock_timestamp()
-           OR d.started_at IS NOT NULL AND d.process_id IS NOT NULL
-              AND (p.process_id IS NULL OR p.stopped_at IS NOT NULL
-                   OR greatest(p.last_seen_at, pg_postmaster_start_time()) < clock_timestamp() - silence));
-    IF overdue IS NULL THEN
+    gone := ARRAY(
+        SELECT o.process_id FROM (SELECT DISTINCT d.process_id FROM tasker.dispatches d WHERE d.started_at IS NOT NULL AND d.process_id IS NOT NULL) o
+        LEFT JOIN LATERAL (SELECT * FROM tasker.processes q WHERE q.process_id = o.process_id OFFSET 0) p ON true
+        WHERE p.process_id IS NULL OR p.stopped_at IS NOT NULL OR greatest(p.last_seen_at, pg_postmaster_start_time()) < clock_timestamp() - silence);
+    overdue := ARRAY(
+        SELECT d.step_id FROM tasker.dispatches d
+        WHERE d.failure IS NULL AND (least(d.deadline, CASE WHEN silence IS NOT NULL THEN d.beat_by END, d.start_by) < clock_timestamp()
+            OR d.started_at IS NOT NULL AND d.process_id = ANY (gone)) LIMIT most);
+    IF overdue = '{}' THEN
         RETURN 0;
     END IF;
     SELECT array_agg(l.step_id) INTO overdue
     FROM (SELECT s.step_id FROM tasker.steps s WHERE s.step_id = ANY (overdue) ORDER BY s.step_id FOR NO KEY UPDATE SKIP LOCKED) l;
     -- What is up first tells the story.
     SELECT jsonb_agg(jsonb_build_object('step_id', d.step_id, 'attempt', d.attempt, 'secret', d.secret, 'ticket', d.ticket)
-               || CASE WHEN least(d.deadline, d.beat_by, d.start_by) < clock_timestamp() THEN jsonb_build_object('outcome', 'failure', 'failure', jsonb_build_object(
+               || CASE WHEN least(d.deadline, CASE WHEN silence IS NOT NULL THEN d.beat_by END, d.start_by) < clock_timestamp() THEN jsonb_build_object('outcome', 'failure', 'failure', jsonb_build_object(
                           'class', up.code, 'code', up.code, 'attempt', d.attempt, 'message', up.message))
                   ELSE '{"outcome": "lost"}' END) INTO reports
     FROM tasker.dispatches d
     CROSS JOIN LATERAL (
         SELECT 'schedule_to_start_timeout' AS code, d.start_by AS at,
                format('no process took it from queue %s within its schedule_to_start_seconds', d.queue) AS message
-        UNION ALL SELECT 'heartbeat_timeout', d.beat_by, format('no heartbeat within %s', d.heartbeat)
+        UNION ALL SELECT 'heartbeat_timeout', CASE WHEN silence IS NOT NULL THEN d.beat_by END, format('no heartbeat within %s', d.heartbeat)
         UNION ALL SELECT 'attempt_timeout', d.deadline, format('no result within %s', date_trunc('milliseconds', d.deadline - d.started_at))
         ORDER BY 2 LIMIT 1) up
-    LEFT JOIN tasker.processes p USING (process_id)
+    LEFT JOIN LATERAL (SELECT * FROM tasker.processes q WHERE q.process_id = d.process_id OFFSET 0) p ON true
     -- Once more: a heartbeat or a start may have come in between, or another attempt.
     WHERE d.step_id = ANY (overdue) AND d.failure IS NULL
-      AND (least(d.deadline, d.beat_by, d.start_by) < clock_timestamp()
+      AND (least(d.deadline, CASE WHEN silence IS NOT NULL THEN d.beat_by END, d.start_by) < clock_timestamp()
            OR d.started_at IS NOT NULL AND d.process_id IS NOT NULL
               AND (p.process_id IS NULL OR p.stopped_at IS NOT NULL
                    OR greatest(p.last_seen_at, pg_postmaster_start_time()) < clock_timestamp() - silence));
@@ -2139,6 +2186,12 @@ BEGIN
     SELECT count(*) FILTER (WHERE r.accepted) INTO n FROM tasker.report_results(reports) r;
     RETURN n;
 END $$;
+
+--
+-- Name: FUNCTION reap_attempts(silence interval, most integer); Type: COMMENT; Schema: tasker; Owner: -
+--
+
+COMMENT ON FUNCTION tasker.reap_attempts(silence interval, most integer) IS 'Ends attempts whose time is up, and takes those for lost whose process has been silent for so long; silence NULL: the caller has no healthy database and can''t tell, so only deadlines count';
 
 --
 -- Name: reap_worker(); Type: FUNCTION; Schema: tasker; Owner: -
@@ -2342,6 +2395,13 @@ END $_$;
 CREATE FUNCTION tasker.release_worker(worker bigint, client text) RETURNS integer
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET enable_indexscan TO 'off'
+    SET enable_indexonlyscan TO 'off'
+    SET jit TO 'off'
+    SET plan_cache_mode TO 'force_generic_plan'
     AS $$
 DECLARE
     freed   bigint[];
@@ -2474,7 +2534,8 @@ END $$;
 CREATE FUNCTION tasker.report_results(reports jsonb, wait boolean) RETURNS TABLE(step_id bigint, attempt integer, accepted boolean, reason text)
     LANGUAGE plpgsql
     SET enable_seqscan TO 'off'
-    SET enable_hashjoin TO 'off'
+    SET enable_nestloop TO 'off'
+    SET enable_bitmapscan TO 'off'
     SET enable_mergejoin TO 'off'
     SET jit TO 'off'
     SET plan_cache_mode TO 'force_generic_plan'
@@ -2523,8 +2584,9 @@ BEGIN
         FROM jsonb_array_elements(reports) WITH ORDINALITY AS x(e, ord)
         LEFT JOIN LATERAL (
             SELECT tasker.schema_problem(ts.result_schema, coalesce(x.e -> 'result', 'null')) AS problem
-            FROM tasker.steps s JOIN tasker.tasks t USING (task_id)
-            JOIN tasker.template_steps ts ON ts.template_id = t.template_id AND ts.position = s.position
+            FROM tasker.steps s
+            CROSS JOIN LATERAL (SELECT q.template_id FROM tasker.tasks q WHERE q.task_id = s.task_id OFFSET 0) t
+            CROSS JOIN LATERAL (SELECT q.result_schema FROM tasker.template_steps q WHERE q.template_id = t.template_id AND q.position = s.position OFFSET 0) ts
             WHERE s.step_id = (x.e ->> 'step_id')::bigint AND ts.result_schema IS NOT NULL AND x.e ->> 'outcome' = 'success') misfit ON true;
         reports := coalesce(reports, '[]');
     END IF;
@@ -2565,19 +2627,19 @@ BEGIN
                 format('attempt %s of step %s (%s) was started by another process, or the secret of its start is missing', r.attempt, r.step_id, s.name)
             WHEN d.failure IS NOT NULL OR r.nth > 1 THEN format('attempt %s of step %s (%s) has been reported', r.attempt, r.step_id, s.name)
         END AS refusal
-        FROM r LEFT JOIN tasker.steps s ON s.step_id = r.step_id
-               LEFT JOIN tasker.dispatches d ON d.step_id = r.step_id
+        FROM r LEFT JOIN LATERAL (SELECT * FROM tasker.steps q WHERE q.step_id = r.step_id OFFSET 0) s ON true
+               LEFT JOIN LATERAL (SELECT * FROM tasker.dispatches q WHERE q.step_id = r.step_id OFFSET 0) d ON true
     ), completed AS (
         UPDATE tasker.steps s SET state = 'complete', result = j.result, finished_at = clock_timestamp()
-        FROM judged j WHERE s.step_id = j.step_id AND j.refusal IS NULL AND j.outcome = 'success'
+        FROM judged j WHERE s.step_id = ANY (ids) AND s.step_id = j.step_id AND j.refusal IS NULL AND j.outcome = 'success'
     ), done AS (
         DELETE FROM tasker.dispatches d USING judged j
-        WHERE d.step_id = j.step_id AND j.refusal IS NULL AND j.outcome = 'success'
+        WHERE d.step_id = ANY (ids) AND d.step_id = j.step_id AND j.refusal IS NULL AND j.outcome = 'success'
         RETURNING d.step_id, d.task_id, d.awaited_by, d.step_id || '.' || d.attempt || '.' || d.task_id || coalesce('.' || d.ticket, '') AS word, d.ticket IS NOT NULL AS told
     ), failed AS (
         -- Kept here until the finalizer, which alone decides on retries, takes it.
         UPDATE tasker.dispatches d SET failure = CASE j.outcome WHEN 'lost' THEN '{"lost": true}'::jsonb ELSE j.failure END
-        FROM judged j WHERE d.step_id = j.step_id AND j.refusal IS NULL AND j.outcome <> 'success'
+        FROM judged j WHERE d.step_id = ANY (ids) AND d.step_id = j.step_id AND j.refusal IS NULL AND j.outcome <> 'success'
         RETURNING d.step_id, d.task_id, d.awaited_by, d.step_id::text AS word, false AS told
     ), recorded AS (
         INSERT INTO tasker.events (task_id, step_id, attempt, name, data)
@@ -2630,6 +2692,8 @@ CREATE FUNCTION tasker.reports_of(step_ids bigint[]) RETURNS TABLE(task_id bigin
     SET jit TO 'off'
     SET plan_cache_mode TO 'force_generic_plan'
     SET search_path TO 'pg_catalog', 'pg_temp'
+    SET enable_indexscan TO 'off'
+    SET enable_indexonlyscan TO 'off'
     AS $$
 #variable_conflict use_column
 BEGIN
@@ -2646,6 +2710,13 @@ END $$;
 CREATE FUNCTION tasker.rescue_jobs(client text) RETURNS bigint[]
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET enable_indexscan TO 'off'
+    SET enable_indexonlyscan TO 'off'
+    SET jit TO 'off'
+    SET plan_cache_mode TO 'force_generic_plan'
     AS $$
 DECLARE
     rescued bigint[];
@@ -2671,6 +2742,13 @@ END $$;
 CREATE FUNCTION tasker.rescue_unheard(client text, known bigint[]) RETURNS integer
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET enable_indexscan TO 'off'
+    SET enable_indexonlyscan TO 'off'
+    SET jit TO 'off'
+    SET plan_cache_mode TO 'force_generic_plan'
     AS $$
 DECLARE
     n int;
@@ -2964,8 +3042,8 @@ BEGIN
                     ELSE e.created_at END AS ended,
                CASE WHEN s.step_id IS NULL THEN t.created_at END AS created
         FROM looked e
-        JOIN tasker.tasks t USING (task_id)
-        LEFT JOIN tasker.steps s ON s.step_id = e.step_id
+        CROSS JOIN LATERAL (SELECT * FROM tasker.tasks q WHERE q.task_id = e.task_id OFFSET 0) t
+        LEFT JOIN LATERAL (SELECT * FROM tasker.steps q WHERE q.step_id = e.step_id OFFSET 0) s ON true
         CROSS JOIN LATERAL (
             SELECT CASE WHEN s.step_id IS NULL THEN t.started_at
                         WHEN e.attempt IS NULL THEN NULL
@@ -2978,7 +3056,7 @@ BEGIN
             SELECT CASE WHEN s.step_id IS NULL THEN greatest(t.created_at, t.run_at)
                         WHEN e.attempt = 1 THEN greatest(t.started_at, (
                             SELECT max(d.finished_at) FROM tasker.template_steps ts CROSS JOIN LATERAL unnest(ts.depends_on) AS o(position)
-                            JOIN tasker.steps d ON d.task_id = s.task_id AND d.position = o.position
+                            CROSS JOIN LATERAL (SELECT q.finished_at FROM tasker.steps q WHERE q.task_id = s.task_id AND q.position = o.position OFFSET 0) d
                             WHERE ts.template_id = t.template_id AND ts.position = s.position)) END AS at OFFSET 0) ready
         WHERE e.name IN ('step.completed', 'step.failed', 'step.retry_requested', 'step.cancelled', 'step.skipped', 'step.resolved_manually',
                          'task.initialize_requested', 'task.completed', 'task.failed', 'task.cancelled', 'task.resolved_manually')
@@ -3088,6 +3166,13 @@ END $$;
 CREATE FUNCTION tasker.schedule_runs(task_ids bigint[], delays double precision[]) RETURNS void
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET enable_indexscan TO 'off'
+    SET enable_indexonlyscan TO 'off'
+    SET jit TO 'off'
+    SET plan_cache_mode TO 'force_generic_plan'
     AS $$
 BEGIN
     INSERT INTO tasker.river_job (kind, args, queue, priority, max_attempts, state, scheduled_at)
@@ -3636,7 +3721,8 @@ $_$;
 CREATE FUNCTION tasker.start_attempts(step_ids bigint[], attempts integer[], process_id bigint DEFAULT NULL::bigint, secret bigint DEFAULT NULL::bigint, tickets bigint[] DEFAULT NULL::bigint[]) RETURNS TABLE(step_id bigint, attempt integer, refusal text, task_id bigint, namespace text, name text, version text, context jsonb, priority smallint, correlation_id text, parent_task_id bigint, tags text[], initiator text, source_system text, reason text, created_at timestamp with time zone, step_name text, attempts_used integer, attempt_limit integer, handler_class text, config jsonb, timeout_seconds double precision, heartbeat_seconds double precision, progress jsonb, dependencies json, carrier jsonb, secret_of_attempt bigint)
     LANGUAGE plpgsql
     SET enable_seqscan TO 'off'
-    SET enable_hashjoin TO 'off'
+    SET enable_nestloop TO 'off'
+    SET enable_bitmapscan TO 'off'
     SET enable_mergejoin TO 'off'
     SET jit TO 'off'
     SET plan_cache_mode TO 'force_generic_plan'
@@ -3674,7 +3760,7 @@ BEGIN
     ), begun AS (
         UPDATE tasker.steps u SET state = 'in_progress', started_at = clock_timestamp()
         FROM wanted w
-        WHERE u.step_id = w.step_id AND u.attempts = w.attempt AND u.state = 'enqueued' AND w.step_id = ANY (free)
+        WHERE u.step_id = ANY (free) AND u.step_id = w.step_id AND u.attempts = w.attempt AND u.state = 'enqueued'
           AND (SELECT d.failure IS NULL AND coalesce(d.ticket = w.ticket, d.ticket IS NULL) AND (takes IS NULL OR takes ? d.queue)
                FROM tasker.dispatches d WHERE d.step_id = w.step_id)
         RETURNING u.step_id, u.task_id, u.position, u.started_at, w.attempt, w.ord, u.name, u.progress, u.attempts - u.losses - u.forgiven AS used
@@ -3685,9 +3771,9 @@ BEGIN
             deadline = b.started_at + make_interval(secs => coalesce(spec.timeout_seconds, CASE WHEN $3 IS NULL AND spec.heartbeat_seconds IS NULL THEN 3600 END)),
             heartbeat = make_interval(secs => spec.heartbeat_seconds), beat_by = b.started_at + make_interval(secs => spec.heartbeat_seconds)
         FROM begun b CROSS JOIN LATERAL (
-            SELECT s.timeout_seconds, s.heartbeat_seconds FROM tasker.tasks t JOIN tasker.template_steps s ON s.template_id = t.template_id AND s.position = b.position
-            WHERE t.task_id = b.task_id OFFSET 0) spec -- by its key, one by one, here and below
-        WHERE d.step_id = b.step_id
+            SELECT s.timeout_seconds, s.heartbeat_seconds FROM tasker.template_steps s
+            WHERE s.template_id = (SELECT t.template_id FROM tasker.tasks t WHERE t.task_id = b.task_id) AND s.position = b.position OFFSET 0) spec -- by its key, one by one, here and below
+        WHERE d.step_id = ANY (free) AND d.step_id = b.step_id
     ), recorded AS (
         INSERT INTO tasker.events (task_id, step_id, attempt, name)
         SELECT b.task_id, b.step_id, b.attempt, 'step.handle' FROM begun b ORDER BY b.ord
@@ -3706,7 +3792,7 @@ BEGIN
                 format('attempt %s of step %s (%s) is for a queue that process %s does not take', w.attempt, w.step_id, s.name, $3)
             WHEN s.state = 'enqueued' THEN format('attempt %s of step %s (%s) has been reported', w.attempt, w.step_id, s.name)
             ELSE format('attempt %s of step %s (%s) is %s', w.attempt, w.step_id, s.name, s.state) END
-        FROM wanted w LEFT JOIN tasker.steps s ON s.step_id = w.step_id
+        FROM wanted w LEFT JOIN LATERAL (SELECT * FROM tasker.steps q WHERE q.step_id = w.step_id OFFSET 0) s ON true
         WHERE w.step_id <> ALL (ARRAY(SELECT b.step_id FROM begun b))
     )
     SELECT j.step_id, j.attempt, j.refusal,
@@ -3870,6 +3956,8 @@ CREATE FUNCTION tasker.steps_of_tasks(task_ids bigint[]) RETURNS TABLE(task_id b
     SET jit TO 'off'
     SET plan_cache_mode TO 'force_generic_plan'
     SET search_path TO 'pg_catalog', 'pg_temp'
+    SET enable_indexscan TO 'off'
+    SET enable_indexonlyscan TO 'off'
     AS $$
 #variable_conflict use_column
 BEGIN
@@ -3948,6 +4036,13 @@ END $_$;
 CREATE FUNCTION tasker.sweep() RETURNS integer
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET enable_indexscan TO 'off'
+    SET enable_indexonlyscan TO 'off'
+    SET jit TO 'off'
+    SET plan_cache_mode TO 'force_generic_plan'
     AS $$
 DECLARE
     found_tasks bigint[];
@@ -4013,6 +4108,49 @@ BEGIN
     PERFORM FROM tasker.duties d WHERE d.name = duty FOR NO KEY UPDATE SKIP LOCKED;
     RETURN FOUND;
 END $$;
+
+--
+-- Name: take_unstarted(interval, integer, double precision); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.take_unstarted(age interval, most integer, shared double precision) RETURNS TABLE(task_id bigint, step_id bigint, attempt integer, handler_class text, queue text, correlation_id text, alone boolean, ticket bigint)
+    LANGUAGE plpgsql
+    SET enable_seqscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET enable_indexscan TO 'off'
+    SET enable_indexonlyscan TO 'off'
+    SET jit TO 'off'
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+#variable_conflict use_column
+DECLARE
+    ids bigint[];
+BEGIN
+    -- Looked for first, and locked by their keys: what is locked must not depend on a plan.
+    ids := ARRAY(SELECT d.step_id FROM tasker.dispatches d
+                 WHERE d.started_at IS NULL AND d.failure IS NULL AND d.looked_at < clock_timestamp() - age ORDER BY d.looked_at LIMIT most);
+    ids := ARRAY(SELECT d.step_id FROM tasker.dispatches d WHERE d.step_id = ANY (ids) AND d.started_at IS NULL AND d.failure IS NULL
+                 AND d.looked_at < clock_timestamp() - age ORDER BY d.step_id FOR UPDATE SKIP LOCKED);
+    UPDATE tasker.dispatches d SET looked_at = clock_timestamp() WHERE d.step_id = ANY (ids);
+    RETURN QUERY
+    SELECT d.task_id, d.step_id, d.attempt, coalesce(ts.handler_class, ''), d.queue, coalesce(t.correlation_id, ''),
+           s.losses > 0 OR coalesce(least(ts.timeout_seconds, ts.heartbeat_seconds) < shared, false), coalesce(d.ticket, 0)
+    FROM unnest(ids) AS u(id)
+    CROSS JOIN LATERAL (SELECT * FROM tasker.dispatches q WHERE q.step_id = u.id OFFSET 0) d
+    CROSS JOIN LATERAL (SELECT q.position, q.losses FROM tasker.steps q WHERE q.step_id = u.id OFFSET 0) s
+    CROSS JOIN LATERAL (SELECT q.template_id, q.correlation_id FROM tasker.tasks q WHERE q.task_id = d.task_id OFFSET 0) t
+    CROSS JOIN LATERAL (SELECT q.handler_class, q.timeout_seconds, q.heartbeat_seconds FROM tasker.template_steps q
+                        WHERE q.template_id = t.template_id AND q.position = s.position OFFSET 0) ts
+    ORDER BY d.step_id;
+END $$;
+
+--
+-- Name: FUNCTION take_unstarted(age interval, most integer, shared double precision); Type: COMMENT; Schema: tasker; Owner: -
+--
+
+COMMENT ON FUNCTION tasker.take_unstarted(age interval, most integer, shared double precision) IS 'Attempts that no process has started and no worker has looked after for so long; the caller looks after them now. alone: none that shares a job with others';
 
 --
 -- Name: task_may_become(text, text); Type: FUNCTION; Schema: tasker; Owner: -
@@ -4185,6 +4323,9 @@ CREATE FUNCTION tasker.waiting_now(most integer DEFAULT 2000) RETURNS TABLE(name
     SET enable_mergejoin TO 'off'
     SET jit TO 'off'
     SET search_path TO 'pg_catalog', 'pg_temp'
+    SET enable_indexscan TO 'off'
+    SET enable_indexonlyscan TO 'off'
+    SET plan_cache_mode TO 'force_generic_plan'
     AS $$
     WITH open AS MATERIALIZED (
         SELECT t.* FROM tasker.tasks t WHERE t.state IN ('pending', 'in_progress') ORDER BY t.task_id LIMIT most
@@ -4243,6 +4384,13 @@ END $$;
 CREATE FUNCTION tasker.wake_handled(worker bigint) RETURNS integer
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET enable_indexscan TO 'off'
+    SET enable_indexonlyscan TO 'off'
+    SET jit TO 'off'
+    SET plan_cache_mode TO 'force_generic_plan'
     AS $$
 DECLARE
     wanted text[];
@@ -4316,9 +4464,9 @@ END $$;
 CREATE FUNCTION tasker.write_batch(worker bigint, task_ids bigint[], task_epochs integer[], task_states text[], task_errors text[], task_release boolean[], task_rerun double precision[], step_ids bigint[], step_tasks bigint[], step_was text[], step_was_attempt integer[], step_states text[], step_attempts integer[], step_losses integer[], step_results text[], step_errors text[], step_retry_in double precision[], step_queues text[], settled bigint[], parked bigint[], step_start_in double precision[], gate_steps bigint[], gate_ids integer[], gates_seen bigint, needs bigint[] DEFAULT '{}'::bigint[], step_tickets bigint[] DEFAULT '{}'::bigint[]) RETURNS bigint[]
     LANGUAGE plpgsql
     SET enable_seqscan TO 'off'
-    SET enable_hashjoin TO 'off'
-    SET enable_mergejoin TO 'off'
+    SET enable_nestloop TO 'off'
     SET enable_bitmapscan TO 'off'
+    SET enable_mergejoin TO 'off'
     SET lock_timeout TO '100ms'
     SET plan_cache_mode TO 'force_generic_plan'
     SET jit TO 'off'
@@ -4328,6 +4476,7 @@ DECLARE
     n      int;
     faults text;
     denied bigint[] := '{}'; -- claims that a gate did not let pass
+    free   bigint[];         -- attempts that are not being reported
     moved  bigint[];         -- tasks that were given a state, or given up
     alive  boolean;
     gates  bigint;
@@ -4356,7 +4505,7 @@ BEGIN
                 paused_at   = CASE WHEN l.state IS NOT NULL THEN NULL ELSE t.paused_at END
             FROM (SELECT u.id AS task_id, task_epochs[i] AS epoch, task_states[i] AS state, task_errors[i] AS error, task_release[i] AS release
                   FROM unnest(task_ids) WITH ORDINALITY AS u(id, i)) l
-            WHERE t.task_id = l.task_id AND coalesce(t.owner, 0) = worker AND t.epoch = l.epoch AND (l.state IS NOT NULL OR l.release)
+            WHERE t.task_id = ANY (task_ids) AND t.task_id = l.task_id AND coalesce(t.owner, 0) = worker AND t.epoch = l.epoch AND (l.state IS NOT NULL OR l.release)
             RETURNING t.task_id)
         SELECT coalesce(array_agg(c.task_id), '{}'),
                (SELECT count(*) FROM unnest(task_states, task_release) AS l(state, release) WHERE l.state IS NOT NULL OR l.release)
@@ -4390,7 +4539,7 @@ BEGIN
         FROM (SELECT u.id AS step_id, step_was[i] AS was, step_was_attempt[i] AS was_attempt, step_states[i] AS state, step_attempts[i] AS attempt,
                      step_losses[i] AS losses, step_results[i] AS result, step_errors[i] AS error, step_retry_in[i] AS retry_in
               FROM unnest(step_ids) WITH ORDINALITY AS u(id, i)) w
-        WHERE s.step_id = w.step_id AND s.state = w.was AND s.attempts = w.was_attempt AND w.step_id <> ALL (denied);
+        WHERE s.step_id = ANY (step_ids) AND s.step_id = w.step_id AND s.state = w.was AND s.attempts = w.was_attempt AND w.step_id <> ALL (denied);
         GET DIAGNOSTICS n = ROW_COUNT;
         IF n <> cardinality(step_ids) - cardinality(denied) THEN
             PERFORM tasker.assert_worker(worker);
@@ -4484,14 +4633,12 @@ BEGIN
     IF cardinality(parked) > 0 THEN
         -- A locked row is being reported. Waiting for it could take as long as
         -- the reporter's transaction; to its loop it is a report that came.
-        UPDATE tasker.dispatches d SET awaited_by = NULL
-        FROM (SELECT l.step_id FROM tasker.dispatches l WHERE l.step_id = ANY (parked) AND l.failure IS NULL
-              ORDER BY l.step_id FOR UPDATE SKIP LOCKED) free
-        WHERE d.step_id = free.step_id AND d.failure IS NULL;
+        free := ARRAY(SELECT l.step_id FROM tasker.dispatches l WHERE l.step_id = ANY (parked) AND l.failure IS NULL ORDER BY l.step_id FOR UPDATE SKIP LOCKED);
+        UPDATE tasker.dispatches d SET awaited_by = NULL WHERE d.step_id = ANY (free) AND d.failure IS NULL;
         GET DIAGNOSTICS n = ROW_COUNT;
         IF n <> cardinality(parked) THEN
             SELECT string_agg(DISTINCT s.task_id::text, ',') INTO faults
-            FROM tasker.steps s LEFT JOIN tasker.dispatches d USING (step_id)
+            FROM tasker.steps s LEFT JOIN (SELECT * FROM tasker.dispatches l WHERE l.step_id = ANY (parked)) d USING (step_id)
             WHERE s.step_id = ANY (parked) AND (d.step_id IS NULL OR d.awaited_by IS NOT NULL OR d.failure IS NOT NULL);
             RAISE EXCEPTION 'a report came while its loop parked' USING ERRCODE = 'TK005', DETAIL = coalesce(faults, '');
         END IF;
@@ -4512,6 +4659,30 @@ BEGIN
     END IF;
     RETURN denied;
 END $$;
+
+--
+-- Name: written_after(bigint); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.written_after(id bigint) RETURNS timestamp with time zone
+    LANGUAGE plpgsql STABLE
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_sort TO 'off'
+    SET jit TO 'off'
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+DECLARE
+    since timestamptz := tasker.unread_since(id + 1);
+BEGIN
+    RETURN (SELECT e.created_at FROM tasker.events e WHERE e.event_id > id AND e.created_at >= since ORDER BY e.event_id LIMIT 1);
+END $$;
+
+--
+-- Name: FUNCTION written_after(id bigint); Type: COMMENT; Schema: tasker; Owner: -
+--
+
+COMMENT ON FUNCTION tasker.written_after(id bigint) IS 'When the first event after this one was written';
 
 --
 -- Name: dead_letters; Type: TABLE; Schema: tasker; Owner: -
@@ -4681,6 +4852,38 @@ COMMENT ON TABLE tasker.event_subscribers IS 'Durable subscribers of tasker.even
 COMMENT ON COLUMN tasker.event_subscribers.owner IS 'Role that may use it, with its members; NULL: the first login that uses it becomes the owner';
 
 --
+-- Name: event_lag; Type: VIEW; Schema: tasker; Owner: -
+--
+
+CREATE VIEW tasker.event_lag AS
+ SELECT s.name,
+    s.patterns,
+    (s.cursor).passed AS cursor,
+    GREATEST((l.last_id - (s.cursor).passed), (0)::bigint) AS behind,
+        CASE
+            WHEN (l.last_id > (s.cursor).passed) THEN (now() - tasker.written_after((s.cursor).passed))
+            ELSE NULL::interval
+        END AS lag,
+    ( SELECT (COALESCE(sum((upper(m.m) - lower(m.m))), (0)::numeric))::bigint AS "coalesce"
+           FROM unnest(((s.cursor).missing + (s.cursor).recent)) m(m)) AS awaited,
+        CASE
+            WHEN (s.held_until > now()) THEN s.holder
+            ELSE NULL::text
+        END AS holder,
+    s.failed_event_id,
+    s.failure,
+    s.acknowledged_at,
+    s.created_at
+   FROM (tasker.event_subscribers s
+     CROSS JOIN ( SELECT (tasker.event_cursor_since()).passed AS last_id) l);
+
+--
+-- Name: VIEW event_lag; Type: COMMENT; Schema: tasker; Owner: -
+--
+
+COMMENT ON VIEW tasker.event_lag IS 'Subscribers of events, how far behind each is, and what keeps it';
+
+--
 -- Name: events; Type: TABLE; Schema: tasker; Owner: -
 --
 
@@ -4700,43 +4903,6 @@ PARTITION BY RANGE (created_at);
 --
 
 COMMENT ON TABLE tasker.events IS 'One row per transition, written in its transaction; append-only; a partition per day';
-
---
--- Name: event_lag; Type: VIEW; Schema: tasker; Owner: -
---
-
-CREATE VIEW tasker.event_lag AS
- SELECT s.name,
-    s.patterns,
-    (s.cursor).passed AS cursor,
-    GREATEST((l.last_id - (s.cursor).passed), (0)::bigint) AS behind,
-        CASE
-            WHEN (l.last_id > (s.cursor).passed) THEN (now() - ( SELECT e.created_at
-               FROM tasker.events e
-              WHERE ((e.event_id > (s.cursor).passed) AND (e.created_at >= tasker.unread_since(((s.cursor).passed + 1))))
-              ORDER BY e.event_id
-             LIMIT 1))
-            ELSE NULL::interval
-        END AS lag,
-    ( SELECT (COALESCE(sum((upper(m.m) - lower(m.m))), (0)::numeric))::bigint AS "coalesce"
-           FROM unnest(((s.cursor).missing + (s.cursor).recent)) m(m)) AS awaited,
-        CASE
-            WHEN (s.held_until > now()) THEN s.holder
-            ELSE NULL::text
-        END AS holder,
-    s.failed_event_id,
-    s.failure,
-    s.acknowledged_at,
-    s.created_at
-   FROM (tasker.event_subscribers s
-     CROSS JOIN ( SELECT COALESCE(max(e.event_id), (0)::bigint) AS last_id
-           FROM tasker.events e) l);
-
---
--- Name: VIEW event_lag; Type: COMMENT; Schema: tasker; Owner: -
---
-
-COMMENT ON VIEW tasker.event_lag IS 'Subscribers of events, how far behind each is, and what keeps it';
 
 --
 -- Name: event_log; Type: VIEW; Schema: tasker; Owner: -
@@ -6110,7 +6276,7 @@ CREATE TRIGGER refuse_priority AFTER UPDATE OF priority ON tasker.tasks FOR EACH
 -- Name: steps refuse_transition; Type: TRIGGER; Schema: tasker; Owner: -
 --
 
-CREATE TRIGGER refuse_transition AFTER UPDATE ON tasker.steps FOR EACH ROW WHEN (((old.state <> new.state) AND (NOT (((old.state = 'pending'::text) AND (new.state = 'in_progress'::text)) OR ((old.state = 'in_progress'::text) AND (new.state = 'complete'::text)))) AND (NOT tasker.step_may_become(old.state, new.state)))) EXECUTE FUNCTION tasker.refuse_transition();
+CREATE TRIGGER refuse_transition AFTER UPDATE ON tasker.steps FOR EACH ROW WHEN (((old.state <> new.state) AND (NOT (((old.state = 'pending'::text) AND (new.state = ANY (ARRAY['in_progress'::text, 'enqueued'::text]))) OR ((old.state = 'enqueued'::text) AND (new.state = 'in_progress'::text)) OR ((old.state = 'in_progress'::text) AND (new.state = 'complete'::text)))) AND (NOT tasker.step_may_become(old.state, new.state)))) EXECUTE FUNCTION tasker.refuse_transition();
 
 --
 -- Name: tasks refuse_transition; Type: TRIGGER; Schema: tasker; Owner: -

@@ -95,7 +95,8 @@ func (s *Store) AdmitWaiters(ctx context.Context) (again time.Duration, err erro
 
 // AdmittedTasks lists the worker's tasks that have steps which a gate lets pass.
 func (s *Store) AdmittedTasks(ctx context.Context, worker int64) ([]int64, error) {
-	rows, err := s.pool.Query(ctx, `SELECT DISTINCT l.task_id FROM tasker.gate_waiters l JOIN tasker.tasks t USING (task_id)
+	rows, err := s.pool.Query(ctx, `SELECT DISTINCT l.task_id FROM tasker.gate_waiters l
+		CROSS JOIN LATERAL (SELECT q.owner FROM tasker.tasks q WHERE q.task_id = l.task_id OFFSET 0) t
 		WHERE l.admitted_until IS NOT NULL AND t.owner = $1`, worker)
 	if err != nil {
 		return nil, fmt.Errorf("read whom gates let pass: %w", err)

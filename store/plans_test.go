@@ -66,7 +66,7 @@ func newPlanner(t *testing.T, url string) *planner {
 // explain makes the connection tell, from now on.
 func (p *planner) explain(ctx context.Context) error {
 	_, err := p.pool.Exec(ctx, `LOAD 'auto_explain'; SET auto_explain.log_min_duration = 0; SET auto_explain.log_nested_statements = on; SET auto_explain.log_analyze = on;
-		SET auto_explain.log_timing = off; SET auto_explain.log_level = notice`)
+		SET auto_explain.log_timing = off; SET auto_explain.log_buffers = on; SET auto_explain.log_level = notice`)
 	p.plans = nil
 	return err
 }

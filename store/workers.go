@@ -31,6 +31,23 @@ func (s *Store) RegisterWorker(ctx context.Context, name, client string, lease t
 	return id, nil
 }
 
+// maintenanceTime is how long a periodic statement may take that holds rows which the
+// way of a step needs: far below a lease, and below the silence after which a process
+// counts as dead. One that takes longer is ended, and its rows are free; the next round
+// looks again.
+const maintenanceTime = time.Second
+
+// bounded runs such statements in a transaction.
+func (s *Store) bounded(ctx context.Context, do func(tx pgx.Tx) error) error {
+	return pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
+		limit := fmt.Sprint(maintenanceTime.Milliseconds())
+		if _, err := tx.Exec(ctx, `SELECT set_config('statement_timeout', $1, true), set_config('lock_timeout', $1, true)`, limit); err != nil {
+			return err
+		}
+		return do(tx)
+	})
+}
+
 // Pulse is what a worker learns when it says that it is alive.
 type Pulse struct {
 	Silent  time.Duration // how long it had not said so before
@@ -122,7 +139,9 @@ func (s *Store) Sweep(ctx context.Context) (found int, err error) {
 // RescueUnheard makes those River jobs available again that run in a client for
 // seconds and that it doesn't know of: the answer of their fetch was lost.
 func (s *Store) RescueUnheard(ctx context.Context, client string, known []int64) (rescued int, err error) {
-	if err := s.pool.QueryRow(ctx, `SELECT tasker.rescue_unheard($1, $2)`, client, known).Scan(&rescued); err != nil {
+	if err := s.bounded(ctx, func(tx pgx.Tx) error {
+		return tx.QueryRow(ctx, `SELECT tasker.rescue_unheard($1, $2)`, client, known).Scan(&rescued)
+	}); err != nil {
 		return 0, fmt.Errorf("look for jobs whose fetch was lost: %w", err)
 	}
 	return rescued, nil
@@ -140,12 +159,24 @@ func (s *Store) HandledElsewhere(ctx context.Context, worker int64, handlers []s
 	return handled, nil
 }
 
+// clockPortion is how many tasks, and how many attempts, one call of ReadClocks ends at
+// most: as many as fit into maintenanceTime.
+const clockPortion = 1000
+
 // ReadClocks ends what has taken too long: tasks whose deadline has passed, and
 // attempts at Sidekiq whose time is up or whose process has been silent for so
-// long. It returns how many. Tasks come first: that is the lock order.
+// long; silence 0: which process has been silent can't be told now. It returns how
+// many, up to clockPortion of each.
 func (s *Store) ReadClocks(ctx context.Context, silence time.Duration) (tasks, attempts int, err error) {
-	if err := s.pool.QueryRow(ctx, `SELECT tasker.expire_tasks(), tasker.reap_attempts($1)`, silence).Scan(&tasks, &attempts); err != nil {
-		return 0, 0, fmt.Errorf("find what has taken too long: %w", err)
+	if err = s.bounded(ctx, func(tx pgx.Tx) error {
+		return tx.QueryRow(ctx, `SELECT tasker.expire_tasks($1)`, clockPortion).Scan(&tasks)
+	}); err != nil {
+		return 0, 0, fmt.Errorf("end tasks whose deadline has passed: %w", err)
+	}
+	if err = s.bounded(ctx, func(tx pgx.Tx) error {
+		return tx.QueryRow(ctx, `SELECT tasker.reap_attempts(nullif($1, '0'::interval), $2)`, silence, clockPortion).Scan(&attempts)
+	}); err != nil {
+		return tasks, 0, fmt.Errorf("find attempts that have taken too long: %w", err)
 	}
 	return tasks, attempts, nil
 }
@@ -153,7 +184,10 @@ func (s *Store) ReadClocks(ctx context.Context, silence time.Duration) (tasks, a
 // AgeJobs moves up the jobs of tasks that have waited for long: one level of priority
 // per ageing.
 func (s *Store) AgeJobs(ctx context.Context, ageing time.Duration) error {
-	if _, err := s.pool.Exec(ctx, `SELECT tasker.age_jobs($1)`, ageing); err != nil {
+	if err := s.bounded(ctx, func(tx pgx.Tx) error {
+		_, err := tx.Exec(ctx, `SELECT tasker.age_jobs($1)`, ageing)
+		return err
+	}); err != nil {
 		return fmt.Errorf("move up what has waited for long: %w", err)
 	}
 	return nil
@@ -164,23 +198,15 @@ func (s *Store) AgeJobs(ctx context.Context, ageing time.Duration) error {
 // caller's to look after now: no other call returns them before age has passed
 // again.
 func (s *Store) TakeUnstarted(ctx context.Context, age time.Duration, limit int) ([]tasker.Dispatch, error) {
-	rows, err := s.pool.Query(ctx, `
-		WITH taken AS (
-			UPDATE tasker.dispatches d SET looked_at = clock_timestamp()
-			FROM (SELECT step_id FROM tasker.dispatches
-			      WHERE started_at IS NULL AND failure IS NULL AND looked_at < clock_timestamp() - $1::interval
-			      ORDER BY looked_at LIMIT $2 FOR UPDATE SKIP LOCKED) old
-			WHERE d.step_id = old.step_id
-			RETURNING d.task_id, d.step_id, d.attempt, d.queue, d.ticket)
-		SELECT taken.task_id, taken.step_id, taken.attempt, coalesce(ts.handler_class, ''), taken.queue, coalesce(t.correlation_id, ''),
-		       s.losses > 0 OR coalesce(least(ts.timeout_seconds, ts.heartbeat_seconds) < $3, false), coalesce(taken.ticket, 0)
-		FROM taken JOIN tasker.steps s USING (step_id) JOIN tasker.tasks t ON t.task_id = taken.task_id
-		JOIN tasker.template_steps ts ON ts.template_id = t.template_id AND ts.position = s.position
-		ORDER BY taken.step_id`, age, limit, tasker.LeastShared.Seconds())
-	if err != nil {
-		return nil, fmt.Errorf("find unstarted attempts: %w", err)
-	}
-	list, err := pgx.CollectRows(rows, pgx.RowToStructByPos[tasker.Dispatch])
+	var list []tasker.Dispatch
+	err := s.bounded(ctx, func(tx pgx.Tx) error {
+		rows, err := tx.Query(ctx, `SELECT * FROM tasker.take_unstarted($1, $2, $3)`, age, limit, tasker.LeastShared.Seconds())
+		if err != nil {
+			return err
+		}
+		list, err = pgx.CollectRows(rows, pgx.RowToStructByPos[tasker.Dispatch])
+		return err
+	})
 	if err != nil {
 		return nil, fmt.Errorf("find unstarted attempts: %w", err)
 	}

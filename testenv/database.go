@@ -34,6 +34,21 @@ func Database(t testing.TB) string {
 	return c.database(t, "TEMPLATE "+pgx.Identifier{c.template}.Sanitize())
 }
 
+// CopyOf gives the test a database of its own that is as another one of its databases,
+// to which nobody may be connected.
+func CopyOf(t testing.TB, other string) string {
+	t.Helper()
+	admin, err := postgresURL()
+	if err != nil {
+		t.Fatalf("testenv: %v", err)
+	}
+	from, err := pgx.ParseConfig(other)
+	if err != nil {
+		t.Fatalf("testenv: %v", err)
+	}
+	return (&cluster{admin: admin}).database(t, "TEMPLATE "+pgx.Identifier{from.Database}.Sanitize())
+}
+
 // EmptyDatabase gives the test a database of its own without tasker's schema.
 func EmptyDatabase(t testing.TB) string {
 	t.Helper()

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"sync"
 	"time"
 
 	"github.com/taskerhq/tasker/crash"
@@ -14,6 +15,41 @@ import (
 	"github.com/taskerhq/tasker/sidekiq"
 	"github.com/taskerhq/tasker/store"
 )
+
+// answers is how promptly the database answers this worker's heartbeats. They are what a
+// Sidekiq process sends too: one row, by its key. Where they take long, a process that
+// seems silent may only have been kept waiting.
+type answers struct {
+	mu     sync.Mutex
+	asked  time.Time // what has not been answered yet; zero: nothing
+	slowly time.Time // when the last answer came that took long, or was an error
+}
+
+// promptly is far below the silence after which a process counts as dead.
+const promptly = time.Second
+
+// ask notes a question, and the answer when that has come.
+func (a *answers) ask() (answered func(error)) {
+	asked := time.Now()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.asked = asked
+	return func(err error) {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		a.asked = time.Time{}
+		if err != nil || time.Since(asked) > promptly {
+			a.slowly = time.Now()
+		}
+	}
+}
+
+// prompt reports whether all answers came promptly for so long.
+func (a *answers) prompt(long time.Duration) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return time.Since(a.slowly) > long && (a.asked.IsZero() || time.Since(a.asked) <= promptly)
+}
 
 // beat says four times per lease that this worker lives, and finds others that
 // don't. A worker judges nobody in the first lease after it started or was
@@ -32,7 +68,9 @@ func (w *worker) beat(ctx context.Context, id int64, o *orchestrator.Orchestrato
 	every(ctx, w.Lease/4, log, func(ctx context.Context) error {
 		ctx, cancel := context.WithTimeout(ctx, w.Lease)
 		defer cancel()
+		answered := w.status.answers.ask()
 		p, err := w.pulse.Beat(ctx, id)
+		answered(err)
 		if errors.Is(err, store.ErrWorkerDead) {
 			o.Abandon(err)
 			return nil
@@ -81,12 +119,17 @@ func (w *worker) listen(ctx context.Context, id int64, o *orchestrator.Orchestra
 }
 
 // readClocks ends tasks whose deadline has passed, attempts of Ruby steps whose
-// time is up, and those whose process died, which then are lost.
+// time is up, and those whose process died, which then are lost. Only a database that
+// has answered promptly for as long tells that a process has been silent.
 func (w *worker) readClocks(ctx context.Context, log *slog.Logger) error {
 	l := w.live.now()
 	ctx, cancel := context.WithTimeout(ctx, l.RepairTimeout)
 	defer cancel()
-	tasks, attempts, err := w.store.ReadClocks(ctx, l.SilentProcess)
+	silence := l.SilentProcess
+	if !w.status.answers.prompt(silence) {
+		silence = 0
+	}
+	tasks, attempts, err := w.store.ReadClocks(ctx, silence)
 	if err != nil {
 		return err
 	}

@@ -20,6 +20,7 @@ type status struct {
 	takes     atomic.Bool // tasks
 	listening atomic.Bool // for reports
 	loops     atomic.Pointer[orchestrator.Orchestrator]
+	answers   answers
 }
 
 // held is how many tasks the worker holds.

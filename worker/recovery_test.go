@@ -10,6 +10,7 @@ import (
 
 	"github.com/taskerhq/tasker"
 	"github.com/taskerhq/tasker/store"
+	"github.com/taskerhq/tasker/worker"
 )
 
 const mixedGoSteps = `
@@ -241,4 +242,53 @@ func TestAJobWhoseFetchWasNeverHeardOfComesBack(t *testing.T) {
 			t.Errorf("the worker says %q: %t, want %t", said.text, !said.want, said.want)
 		}
 	}
+}
+
+// Guarantee 5: a process whose heartbeats the database has kept waiting is not taken for
+// dead, however long that lasts.
+func TestADatabaseThatStandsStillKillsNoProcess(t *testing.T) {
+	b := setup(t)
+	b.register(`{name: ruby, namespace_name: test, step_templates: [{name: only, handler_class: Work}]}`)
+	const silence = 2 * time.Second
+	b.start(func(c *worker.Config) { c.Lease, c.SilentProcess, c.ClockEvery = 2*time.Second, silence, 50*time.Millisecond })
+	process := b.number(`SELECT tasker.register_process('test')`)
+	task := b.enqueue("ruby", `{}`)
+	step := b.dispatched(task, 1)
+	b.exec(`SELECT standin.start_attempt($1, 1, $2)`, step, process)
+	conn, err := b.pool.Acquire(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Release()
+	tx, err := conn.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Rollback(t.Context())
+	if _, err := tx.Exec(t.Context(), `SELECT FROM tasker.workers FOR UPDATE`); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tx.Exec(t.Context(), `SELECT FROM tasker.processes FOR UPDATE`); err != nil {
+		t.Fatal(err)
+	}
+	beat := make(chan error, 1)
+	go func() {
+		_, err := b.pool.Exec(t.Context(), `SELECT tasker.process_beat($1)`, process)
+		beat <- err
+	}()
+	b.until("the heartbeat has waited for longer than a silent process may", func() bool {
+		return b.number(`SELECT count(*) FROM tasker.processes WHERE last_seen_at < clock_timestamp() - $1::interval`, 2*silence) == 1
+	})
+	b.want("0", `SELECT losses::text FROM tasker.steps WHERE step_id = $1`, step)
+	if err := tx.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-beat; err != nil {
+		t.Fatal(err)
+	}
+	b.want("in_progress, 0 lost", `SELECT format('%s, %s lost', state, losses) FROM tasker.steps WHERE step_id = $1`, step)
+	// Once the database answers again, silence is what it was.
+	b.until("the attempt of the silent process is lost", func() bool {
+		return b.number(`SELECT losses FROM tasker.steps WHERE step_id = $1`, step) == 1
+	})
 }
