@@ -19,6 +19,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"strings"
 	"time"
 
@@ -207,7 +208,7 @@ func Open(ctx context.Context, url, name string, connections int32) (*pgxpool.Po
 
 // Open is the function Open, with all that is to be said of the server.
 func (s Server) Open(ctx context.Context, name string, connections int32) (*pgxpool.Pool, error) {
-	config, err := pgxpool.ParseConfig(s.URL)
+	config, err := pgxpool.ParseConfig(withoutForeign(s.URL))
 	if err != nil {
 		if safetext.MaskAddress(s.URL) == safetext.Filtered { // the parser's message could repeat the password
 			err = errors.New("not a URL; characters such as / # ? @ of a password are written as %2F %23 %3F %40")
@@ -245,6 +246,32 @@ func (s Server) Open(ctx context.Context, name string, connections int32) (*pgxp
 	return pool, nil
 }
 
+// foreign are parameters of a database URL that others understand, and Postgres does not:
+// ActiveRecord's, and libpq's that are about the connection itself.
+var foreign = []string{
+	"pool", "checkout_timeout", "idle_timeout", "reaping_frequency", "max_connections", "min_connections", "max_age", "keepalive", "prepared_statements", "statement_limit",
+	"advisory_locks", "encoding", "min_messages", "schema_search_path", "schema_order", "insert_returning", "adapter", "timeout", "retries", "connection_retries", "retry_deadline",
+	"database_tasks", "migrations_paths", "replica", "query_cache",
+	"keepalives", "keepalives_idle", "keepalives_interval", "keepalives_count", "tcp_user_timeout", "gssencmode", "gssdelegation", "sslcompression", "requirepeer", "fallback_application_name",
+}
+
+// withoutForeign is the URL as pgx understands it: one that is written for Rails, or libpq,
+// may hold more.
+func withoutForeign(address string) string {
+	if rest, ok := strings.CutPrefix(address, "postgis:"); ok {
+		address = "postgres:" + rest
+	}
+	location, query, found := strings.Cut(address, "?")
+	if !found || !strings.Contains(location, "://") {
+		return address
+	}
+	parameters := slices.DeleteFunc(strings.Split(query, "&"), func(p string) bool {
+		name, _, _ := strings.Cut(p, "=")
+		return slices.Contains(foreign, name)
+	})
+	return strings.TrimSuffix(location+"?"+strings.Join(parameters, "&"), "?")
+}
+
 // sessionSettings are what a session must have, however the role and the database
 // are configured. A pooler does not pass them on: there the role must have those
 // that matter.
@@ -259,6 +286,7 @@ var sessionSettings = []struct {
 	// one that fits a statement better than Postgres' own.
 	{"search_path", "pg_catalog, pg_temp", true},
 	{"standard_conforming_strings", "on", true},
+	{"client_encoding", "UTF8", true},
 	{"DateStyle", "ISO, MDY", false},
 	{"IntervalStyle", "postgres", false},
 }
@@ -270,14 +298,21 @@ func answers(ctx context.Context, pool *pgxpool.Pool) error {
 	for i, s := range sessionSettings {
 		names[i] = s.name
 	}
-	var values []string
-	err := pool.QueryRow(ctx, `SELECT ARRAY(SELECT pg_catalog.current_setting(n) FROM pg_catalog.unnest($1::text[]) n)`, names).Scan(&values)
+	var (
+		values   []string
+		encoding string
+	)
+	err := pool.QueryRow(ctx, `SELECT ARRAY(SELECT pg_catalog.current_setting(n) FROM pg_catalog.unnest($1::text[]) n), pg_catalog.current_setting('server_encoding')`, names).
+		Scan(&values, &encoding)
 	var pg *pgconn.PgError
 	switch {
 	case errors.As(err, &pg) && strings.Contains(pg.Message, "unsupported startup parameter"):
 		return fmt.Errorf("%w: this is a connection pooler: set database.mode to poll_only (TASKER_DATABASE_MODE=poll_only), or name the server itself", err)
 	case err != nil:
 		return err
+	}
+	if encoding != "UTF8" {
+		return fmt.Errorf("its encoding is %s, and has to be UTF8, or text is lost: CREATE DATABASE … TEMPLATE template0 ENCODING 'UTF8'", encoding)
 	}
 	for i, s := range sessionSettings {
 		if !s.matters || values[i] == s.value {

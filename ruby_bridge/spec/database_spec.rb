@@ -47,6 +47,25 @@ RSpec.describe TaskerCore::Database do
     expect(database.exec("SHOW application_name").getvalue(0, 0)).to eq("tasker_core")
   end
 
+  it "has the settings that the engine relies on, however the database is configured" do
+    name = TestDatabase.value("SELECT current_database()")
+    hostile = { "default_transaction_isolation" => "serializable", "standard_conforming_strings" => "off", "search_path" => "public", "client_encoding" => "LATIN1" }
+    hostile.each { |setting, value| TestDatabase.connection.exec("ALTER DATABASE #{name} SET #{setting} = #{value}") }
+    expect(hostile.keys.map { |setting| described_class.new.exec("SHOW #{setting}").getvalue(0, 0) })
+      .to eq(["read committed", "on", "pg_catalog, pg_temp", "UTF8"])
+  ensure
+    hostile.each_key { |setting| TestDatabase.connection.exec("ALTER DATABASE #{name} RESET #{setting}") }
+  end
+
+  it "does without settings behind a pooler that takes none" do
+    allow(PG).to receive(:connect).and_wrap_original do |connect, **parameters|
+      raise PG::ConnectionBad, "FATAL:  unsupported startup parameter: options" if parameters[:options]
+
+      connect.call(**parameters)
+    end
+    expect(described_class.new.exec("SELECT 1").getvalue(0, 0)).to eq("1")
+  end
+
   it "opens a new connection when the old one has ended between two calls" do
     before = backend
     terminate(before)

@@ -58,9 +58,18 @@ module TaskerCore
 
     def open_unless_alive
       close if @pg && !alive?
-      @pg ||= PG.connect(**@parameters.call).tap { @prepared = {} }
+      @pg ||= connect(@parameters.call).tap { @prepared = {} }
     rescue PG::Error => e
       raise database_error(e, answered: true)
+    end
+
+    # A pooler takes no options: behind one, the role has to have them.
+    def connect(parameters)
+      PG.connect(**parameters)
+    rescue PG::ConnectionBad => e
+      raise unless parameters[:options] && e.message.include?("unsupported startup parameter")
+
+      PG.connect(**parameters, options: nil)
     end
 
     # A server that has gone, or has ended this connection, has left a last

@@ -6,13 +6,18 @@ module TaskerCore
   # A small pool of connections of our own: the app's are in its transactions,
   # and a report must not be rolled back with them.
   class Database
+    # From 2.4 on a pool closes its connections in the child of a fork: it would say goodbye to
+    # the server in the parent's name. AfterFork discards them.
+    KEPT = Gem::Version.new(ConnectionPool::VERSION) >= Gem::Version.new("2.4") ? { auto_reload_after_fork: false }.freeze : {}.freeze
+    private_constant :KEPT
+
     # @param size [Integer]
     # @param parameters [#call] gives what PG.connect takes
     def initialize(size: TaskerCore.config.pool_size, parameters: DatabaseParameters.method(:current))
       @parameters = parameters
       @mutex = Mutex.new
       @connections = []
-      @pool = ConnectionPool.new(size:, timeout: 5) { add_connection }
+      @pool = ConnectionPool.new(size:, timeout: 5, **KEPT) { add_connection }
     end
 
     # @return [PG::Result]

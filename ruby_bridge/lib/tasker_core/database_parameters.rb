@@ -10,9 +10,14 @@ module TaskerCore
     # A peer that is gone without a word must be noticed in less than the 10
     # seconds that a process may be silent, or its heartbeat would be stuck on it.
     DEFAULTS = {
-      application_name: "tasker_core", connect_timeout: 5,
+      application_name: "tasker_core", connect_timeout: 5, client_encoding: "UTF8",
       keepalives: 1, keepalives_idle: 3, keepalives_interval: 1, keepalives_count: 3, tcp_user_timeout: 6_000
     }.freeze
+
+    # What a session must have, however the role and the database are configured: who reads
+    # events must see what commits meanwhile, and no role may plant a function that fits better
+    # than Postgres' own.
+    OPTIONS = '-c default_transaction_isolation=read\\ committed -c standard_conforming_strings=on -c search_path=pg_catalog,\\ pg_temp'
 
     module_function
 
@@ -20,7 +25,8 @@ module TaskerCore
     # @raise [ConfigurationError]
     def current(url = TaskerCore.config.database_url)
       url ||= %w[TASKER_DATABASE_URL DATABASE_URL].filter_map { |name| ENV.fetch(name, nil) }.find { |value| !value.empty? }
-      DEFAULTS.merge(url ? from_url(url) : from_active_record)
+      parameters = DEFAULTS.merge(url ? from_url(url) : from_active_record)
+      parameters.merge(options: [parameters[:options], OPTIONS].compact.join(" "))
     end
 
     # A DATABASE_URL written for Rails may hold what only ActiveRecord
