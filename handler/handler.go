@@ -37,6 +37,11 @@ type Registry struct {
 	mu    sync.RWMutex
 	funcs map[string]Func
 	http  HTTP
+
+	running struct {
+		sync.Mutex
+		of map[*tasker.Attempt]string
+	}
 }
 
 // NewRegistry returns a registry that holds the built-in handlers
@@ -102,11 +107,39 @@ func (r *Registry) Run(ctx context.Context, name string, attempt *tasker.Attempt
 			}
 		}
 	}()
+	r.begins(attempt, name)
+	defer r.ends(attempt)
 	value, err := f(ctx, attempt)
 	if err != nil {
 		return nil, failureOf(ctx, err, name, attempt)
 	}
 	return encode(value, name, attempt)
+}
+
+// Running tells which handlers run, and how many attempts of each.
+func (r *Registry) Running() map[string]int {
+	r.running.Lock()
+	defer r.running.Unlock()
+	names := map[string]int{}
+	for _, name := range r.running.of {
+		names[name]++
+	}
+	return names
+}
+
+func (r *Registry) begins(a *tasker.Attempt, name string) {
+	r.running.Lock()
+	defer r.running.Unlock()
+	if r.running.of == nil {
+		r.running.of = map[*tasker.Attempt]string{}
+	}
+	r.running.of[a] = name
+}
+
+func (r *Registry) ends(a *tasker.Attempt) {
+	r.running.Lock()
+	defer r.running.Unlock()
+	delete(r.running.of, a)
 }
 
 // Permanent marks an error as one that no retry can mend. code is a word for

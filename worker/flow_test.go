@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -331,4 +332,43 @@ step_templates: [{name: only, handler: hang, default_retryable: false}]`)
 	b.start()
 	b.finish()
 	b.want("complete 2 1 1", `SELECT concat_ws(' ', state, attempts, losses, result) FROM tasker.steps WHERE task_id = $1`, task)
+}
+
+// A second signal to stop ends the waiting for handlers, not the order in which a worker
+// leaves: what it held runs elsewhere at once.
+func TestAWorkerThatIsToldToHurryWaitsNoLonger(t *testing.T) {
+	b := setup(t)
+	var calls atomic.Int32
+	running, end := make(chan struct{}), make(chan struct{})
+	t.Cleanup(func() { close(end) })
+	b.handlers.Register("deaf", func(context.Context, *tasker.Attempt) (any, error) {
+		if calls.Add(1) == 1 {
+			close(running)
+			<-end // whatever its context says
+		}
+		return nil, nil
+	})
+	b.register(`{name: deaf, namespace_name: test, step_templates: [{name: only, handler: deaf}]}`)
+	hurry, log := make(chan struct{}), &syncBuffer{}
+	stop := b.start(func(c *worker.Config) {
+		c.Shutdown, c.ShutdownGrace, c.Hurry, c.Logger = time.Hour, 50*time.Millisecond, hurry, slog.New(slog.NewTextHandler(log, nil))
+	})
+	b.enqueue("deaf", `{}`)
+	<-running
+	stopped := make(chan struct{})
+	go func() { stop(); close(stopped) }()
+	b.until("the log says what is waited for", func() bool {
+		return strings.Contains(log.String(), "worker waits for running handlers") && strings.Contains(log.String(), "map[deaf:1]")
+	})
+	select {
+	case <-stopped:
+		t.Fatal("the worker did not wait")
+	default:
+	}
+	close(hurry)
+	<-stopped
+	b.want("stopped", `SELECT state FROM tasker.workers`)
+	b.start()
+	b.finish()
+	b.want("complete 2 1", `SELECT concat_ws(' ', state, attempts, losses) FROM tasker.steps`)
 }

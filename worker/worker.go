@@ -61,6 +61,7 @@ type Config struct {
 	MostLag        time.Duration // how long the first task that is due may wait before the worker is not ready; 0: for ever
 	Live                         // at the start; Updates changes it
 	Updates        <-chan Live
+	Hurry          <-chan struct{} // closed: a worker that stops waits no longer for running handlers
 	Logger         *slog.Logger
 	Started        func(worker int64) // called when the worker takes tasks
 }
@@ -363,12 +364,18 @@ func (w *worker) session(ctx context.Context) (err error) {
 // finish ends a session: orderly, or at once when the worker was declared dead.
 func (w *worker) finish(o *orchestrator.Orchestrator, river *jobs.Client, id int64, log *slog.Logger) error {
 	l := w.live.now()
-	grace, cancel := context.WithTimeout(context.Background(), l.Shutdown)
+	patient, hurry := context.WithCancel(context.Background())
+	defer hurry()
+	var waiting sync.WaitGroup
+	waiting.Go(func() { w.tellWhatIsWaitedFor(patient, hurry, log) })
+	defer waiting.Wait()
+	defer hurry() // before it is waited for
+	grace, cancel := context.WithTimeout(patient, l.Shutdown)
 	defer cancel()
 	o.Drain(grace)
 	// Handlers that don't return when their context ends get a little longer;
 	// then their tasks are taken from them.
-	last, cancelLast := context.WithTimeout(context.Background(), l.Shutdown+l.ShutdownGrace)
+	last, cancelLast := context.WithTimeout(patient, l.Shutdown+l.ShutdownGrace)
 	defer cancelLast()
 	err := river.Stop(last)
 	if err == nil {
@@ -399,6 +406,26 @@ func (w *worker) finish(o *orchestrator.Orchestrator, river *jobs.Client, id int
 	}
 	log.Info("worker has stopped")
 	return nil
+}
+
+// tellWhatIsWaitedFor says now and then which handlers a worker that stops waits for, until
+// ctx ends, and ends the waiting when it is told to hurry.
+func (w *worker) tellWhatIsWaitedFor(ctx context.Context, hurry func(), log *slog.Logger) {
+	const interval = 5 * time.Second
+	for again := time.After(w.live.now().ShutdownGrace / 10); ; again = time.After(interval) {
+		select {
+		case <-again:
+			if running := w.Handlers.Running(); len(running) > 0 {
+				log.Info("worker waits for running handlers; a second signal ends that", "handlers", running, "at_most", w.live.now().Shutdown.String())
+			}
+		case <-w.Hurry:
+			log.Warn("worker stops at once; attempts that are running run again elsewhere", "handlers", w.Handlers.Running())
+			hurry()
+			return
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // undeliverable stands in for Sidekiq in a worker that was given no Redis.

@@ -12,7 +12,7 @@ func (a *app) workerCommand() *cobra.Command {
 		Short: "Run tasks",
 		Long: `Takes tasks from the database, runs their Go steps, and hands their Ruby steps to
 Sidekiq. SIGTERM or Ctrl-C: takes nothing new, lets running handlers finish,
-hands back the rest, exits with 0. SIGHUP: reads tasker.yaml and the templates
+hands back the rest, exits with 0; a second one waits no longer. SIGHUP: reads tasker.yaml and the templates
 again and takes up what may change at run time; the log says what did.
 
 tasker config show lists all settings; docs/configuration.md explains them.`,
@@ -32,7 +32,7 @@ tasker config show lists all settings; docs/configuration.md explains them.`,
 				c.Logger.Warn("no Redis given (--redis-url, TASKER_REDIS_URL, REDIS_URL): Ruby steps wait for a worker that has one")
 			}
 			updates := make(chan worker.Live)
-			c.Updates = updates
+			c.Updates, c.Hurry = updates, hurry
 			go a.reload(cmd.Context(), hangups, updates, c.Logger)
 			worker.TuneMemory()
 			return worker.Run(cmd.Context(), c)
