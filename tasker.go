@@ -67,6 +67,9 @@ const (
 	FailFast OnFailure = "fail_fast"
 )
 
+// BuiltinHandlers are the Go handlers that a worker brings. No other name begins with "tasker.".
+var BuiltinHandlers = []string{"tasker.echo", "tasker.fail", "tasker.http", "tasker.sleep"}
+
 // Idempotency says what makes two tasks of a template the same task, when they
 // come without an idempotency_key of their own.
 type Idempotency string

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -144,4 +145,12 @@ func TestRegisteringTwiceIsAMistakeInTheProgram(t *testing.T) {
 		}
 	}()
 	handler.NewRegistry().Register("tasker.echo", func(context.Context, *tasker.Attempt) (any, error) { return nil, nil })
+}
+
+func TestTheBuiltinHandlersAreThoseThatTemplatesMayName(t *testing.T) {
+	r := handler.NewRegistry()
+	r.AllowHTTP()
+	if names := r.Names(); !slices.Equal(slices.Sorted(slices.Values(names)), tasker.BuiltinHandlers) {
+		t.Errorf("a worker brings %v, templates may name %v", names, tasker.BuiltinHandlers)
+	}
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/taskerhq/tasker"
 	"github.com/taskerhq/tasker/dag"
@@ -191,6 +192,9 @@ func (f fields) step(i int, v *value, retry tasker.RetryPolicy) (tasker.StepTemp
 		s.add(at.name, "%s has no handler; give it a handler_class (a Ruby class) or a handler (a Go handler)", s.what)
 	case class != nil && handler != nil:
 		s.add(handler.place, "%s has both handler_class (line %d) and handler; keep one", s.what, class.line)
+	case handler != nil && strings.HasPrefix(step.Handler, "tasker.") && !slices.Contains(tasker.BuiltinHandlers, step.Handler):
+		s.add(handler.place, "%s names %s, and there is no such handler among those that a worker brings: %s%s",
+			s.what, step.Handler, strings.Join(tasker.BuiltinHandlers, ", "), didYouMean(step.Handler, tasker.BuiltinHandlers))
 	}
 	if config := s.object("handler_config"); config != nil {
 		step.HandlerConfig = config.json()

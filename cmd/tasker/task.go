@@ -149,6 +149,11 @@ func (a *app) taskListCommand() *cobra.Command {
 				if err != nil {
 					return err
 				}
+				if len(tasks) == 0 { // of which there are none, or whose name is spelt wrong
+					if err := knownTemplate(c.Context(), s, f.Namespace, f.Name); err != nil {
+						return err
+					}
+				}
 				if a.output == "json" {
 					return a.printJSON(tasks)
 				}
