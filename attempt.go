@@ -16,6 +16,9 @@ type Attempt struct {
 	Used          int    // attempts that count against Limit, this one included; those lost with a process don't
 	Limit         int
 	CorrelationID string
+	// IdempotencyKey is the same for every attempt of the step: give it to whom you call,
+	// so that a second attempt doesn't charge twice.
+	IdempotencyKey string
 	Timeout       time.Duration              // start to close; 0: none
 	Context       json.RawMessage            // the task's context: a JSON object
 	Config        json.RawMessage            // handler_config of the step: a JSON object, or nil
@@ -50,6 +53,15 @@ func (a *Attempt) Heartbeat(progress any) error {
 		return nil
 	}
 	return a.Beat(doc)
+}
+
+// IdempotencyKey is what tasker.idempotency_key makes of the random number of a task and
+// a step. seed nil: the task was made by an earlier version.
+func IdempotencyKey(seed *int64, step int64) string {
+	if seed == nil {
+		return fmt.Sprintf("tasker-step-%d", step)
+	}
+	return fmt.Sprintf("tasker-%012x-%d", *seed, step)
 }
 
 // Last reports whether a failure of this attempt is final.

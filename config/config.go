@@ -79,6 +79,7 @@ type Worker struct {
 	RepairTimeout   time.Duration
 	RepairBatch     int
 	SilentProcess   time.Duration
+	HandlerWait     time.Duration
 	UnstartedFor    time.Duration
 	TakenFor        time.Duration
 	SweepEvery      time.Duration

@@ -204,6 +204,11 @@ var Settings = []Setting{
 		Why:   "A process beats every 2 s and drops a connection that hangs after 6 s; less would declare living ones dead and run their steps twice.",
 	},
 	{
+		Key: "worker.handler_wait", Kind: Duration, Default: "10m", Least: "1s", Most: "168h", Live: true, field: func(c *Config) any { return &c.Worker.HandlerWait },
+		About: "How long an attempt waits for a Sidekiq process that has its handler's class, before its step fails for good",
+		Why:   "A rolling deployment takes minutes; a name that is spelt wrong should not stay hidden for hours.",
+	},
+	{
 		Key: "worker.unstarted_for", Kind: Duration, Default: "5s", Least: "1s", Most: "1h", Live: true, field: func(c *Config) any { return &c.Worker.UnstartedFor },
 		About: "How long a pushed attempt may be unstarted before its job is looked for in Redis",
 		Why:   "Jobs that merely wait in a long queue are looked for again each time, so shorter costs reading of queues.",

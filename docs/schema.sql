@@ -347,7 +347,7 @@ END $$;
 -- Name: claim_tasks(bigint, bigint[], bigint[], bigint, bytea); Type: FUNCTION; Schema: tasker; Owner: -
 --
 
-CREATE FUNCTION tasker.claim_tasks(worker bigint, ids bigint[], opening bigint[] DEFAULT '{}'::bigint[], gates_seen bigint DEFAULT NULL::bigint, ticket_key bytea DEFAULT NULL::bytea) RETURNS TABLE(task_id bigint, template_id bigint, epoch integer, context jsonb, correlation_id text, fresh bigint[], begun boolean, due_in double precision)
+CREATE FUNCTION tasker.claim_tasks(worker bigint, ids bigint[], opening bigint[] DEFAULT '{}'::bigint[], gates_seen bigint DEFAULT NULL::bigint, ticket_key bytea DEFAULT NULL::bytea) RETURNS TABLE(task_id bigint, template_id bigint, epoch integer, context jsonb, correlation_id text, fresh bigint[], begun boolean, due_in double precision, key_seed bigint)
     LANGUAGE plpgsql
     SET enable_seqscan TO 'off'
     SET enable_nestloop TO 'off'
@@ -399,7 +399,7 @@ BEGIN
     IF cardinality(taken) < cardinality(ids) THEN
         -- The job that led here is not to be ticked off: it comes back when they are due.
         RETURN QUERY
-        SELECT t.task_id, t.template_id, NULL::int, NULL::jsonb, NULL, NULL::bigint[], false, extract(epoch FROM t.run_at - clock_timestamp())::double precision
+        SELECT t.task_id, t.template_id, NULL::int, NULL::jsonb, NULL, NULL::bigint[], false, extract(epoch FROM t.run_at - clock_timestamp())::double precision, NULL::bigint
         FROM tasker.tasks t
         WHERE t.task_id = ANY (ids) AND t.task_id <> ALL (taken) AND t.state = 'pending' AND t.owner IS NULL AND t.paused_at IS NULL
           AND t.run_at > clock_timestamp();
@@ -418,7 +418,7 @@ BEGIN
 
     RETURN QUERY
     WITH mine AS MATERIALIZED (
-        SELECT t.task_id, t.template_id, t.epoch, t.context, t.correlation_id, f.steps, f.untouched,
+        SELECT t.task_id, t.template_id, t.epoch, t.context, t.correlation_id, t.key_seed, f.steps, f.untouched,
                f.untouched AND t.template_id = ANY (opening) AND gates_seen = (SELECT coalesce(sum(g.version), 0) FROM tasker.gates g) AS opens
         FROM unnest(taken) AS l(id)
         CROSS JOIN LATERAL (SELECT * FROM tasker.tasks u WHERE u.task_id = l.id OFFSET 0) t -- by its key, one by one
@@ -444,7 +444,7 @@ BEGIN
         INSERT INTO tasker.events (task_id, step_id, attempt, name)
         SELECT n.task_id, n.step_id, 1, CASE n.state WHEN 'enqueued' THEN 'step.execution_requested' ELSE 'step.handle' END FROM roots n
     )
-    SELECT m.task_id, m.template_id, m.epoch, m.context, m.correlation_id, CASE WHEN m.untouched THEN m.steps END, coalesce(m.opens, false), NULL::double precision
+    SELECT m.task_id, m.template_id, m.epoch, m.context, m.correlation_id, CASE WHEN m.untouched THEN m.steps END, coalesce(m.opens, false), NULL::double precision, m.key_seed
     FROM mine m;
 END $$;
 
@@ -843,7 +843,7 @@ DECLARE
     n     int := 0;
 BEGIN
     FOR t IN SELECT u.task_id, u.owner, u.deadline, u.created_at FROM tasker.tasks u
-             WHERE u.deadline < clock_timestamp() AND u.state IN ('pending', 'in_progress')
+             WHERE u.deadline < clock_timestamp() AND u.state IN ('pending', 'in_progress') AND u.paused_at IS NULL
              ORDER BY u.deadline LIMIT most FOR UPDATE SKIP LOCKED
     LOOP
         BEGIN
@@ -1105,6 +1105,46 @@ CREATE FUNCTION tasker.gate_tokens(g tasker.gates) RETURNS double precision
     RETURN LEAST((g).burst, ((g).tokens + ((g).per_second * (GREATEST((0)::numeric, EXTRACT(epoch FROM (clock_timestamp() - (g).filled_at))))::double precision)));
 
 --
+-- Name: handler_missing(bigint[], integer[], bigint[], bigint); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.handler_missing(step_ids bigint[], attempts integer[], tickets bigint[], process_id bigint) RETURNS integer
+    LANGUAGE plpgsql
+    SET enable_seqscan TO 'off'
+    SET enable_indexscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET jit TO 'off'
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $_$
+DECLARE
+    free bigint[];
+    n    int;
+BEGIN
+    IF array_ndims(step_ids) > 1 OR array_ndims(attempts) > 1 OR array_ndims(tickets) > 1
+       OR cardinality(step_ids) IS DISTINCT FROM cardinality(attempts) OR cardinality(step_ids) IS DISTINCT FROM cardinality(tickets) THEN
+        RAISE EXCEPTION 'handler_missing wants one attempt and one ticket for each step' USING ERRCODE = 'TK007';
+    END IF;
+    free := ARRAY(SELECT d.step_id FROM tasker.dispatches d WHERE d.step_id = ANY (step_ids) AND d.started_at IS NULL AND d.failure IS NULL
+                  ORDER BY d.step_id FOR UPDATE SKIP LOCKED);
+    -- Pushed again when it has not been looked after for a while; see take_unstarted.
+    UPDATE tasker.dispatches d
+    SET missing_since = coalesce(d.missing_since, clock_timestamp()), looked_at = clock_timestamp(),
+        missing_in = (SELECT left(p.identity, 200) FROM tasker.processes p WHERE p.process_id = $4)
+    WHERE d.step_id = ANY (free)
+      AND EXISTS (SELECT FROM unnest(step_ids, attempts, tickets) AS w(step_id, attempt, ticket)
+                  WHERE w.step_id = d.step_id AND w.attempt = d.attempt AND coalesce(d.ticket = w.ticket, d.ticket IS NULL));
+    GET DIAGNOSTICS n = ROW_COUNT;
+    RETURN n;
+END $_$;
+
+--
+-- Name: FUNCTION handler_missing(step_ids bigint[], attempts integer[], tickets bigint[], process_id bigint); Type: COMMENT; Schema: tasker; Owner: -
+--
+
+COMMENT ON FUNCTION tasker.handler_missing(step_ids bigint[], attempts integer[], tickets bigint[], process_id bigint) IS 'Gives attempts back that have not started: this process does not have their handler. Returns how many';
+
+--
 -- Name: has_defaults(jsonb); Type: FUNCTION; Schema: tasker; Owner: -
 --
 
@@ -1197,6 +1237,20 @@ BEGIN
     WHERE u.name = $1 AND (u.holder = $2 OR u.holder IS NULL OR u.held_until < clock_timestamp());
     RETURN FOUND;
 END $_$;
+
+--
+-- Name: idempotency_key(bigint, bigint); Type: FUNCTION; Schema: tasker; Owner: -
+--
+
+CREATE FUNCTION tasker.idempotency_key(key_seed bigint, step_id bigint) RETURNS text
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN CASE WHEN (key_seed IS NULL) THEN ('tasker-step-'::text || (step_id)::text) ELSE ((('tasker-'::text || lpad(to_hex(key_seed), 12, '0'::text)) || '-'::text) || (step_id)::text) END;
+
+--
+-- Name: FUNCTION idempotency_key(key_seed bigint, step_id bigint); Type: COMMENT; Schema: tasker; Owner: -
+--
+
+COMMENT ON FUNCTION tasker.idempotency_key(key_seed bigint, step_id bigint) IS 'What a step gives to whom it calls: the same for all attempts, another in every other database';
 
 --
 -- Name: is_test_database(); Type: FUNCTION; Schema: tasker; Owner: -
@@ -1308,7 +1362,8 @@ CREATE TABLE tasker.tasks (
     finished_at timestamp with time zone,
     deadline timestamp with time zone,
     parent_task_id bigint,
-    carrier jsonb
+    carrier jsonb,
+    key_seed bigint
 )
 WITH (fillfactor='80', autovacuum_vacuum_scale_factor='0.02', autovacuum_vacuum_cost_delay='0');
 
@@ -1317,6 +1372,12 @@ WITH (fillfactor='80', autovacuum_vacuum_scale_factor='0.02', autovacuum_vacuum_
 --
 
 COMMENT ON TABLE tasker.tasks IS 'INSERT here to start a workflow';
+
+--
+-- Name: COLUMN tasks.key_seed; Type: COMMENT; Schema: tasker; Owner: -
+--
+
+COMMENT ON COLUMN tasker.tasks.key_seed IS 'random; part of the idempotency keys of its steps. NULL: made before 0051';
 
 --
 -- Name: lock_task(bigint); Type: FUNCTION; Schema: tasker; Owner: -
@@ -1743,11 +1804,23 @@ BEGIN
             RAISE EXCEPTION 'template %/% has no version %; it has: %', NEW.namespace, NEW.name, NEW.version, known
             USING ERRCODE = 'TK001', HINT = 'leave the version out for the latest, or register it: tasker template register FOLDER';
         END IF;
-        SELECT string_agg(n, ', ') INTO known FROM (
-            SELECT DISTINCT t.namespace || '/' || t.name AS n FROM tasker.task_templates t ORDER BY n LIMIT 50) names;
+        -- Those that look like it first, by the three letters in a row that they share.
+        SELECT string_agg(n.name, ', ' ORDER BY n.alike DESC, n.name) FILTER (WHERE n.place <= 10) || CASE WHEN count(*) > 10 THEN format(' and %s more', count(*) - 10) ELSE '' END
+        INTO known
+        FROM (SELECT m.name, a.alike, row_number() OVER (ORDER BY a.alike DESC, m.name) AS place
+              FROM (SELECT DISTINCT t.namespace || '/' || t.name AS name FROM tasker.task_templates t) m
+              CROSS JOIN LATERAL (
+                  SELECT count(*) AS alike FROM generate_series(1, least(length(NEW.namespace || '/' || NEW.name), 200) - 2) AS i
+                  WHERE position(lower(substr(NEW.namespace || '/' || NEW.name, i, 3)) IN lower(m.name)) > 0) a) n;
         RAISE EXCEPTION 'there is no template %/%; registered are: %',
             NEW.namespace, NEW.name, coalesce(known, 'none')
-        USING ERRCODE = 'TK001', HINT = 'register it: tasker template register FOLDER';
+        USING ERRCODE = 'TK001', HINT = 'register it: tasker template register FOLDER; tasker template list shows all';
+    END IF;
+    IF unused THEN
+        -- It is not replaced while this transaction is open. Waits for a registration
+        -- that replaces it now, for no other transaction, and reads what it has written.
+        SELECT t.idempotency, t.deadline_seconds, t.context_defaults INTO key_of, seconds, has_defaults
+        FROM tasker.task_templates t WHERE t.template_id = found_id FOR KEY SHARE;
     END IF;
     IF (jsonb_typeof(NEW.context) = 'object' AND tasker.document_problem(NEW.context, 1048576) IS NULL AND NEW.priority BETWEEN 1 AND 4) IS NOT TRUE THEN
         IF jsonb_typeof(NEW.context) IS DISTINCT FROM 'object' THEN
@@ -1801,10 +1874,6 @@ BEGIN
     IF has_defaults THEN -- after the key: that is of the document as it came
         SELECT tasker.with_defaults(t.context_schema, NEW.context) INTO NEW.context FROM tasker.task_templates t WHERE t.template_id = found_id;
     END IF;
-    IF unused THEN
-        -- Freezes the template. Waits for a registration that is replacing it.
-        UPDATE tasker.task_templates t SET used_at = now() WHERE t.template_id = found_id AND t.used_at IS NULL;
-    END IF;
     IF seconds IS NOT NULL OR NEW.run_at IS NOT NULL OR NEW.deadline IS NOT NULL OR NEW.carrier IS NOT NULL THEN
         NEW.deadline := coalesce(NEW.deadline, greatest(now(), NEW.run_at) + make_interval(secs => seconds));
         problem := CASE WHEN jsonb_typeof(NEW.carrier) <> 'object' THEN format('is a JSON object, not %s', jsonb_typeof(NEW.carrier))
@@ -1834,6 +1903,7 @@ BEGIN
         NEW.started_at  := NULL;
         NEW.finished_at := NULL;
     END IF;
+    NEW.key_seed    := tasker.new_secret();
     NEW.template_id := found_id;
     NEW.version     := found_version;
     RETURN NEW;
@@ -2128,10 +2198,10 @@ BEGIN
 END $$;
 
 --
--- Name: reap_attempts(interval, integer); Type: FUNCTION; Schema: tasker; Owner: -
+-- Name: reap_attempts(interval, integer, interval); Type: FUNCTION; Schema: tasker; Owner: -
 --
 
-CREATE FUNCTION tasker.reap_attempts(silence interval, most integer DEFAULT 1000) RETURNS integer
+CREATE FUNCTION tasker.reap_attempts(silence interval, most integer DEFAULT 1000, patience interval DEFAULT '00:10:00'::interval) RETURNS integer
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET enable_seqscan TO 'off'
@@ -2154,7 +2224,8 @@ BEGIN
         WHERE p.process_id IS NULL OR p.stopped_at IS NOT NULL OR greatest(p.last_seen_at, pg_postmaster_start_time()) < clock_timestamp() - silence);
     overdue := ARRAY(
         SELECT d.step_id FROM tasker.dispatches d
-        WHERE d.failure IS NULL AND (least(d.deadline, CASE WHEN silence IS NOT NULL THEN d.beat_by END, d.start_by) < clock_timestamp()
+        WHERE d.failure IS NULL AND (least(d.deadline, CASE WHEN silence IS NOT NULL THEN d.beat_by END, d.start_by,
+                                                 CASE WHEN d.started_at IS NULL THEN d.missing_since + patience END) < clock_timestamp()
             OR d.started_at IS NOT NULL AND d.process_id = ANY (gone)) LIMIT most);
     IF overdue = '{}' THEN
         RETURN 0;
@@ -2163,20 +2234,28 @@ BEGIN
     FROM (SELECT s.step_id FROM tasker.steps s WHERE s.step_id = ANY (overdue) ORDER BY s.step_id FOR NO KEY UPDATE SKIP LOCKED) l;
     -- What is up first tells the story.
     SELECT jsonb_agg(jsonb_build_object('step_id', d.step_id, 'attempt', d.attempt, 'secret', d.secret, 'ticket', d.ticket)
-               || CASE WHEN least(d.deadline, CASE WHEN silence IS NOT NULL THEN d.beat_by END, d.start_by) < clock_timestamp() THEN jsonb_build_object('outcome', 'failure', 'failure', jsonb_build_object(
-                          'class', up.code, 'code', up.code, 'attempt', d.attempt, 'message', up.message))
+               || CASE WHEN least(d.deadline, CASE WHEN silence IS NOT NULL THEN d.beat_by END, d.start_by,
+                                                 CASE WHEN d.started_at IS NULL THEN d.missing_since + patience END) < clock_timestamp() THEN jsonb_build_object('outcome', 'failure', 'failure', jsonb_build_object(
+                          'class', up.code, 'code', up.code, 'attempt', d.attempt, 'message', up.message)
+                          || CASE up.code WHEN 'handler_not_found' THEN '{"permanent": true}'::jsonb ELSE '{}' END)
                   ELSE '{"outcome": "lost"}' END) INTO reports
     FROM tasker.dispatches d
     CROSS JOIN LATERAL (
         SELECT 'schedule_to_start_timeout' AS code, d.start_by AS at,
                format('no process took it from queue %s within its schedule_to_start_seconds', d.queue) AS message
         UNION ALL SELECT 'heartbeat_timeout', CASE WHEN silence IS NOT NULL THEN d.beat_by END, format('no heartbeat within %s', d.heartbeat)
+        UNION ALL SELECT 'handler_not_found', CASE WHEN d.started_at IS NULL THEN d.missing_since + patience END,
+               format('no process had the class %s within %s; the last that looked for it was %s: deploy it there, or correct handler_class in the template',
+                      (SELECT ts.handler_class FROM tasker.template_steps ts
+                       WHERE ts.template_id = (SELECT q.template_id FROM tasker.tasks q WHERE q.task_id = d.task_id)
+                         AND ts.position = (SELECT q.position FROM tasker.steps q WHERE q.step_id = d.step_id)), patience, d.missing_in)
         UNION ALL SELECT 'attempt_timeout', d.deadline, format('no result within %s', date_trunc('milliseconds', d.deadline - d.started_at))
         ORDER BY 2 LIMIT 1) up
     LEFT JOIN LATERAL (SELECT * FROM tasker.processes q WHERE q.process_id = d.process_id OFFSET 0) p ON true
     -- Once more: a heartbeat or a start may have come in between, or another attempt.
     WHERE d.step_id = ANY (overdue) AND d.failure IS NULL
-      AND (least(d.deadline, CASE WHEN silence IS NOT NULL THEN d.beat_by END, d.start_by) < clock_timestamp()
+      AND (least(d.deadline, CASE WHEN silence IS NOT NULL THEN d.beat_by END, d.start_by,
+                                                 CASE WHEN d.started_at IS NULL THEN d.missing_since + patience END) < clock_timestamp()
            OR d.started_at IS NOT NULL AND d.process_id IS NOT NULL
               AND (p.process_id IS NULL OR p.stopped_at IS NOT NULL
                    OR greatest(p.last_seen_at, pg_postmaster_start_time()) < clock_timestamp() - silence));
@@ -2188,10 +2267,10 @@ BEGIN
 END $$;
 
 --
--- Name: FUNCTION reap_attempts(silence interval, most integer); Type: COMMENT; Schema: tasker; Owner: -
+-- Name: FUNCTION reap_attempts(silence interval, most integer, patience interval); Type: COMMENT; Schema: tasker; Owner: -
 --
 
-COMMENT ON FUNCTION tasker.reap_attempts(silence interval, most integer) IS 'Ends attempts whose time is up, and takes those for lost whose process has been silent for so long; silence NULL: the caller has no healthy database and can''t tell, so only deadlines count';
+COMMENT ON FUNCTION tasker.reap_attempts(silence interval, most integer, patience interval) IS 'Ends attempts whose time is up, and takes those for lost whose process has been silent for so long; silence NULL: the caller has no healthy database and can''t tell, so only deadlines count. patience: how long an attempt waits for a process that has its handler';
 
 --
 -- Name: reap_worker(); Type: FUNCTION; Schema: tasker; Owner: -
@@ -2342,18 +2421,27 @@ BEGIN
     RETURNING t.template_id INTO inserted;
 
     IF inserted IS NULL THEN
-        SELECT t.* INTO known FROM tasker.task_templates t
-        WHERE t.namespace = $1 AND t.name = $2 AND t.version = $3 FOR UPDATE;
+        SELECT t.* INTO known FROM tasker.task_templates t WHERE t.namespace = $1 AND t.name = $2 AND t.version = $3;
+        IF known.checksum = $6 THEN -- which most are: what others do with it does not matter
+            RETURN 'unchanged';
+        END IF;
+        BEGIN
+            SELECT t.* INTO known FROM tasker.task_templates t WHERE t.template_id = known.template_id FOR UPDATE NOWAIT;
+        EXCEPTION WHEN lock_not_available THEN
+            RAISE EXCEPTION 'template %/%@% has changed, but an open transaction has inserted a task of this version, or registers it too', $1, $2, $3
+            USING ERRCODE = 'TK002', HINT = 'give the changed template a new version; running tasks keep the old one';
+        END;
         IF known.checksum = $6 THEN
             RETURN 'unchanged';
         END IF;
+        -- A worker notes the use when it has read the template; before that, its tasks tell.
+        known.used_at := coalesce(known.used_at, (SELECT min(t.created_at) FROM tasker.tasks t WHERE t.template_id = known.template_id));
         IF known.used_at IS NOT NULL THEN
             RAISE EXCEPTION 'template %/%@% has changed, but tasks have used this version since %',
                 $1, $2, $3, to_char(known.used_at, 'YYYY-MM-DD HH24:MI')
             USING ERRCODE = 'TK002', HINT = 'give the changed template a new version; running tasks keep the old one';
         END IF;
-        -- used_at is still null and the row is locked: the first insert of a
-        -- task, which sets it, waits for us and then sees the new steps.
+        -- Locked: an INSERT of a task waits for us, and then sees the new steps.
         UPDATE tasker.task_templates t
         SET description = $4, definition = $5, checksum = $6, max_parallel_steps = $7, registered_at = now(),
             deadline_seconds = ($5 ->> 'deadline_seconds')::double precision, idempotency = $5 ->> 'idempotency'
@@ -2509,7 +2597,8 @@ BEGIN
     END IF;
     SELECT u.context INTO was FROM tasker.tasks u WHERE u.task_id = task; -- the caller has locked the task
     UPDATE tasker.tasks u
-    SET context = CASE WHEN m.context_defaults THEN tasker.with_defaults(m.context_schema, new_context) ELSE new_context END
+    SET context = CASE WHEN m.context_defaults THEN tasker.with_defaults(m.context_schema, new_context) ELSE new_context END,
+        key_seed = CASE WHEN u.context IS DISTINCT FROM new_context THEN tasker.new_secret() ELSE u.key_seed END -- another amount is another charge
     FROM tasker.task_templates m WHERE u.task_id = task AND m.template_id = u.template_id
     RETURNING u.context INTO becomes;
     PERFORM tasker.record_verb(task, NULL, 'task.context_replaced', who, why, tasker.context_record(was, becomes));
@@ -2853,7 +2942,7 @@ BEGIN
     IF t.paused_at IS NULL THEN
         RAISE EXCEPTION 'task % is not paused', task USING ERRCODE = 'TK008';
     END IF;
-    UPDATE tasker.tasks u SET paused_at = NULL WHERE u.task_id = task;
+    UPDATE tasker.tasks u SET paused_at = NULL, deadline = u.deadline + (clock_timestamp() - u.paused_at) WHERE u.task_id = task;
     PERFORM tasker.record_verb(task, NULL, 'task.resumed', who, why);
     PERFORM tasker.poke_task(task);
 END $$;
@@ -3707,7 +3796,7 @@ CREATE FUNCTION tasker.start_attempt(step_id bigint, attempt integer, process_id
             'initiator', a.initiator, 'source_system', a.source_system, 'reason', a.reason, 'carrier', a.carrier,
             'created_at', to_char(a.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')),
         'step', jsonb_build_object(
-            'step_id', a.step_id, 'name', a.step_name, 'attempt', a.attempt, 'attempts_used', a.attempts_used, 'attempt_limit', a.attempt_limit,
+            'step_id', a.step_id, 'idempotency_key', a.idempotency_key, 'name', a.step_name, 'attempt', a.attempt, 'attempts_used', a.attempts_used, 'attempt_limit', a.attempt_limit,
             'handler_class', a.handler_class, 'config', a.config, 'timeout_seconds', a.timeout_seconds, 'heartbeat_seconds', a.heartbeat_seconds,
             'progress', a.progress, 'depends_on', coalesce((SELECT jsonb_agg(k) FROM json_object_keys(a.dependencies) k), '[]')),
         'dependencies', coalesce(a.dependencies::jsonb, '{}')) END
@@ -3718,7 +3807,7 @@ $_$;
 -- Name: start_attempts(bigint[], integer[], bigint, bigint, bigint[]); Type: FUNCTION; Schema: tasker; Owner: -
 --
 
-CREATE FUNCTION tasker.start_attempts(step_ids bigint[], attempts integer[], process_id bigint DEFAULT NULL::bigint, secret bigint DEFAULT NULL::bigint, tickets bigint[] DEFAULT NULL::bigint[]) RETURNS TABLE(step_id bigint, attempt integer, refusal text, task_id bigint, namespace text, name text, version text, context jsonb, priority smallint, correlation_id text, parent_task_id bigint, tags text[], initiator text, source_system text, reason text, created_at timestamp with time zone, step_name text, attempts_used integer, attempt_limit integer, handler_class text, config jsonb, timeout_seconds double precision, heartbeat_seconds double precision, progress jsonb, dependencies json, carrier jsonb, secret_of_attempt bigint)
+CREATE FUNCTION tasker.start_attempts(step_ids bigint[], attempts integer[], process_id bigint DEFAULT NULL::bigint, secret bigint DEFAULT NULL::bigint, tickets bigint[] DEFAULT NULL::bigint[]) RETURNS TABLE(step_id bigint, attempt integer, refusal text, task_id bigint, namespace text, name text, version text, context jsonb, priority smallint, correlation_id text, parent_task_id bigint, tags text[], initiator text, source_system text, reason text, created_at timestamp with time zone, step_name text, attempts_used integer, attempt_limit integer, handler_class text, config jsonb, timeout_seconds double precision, heartbeat_seconds double precision, progress jsonb, dependencies json, carrier jsonb, secret_of_attempt bigint, idempotency_key text)
     LANGUAGE plpgsql
     SET enable_seqscan TO 'off'
     SET enable_nestloop TO 'off'
@@ -3804,7 +3893,7 @@ BEGIN
                SELECT json_object_agg(u.name, u.result ORDER BY d.position)
                FROM unnest(spec.depends_on) AS d(position)
                CROSS JOIN LATERAL (SELECT s.name, s.result FROM tasker.steps s WHERE s.task_id = j.task_id AND s.position = d.position OFFSET 0) u) END,
-           t.carrier, CASE WHEN j.refusal IS NULL THEN bound END
+           t.carrier, CASE WHEN j.refusal IS NULL THEN bound END, CASE WHEN j.refusal IS NULL THEN tasker.idempotency_key(t.key_seed, j.step_id) END
     FROM judged j
     LEFT JOIN LATERAL (SELECT * FROM tasker.tasks u WHERE u.task_id = j.task_id AND j.refusal IS NULL OFFSET 0) t ON true
     LEFT JOIN LATERAL (SELECT * FROM tasker.template_steps s WHERE s.template_id = t.template_id AND s.position = j.position OFFSET 0) spec ON true
@@ -4136,7 +4225,7 @@ BEGIN
     UPDATE tasker.dispatches d SET looked_at = clock_timestamp() WHERE d.step_id = ANY (ids);
     RETURN QUERY
     SELECT d.task_id, d.step_id, d.attempt, coalesce(ts.handler_class, ''), d.queue, coalesce(t.correlation_id, ''),
-           s.losses > 0 OR coalesce(least(ts.timeout_seconds, ts.heartbeat_seconds) < shared, false), coalesce(d.ticket, 0)
+           s.losses > 0 OR d.missing_since IS NOT NULL OR coalesce(least(ts.timeout_seconds, ts.heartbeat_seconds) < shared, false), coalesce(d.ticket, 0)
     FROM unnest(ids) AS u(id)
     CROSS JOIN LATERAL (SELECT * FROM tasker.dispatches q WHERE q.step_id = u.id OFFSET 0) d
     CROSS JOIN LATERAL (SELECT q.position, q.losses FROM tasker.steps q WHERE q.step_id = u.id OFFSET 0) s
@@ -4230,7 +4319,7 @@ BEGIN
     UPDATE tasker.gate_slots o SET taken_at = o.taken_at - span;
     UPDATE tasker.gate_waiters w SET since = w.since - span, rank = w.rank - span, admitted_until = w.admitted_until - span;
     UPDATE tasker.steps s SET retry_at = s.retry_at - span, started_at = s.started_at - span, finished_at = s.finished_at - span;
-    UPDATE tasker.dispatches d SET looked_at = d.looked_at - span, started_at = d.started_at - span, deadline = d.deadline - span,
+    UPDATE tasker.dispatches d SET looked_at = d.looked_at - span, missing_since = d.missing_since - span, started_at = d.started_at - span, deadline = d.deadline - span,
         start_by = d.start_by - span, beat_by = d.beat_by - span;
     UPDATE tasker.event_days d SET last_id = NULL; -- closed days get events
     UPDATE tasker.events e SET created_at = e.created_at - span;
@@ -4771,7 +4860,9 @@ CREATE TABLE tasker.dispatches (
     heartbeat interval,
     beat_by timestamp with time zone,
     secret bigint,
-    ticket bigint
+    ticket bigint,
+    missing_since timestamp with time zone,
+    missing_in text
 )
 WITH (fillfactor='70', autovacuum_vacuum_scale_factor='0.02', autovacuum_vacuum_cost_delay='0');
 
@@ -4786,6 +4877,18 @@ COMMENT ON COLUMN tasker.dispatches.secret IS 'of the call that started the atte
 --
 
 COMMENT ON COLUMN tasker.dispatches.ticket IS 'goes with the Sidekiq job; NULL: a worker of an earlier version made it';
+
+--
+-- Name: COLUMN dispatches.missing_since; Type: COMMENT; Schema: tasker; Owner: -
+--
+
+COMMENT ON COLUMN tasker.dispatches.missing_since IS 'since when processes have not had the handler''s class; NULL: none has said so';
+
+--
+-- Name: COLUMN dispatches.missing_in; Type: COMMENT; Schema: tasker; Owner: -
+--
+
+COMMENT ON COLUMN tasker.dispatches.missing_in IS 'the process that said so last';
 
 --
 -- Name: duties; Type: TABLE; Schema: tasker; Owner: -
@@ -5439,7 +5542,9 @@ CREATE VIEW tasker.step_readiness AS
                      JOIN tasker.processes p USING (process_id))
                   WHERE (o.step_id = s.step_id))
             END, (', progress '::text || "left"((s.progress)::text, 100)))
-            WHEN 'enqueued'::text THEN format('attempt %s of %s is in Sidekiq''s queue %s and has not begun'::text, s.attempts_used, s.attempt_limit, s.queue)
+            WHEN 'enqueued'::text THEN COALESCE(( SELECT format('attempt %s of %s waits since %s s for a Sidekiq process that has the class %s: %s, which took it last, has not; deploy it there, or correct handler_class in the template'::text, s.attempts_used, s.attempt_limit, round(EXTRACT(epoch FROM (now() - o.missing_since)), 1), s.handler_class, COALESCE(o.missing_in, 'a process that is gone'::text)) AS format
+               FROM tasker.dispatches o
+              WHERE ((o.step_id = s.step_id) AND (o.missing_since IS NOT NULL))), format('attempt %s of %s is in Sidekiq''s queue %s and has not begun'::text, s.attempts_used, s.attempt_limit, s.queue))
             WHEN 'no_process_alive'::text THEN format('attempt %s of %s is in Sidekiq''s queue %s, and no Sidekiq process with tasker has given a sign of life for 10 s'::text, s.attempts_used, s.attempt_limit, s.queue)
             WHEN 'task_cancelled'::text THEN 'its task was cancelled'::text
             WHEN 'blocked'::text THEN format('can''t run as things stand: %s%s'::text, d.words,

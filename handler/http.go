@@ -84,9 +84,14 @@ type response struct {
 	Body   any `json:"body"` // JSON as it is, anything else as a string
 }
 
-// call makes the request. 2xx is the result; 429 and 503 are tried again when
-// they ask for it (Retry-After), other 5xx and network errors with the usual
-// backoff; every other answer is final.
+// passing are the answers of the 4xx that the same call may not get again: too slow, a
+// conflict (as with a first call under the same idempotency key that is still under way),
+// locked, too early, too many. RFC 9110, 4918, 8470 and 6585.
+var passing = []int{http.StatusRequestTimeout, http.StatusConflict, http.StatusLocked, http.StatusTooEarly, http.StatusTooManyRequests}
+
+// call makes the request. 2xx is the result; 5xx, what is passing, and network errors are
+// tried again, when the answer asks for it (Retry-After) or with the usual backoff; every
+// other answer is final.
 func (c *caller) call(ctx context.Context, attempt *tasker.Attempt) (any, error) {
 	spec, err := config[request](attempt)
 	if err != nil {
@@ -119,16 +124,13 @@ func (c *caller) call(ctx context.Context, attempt *tasker.Attempt) (any, error)
 	if said := excerpt(body); said != "" {
 		err = fmt.Errorf("%w: %s", err, said)
 	}
-	switch {
-	case res.StatusCode == http.StatusTooManyRequests, res.StatusCode == http.StatusServiceUnavailable:
-		if header := res.Header.Get("Retry-After"); header != "" {
-			return nil, retryAfterHeader(safetext.Clean(header, 100), err)
-		}
-		return nil, err
-	case res.StatusCode >= 500:
-		return nil, err
+	if res.StatusCode < 500 && !slices.Contains(passing, res.StatusCode) {
+		return nil, Permanent("http_"+strconv.Itoa(res.StatusCode), err)
 	}
-	return nil, Permanent("http_"+strconv.Itoa(res.StatusCode), err)
+	if header := res.Header.Get("Retry-After"); header != "" {
+		return nil, retryAfterHeader(safetext.Clean(header, 100), err)
+	}
+	return nil, err
 }
 
 func (c *caller) request(ctx context.Context, spec request, attempt *tasker.Attempt) (*http.Request, error) {
@@ -166,7 +168,7 @@ func (c *caller) request(ctx context.Context, spec request, attempt *tasker.Atte
 	}
 	req.Header.Set("Accept", "application/json, */*;q=0.5")
 	req.Header.Set("User-Agent", "tasker")
-	req.Header.Set("Idempotency-Key", fmt.Sprintf("tasker-step-%d", attempt.StepID))
+	req.Header.Set("Idempotency-Key", attempt.IdempotencyKey)
 	for name, value := range spec.Headers {
 		req.Header.Set(name, value)
 	}

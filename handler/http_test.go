@@ -76,12 +76,12 @@ func TestHTTPTurnsAnswersIntoResultsAndFailures(t *testing.T) {
 	r.AllowHTTP(host)
 	call := func(config string) (string, *tasker.Failure) {
 		result, failure := r.Run(t.Context(), "tasker.http", &tasker.Attempt{
-			StepID: 5, Step: "s", Template: "n/t@1.0.0", Context: json.RawMessage(`{"a":1}`),
+			StepID: 5, IdempotencyKey: "tasker-5eed00000007-5", Step: "s", Template: "n/t@1.0.0", Context: json.RawMessage(`{"a":1}`),
 			Config: json.RawMessage(strings.ReplaceAll(config, "HOST", server.URL))})
 		return string(result), failure
 	}
 	for config, want := range map[string]string{
-		`{"url": "HOST/json", "headers": {"X-Own": "yes"}}`:            `{"status":200,"body":{"method":"GET","key":"tasker-step-5","own":"yes"}}`,
+		`{"url": "HOST/json", "headers": {"X-Own": "yes"}}`:            `{"status":200,"body":{"method":"GET","key":"tasker-5eed00000007-5","own":"yes"}}`,
 		`{"url": "HOST/text"}`:                                         `{"status":200,"body":"hello"}`,
 		`{"url": "HOST/echo", "method": "post"}`:                       `{"status":200,"body":{"context":{"a":1},"dependencies":null}}`,
 		`{"url": "HOST/echo", "method": "PUT", "body": {"own": true}}`: `{"status":200,"body":{"own":true}}`,

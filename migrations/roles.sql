@@ -14,9 +14,9 @@ DECLARE
     pure text[] := '{step_may_become,task_may_become,gate_tokens,next_token,gate_rank,gate_is_for,river_state,river_job_state_in_bitmask,schema_problem,schema_problem_within,schema_refusal,
         schema_path,schema_shown,schema_word,failure_in_words,event_likes,check_channel,likes_are_safe,has_defaults,with_defaults,context_key,cursor_after,cursor_within,unread_since,
         step_ids,reports_of,old_tasks,old_events,ended_tasks,held_by,first_unread,events_beyond,still_writing,open_transactions,event_writers,steps_of,read_events,event_cursor_since,written_after,stats_bucket,failure_kind,stats_from,stats_since,figures,outcomes,histogram,slowest,failures,waiting_now,trend,totals,is_test_database,
-        context_record}';
+        context_record,idempotency_key}';
     app text[] := '{enqueue_task,start_attempt,start_attempts,report_results,heartbeat,register_process,process_beat,process_stopped,
-        publish_event,subscribe,unsubscribe,hold_subscriber,release_subscriber,next_events,acknowledge_events,event_failed,set_subscriber_owner,
+        publish_event,subscribe,unsubscribe,hold_subscriber,release_subscriber,handler_missing,next_events,acknowledge_events,event_failed,set_subscriber_owner,
         await_task,renew_waiters,fall_asleep}';
     operator text[] := '{cancel_task,pause_task,resume_task,retry_task,resolve_task,run_task_now,set_task_priority,retry_step,skip_step,resolve_step,
         set_limit,pause,resume,acknowledge_dead_letter,set_webhook,remove_webhook,retry_webhook,register_template,prune_tasks,prune_events,find_stale_tasks,sweep}';

@@ -22,7 +22,7 @@ const (
 )
 
 var pointsInTime = map[string]string{
-	"tasks.run_at": shifts, "tasks.deadline": shifts, "tasks.paused_at": shifts,
+	"dispatches.missing_since": shifts, "tasks.run_at": shifts, "tasks.deadline": shifts, "tasks.paused_at": shifts,
 	"tasks.created_at": shifts, "tasks.started_at": shifts, "tasks.finished_at": shifts,
 	"steps.retry_at": shifts, "steps.started_at": shifts, "steps.finished_at": shifts,
 	"dispatches.looked_at": shifts, "dispatches.started_at": shifts, "dispatches.deadline": shifts,

@@ -94,7 +94,7 @@ func (l *loop) start(i int) {
 	attempt := &tasker.Attempt{
 		TaskID: l.id, StepID: s.id, Template: l.template.FullName(), Step: spec.Name,
 		Number: s.attempt, Used: s.attempt - s.losses - s.forgiven, Limit: spec.AttemptLimit(),
-		CorrelationID: l.task.CorrelationID, Timeout: spec.Timeout.Duration(),
+		CorrelationID: l.task.CorrelationID, IdempotencyKey: tasker.IdempotencyKey(l.task.KeySeed, s.id), Timeout: spec.Timeout.Duration(),
 		Context: l.task.Context, Config: spec.HandlerConfig, Progress: s.progress,
 	}
 	if deps := l.template.graph.Dependencies(i); len(deps) > 0 {

@@ -275,7 +275,7 @@ func (l *loop) reload() error {
 	if err != nil {
 		return err
 	}
-	l.task.Epoch, l.task.Context, l.paused = held.Epoch, held.Context, held.Paused
+	l.task.Epoch, l.task.Context, l.task.KeySeed, l.paused = held.Epoch, held.Context, held.KeySeed, held.Paused
 	l.epoch.Store(int64(held.Epoch))
 	l.log().Debug("task read again")
 	clear(l.results)

@@ -293,7 +293,7 @@ func (o *Orchestrator) template(id int64) (*compiled, error) {
 	if t, ok := o.templates.Load(id); ok {
 		return t.(*compiled), nil
 	}
-	t, err := store.Patiently(o.ctx, func() (*tasker.Template, error) { return o.Store.Template(o.ctx, id) })
+	t, err := store.Patiently(o.ctx, func() (*tasker.Template, error) { return o.Store.UseTemplate(o.ctx, id) })
 	if err != nil {
 		return nil, err
 	}

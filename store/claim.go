@@ -22,6 +22,7 @@ type Claimed struct {
 	TraceParent   string    // W3C traceparent of who enqueued it, where Claimer.Traced asks for it
 	Begun         bool      // the first attempts of all steps without dependencies are claimed too; Steps don't show it
 	Steps         []StepRow // by position
+	KeySeed       *int64    // of the idempotency keys of its steps; nil: made by an earlier version
 
 	dueIn time.Duration // it is not claimed: its run_at has not come
 }
@@ -143,7 +144,7 @@ func (c *Claimer) claim(tasks, opening []int64, gates int64) (map[int64]*Claimed
 		dueIn    *float64
 		document *string // as text: pgx would parse jsonb, for nothing
 	)
-	columns := []any{&t.TaskID, &t.TemplateID, &epoch, &document, &t.CorrelationID, &fresh, &t.Begun, &dueIn}
+	columns := []any{&t.TaskID, &t.TemplateID, &epoch, &document, &t.CorrelationID, &fresh, &t.Begun, &dueIn, &t.KeySeed}
 	if c.Traced {
 		columns = append(columns, &t.TraceParent)
 	}
@@ -183,9 +184,9 @@ func (c *Claimer) claim(tasks, opening []int64, gates int64) (map[int64]*Claimed
 }
 
 const (
-	claimTasks = `SELECT c.task_id, c.template_id, c.epoch, c.context::text, coalesce(c.correlation_id, ''), c.fresh, c.begun, c.due_in
+	claimTasks = `SELECT c.task_id, c.template_id, c.epoch, c.context::text, coalesce(c.correlation_id, ''), c.fresh, c.begun, c.due_in, c.key_seed
 		FROM tasker.claim_tasks($1, $2, $3, $4, $5) c`
-	claimTraced = `SELECT c.task_id, c.template_id, c.epoch, c.context::text, coalesce(c.correlation_id, ''), c.fresh, c.begun, c.due_in, o.parent
+	claimTraced = `SELECT c.task_id, c.template_id, c.epoch, c.context::text, coalesce(c.correlation_id, ''), c.fresh, c.begun, c.due_in, c.key_seed, o.parent
 		FROM tasker.claim_tasks($1, $2, $3, $4, $5) c
 		CROSS JOIN LATERAL (SELECT coalesce(left(t.carrier ->> 'traceparent', 100), '') AS parent FROM tasker.tasks t WHERE t.task_id = c.task_id OFFSET 0) o`
 )
@@ -219,6 +220,7 @@ type Held struct {
 	Epoch   int // a new one when an operator has changed something
 	Paused  bool
 	Context json.RawMessage
+	KeySeed *int64
 	Steps   []StepRow
 }
 
@@ -231,8 +233,8 @@ func (s *Store) Reread(ctx context.Context, worker, task int64) (*Held, error) {
 		held  Held
 	)
 	var document string
-	batch.Queue(`SELECT epoch, paused_at IS NOT NULL, context::text FROM tasker.tasks WHERE task_id = $1 AND owner = $2`, task, worker).
-		QueryRow(func(row pgx.Row) error { return row.Scan(&held.Epoch, &held.Paused, &document) })
+	batch.Queue(`SELECT epoch, paused_at IS NOT NULL, context::text, key_seed FROM tasker.tasks WHERE task_id = $1 AND owner = $2`, task, worker).
+		QueryRow(func(row pgx.Row) error { return row.Scan(&held.Epoch, &held.Paused, &document, &held.KeySeed) })
 	batch.Queue(stepRows, []int64{task}).Query(func(rows pgx.Rows) error {
 		return scanSteps(rows, func(_ int64, step StepRow) { held.Steps = append(held.Steps, step) })
 	})

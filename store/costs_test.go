@@ -200,6 +200,10 @@ func TestWhatAStepCosts(t *testing.T) { // not parallel: allocations are counted
 	if err := m.admin.QueryRow(ctx, `SELECT template_id FROM tasker.task_templates WHERE name = 'chain'`).Scan(&chain); err != nil {
 		t.Fatal(err)
 	}
+	// As a worker does with the first task of a template.
+	if _, err := m.admin.Exec(ctx, `UPDATE tasker.task_templates SET used_at = now()`); err != nil {
+		t.Fatal(err)
+	}
 	s := store.New(m.pool)
 	worker, err := s.RegisterWorker(ctx, "w", "c", time.Hour, map[string]any{})
 	if err != nil {

@@ -332,6 +332,25 @@ WHERE $1 IS NULL AND a.attrelid IN ('tasker.dispatches'::regclass, 'tasker.proce
   AND r.rolname IN ('tasker_app', 'tasker_reader', 'tasker_operator') AND has_column_privilege(r.oid, a.attrelid, a.attnum, 'SELECT')`,
 	},
 	{
+		Name: "sequence_behind", Promise: "numbers that Postgres gives out next are not taken already", Warning: true,
+		command: `psql "$TASKER_DATABASE_URL", with the statement above`,
+		// As after logical replication, which copies rows and no sequences. A role that may
+		// not read a sequence is told nothing of it.
+		sql: `
+SELECT NULL::bigint AS task_id, NULL::bigint AS step_id, format('%s is at %s, and its table has %s already: SELECT setval(%L, %s)', q.name, coalesce(l.value, 0), q.taken, q.name, q.taken)
+FROM (VALUES ('tasker.tasks_task_id_seq', (SELECT max(task_id) FROM tasker.tasks)),
+             ('tasker.steps_step_id_seq', (SELECT max(step_id) FROM tasker.steps)),
+             ('tasker.events_event_id_seq', (SELECT max(event_id) FROM tasker.events)),
+             ('tasker.river_job_id_seq', (SELECT max(id) FROM tasker.river_job)),
+             ('tasker.workers_worker_id_seq', (SELECT max(worker_id) FROM tasker.workers)),
+             ('tasker.processes_process_id_seq', (SELECT max(process_id) FROM tasker.processes)),
+             ('tasker.task_templates_template_id_seq', (SELECT max(template_id) FROM tasker.task_templates)),
+             ('tasker.gates_gate_id_seq', (SELECT max(gate_id) FROM tasker.gates)),
+             ('tasker.dead_letters_dead_letter_id_seq', (SELECT max(dead_letter_id) FROM tasker.dead_letters))) AS q(name, taken)
+CROSS JOIN LATERAL (SELECT CASE WHEN has_sequence_privilege(q.name, 'USAGE, SELECT') THEN pg_sequence_last_value(q.name::regclass) END AS value) l
+WHERE $1 IS NULL AND has_sequence_privilege(q.name, 'USAGE, SELECT') AND coalesce(l.value, 0) < q.taken`,
+	},
+	{
 		Name: "notification_queue", Promise: "no session keeps notifications from being removed", Warning: true,
 		command: `psql "$TASKER_DATABASE_URL" -c "SELECT pid, usename, application_name, xact_start FROM pg_stat_activity WHERE state LIKE 'idle in%' ORDER BY xact_start"`,
 		sql: `

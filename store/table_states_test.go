@@ -40,7 +40,7 @@ var periodic = []struct {
 		return err
 	}},
 	{"read clocks", func(ctx context.Context, s *store.Store, _ int64) error {
-		tasks, attempts, err := s.ReadClocks(ctx, 10*time.Second)
+		tasks, attempts, err := s.ReadClocks(ctx, 10*time.Second, time.Hour)
 		if err == nil && (tasks != 200 || attempts == 0) {
 			err = fmt.Errorf("%d tasks expired, %d attempts reaped", tasks, attempts)
 		}

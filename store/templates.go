@@ -89,6 +89,15 @@ func seconds(s tasker.Seconds) *float64 {
 	return new(float64(s))
 }
 
+// UseTemplate is Template for a worker that has a task of it: it notes that the template
+// is used, so that it is not replaced any more.
+func (s *Store) UseTemplate(ctx context.Context, id int64) (*tasker.Template, error) {
+	if _, err := s.pool.Exec(ctx, `UPDATE tasker.task_templates SET used_at = now() WHERE template_id = $1 AND used_at IS NULL`, id); err != nil {
+		return nil, fmt.Errorf("note that template %d is used: %w", id, err)
+	}
+	return s.Template(ctx, id)
+}
+
 // Template reads the template with this id, and refuses one whose definition,
 // which loops go by, and steps, which SQL goes by, aren't the same graph: tasks
 // would stand still for no reason that anybody sees.
@@ -149,7 +158,7 @@ type TemplateSummary struct {
 	Description  string     `json:"description"`
 	Steps        int        `json:"steps"`
 	RegisteredAt time.Time  `json:"registered_at"`
-	UsedAt       *time.Time `json:"used_at"` // null: no task has used it
+	UsedAt       *time.Time `json:"used_at"` // null: no worker has had a task of it
 }
 
 // Templates lists all templates, the latest version of each name first.

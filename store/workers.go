@@ -165,16 +165,17 @@ const clockPortion = 1000
 
 // ReadClocks ends what has taken too long: tasks whose deadline has passed, and
 // attempts at Sidekiq whose time is up or whose process has been silent for so
-// long; silence 0: which process has been silent can't be told now. It returns how
-// many, up to clockPortion of each.
-func (s *Store) ReadClocks(ctx context.Context, silence time.Duration) (tasks, attempts int, err error) {
+// long; silence 0: which process has been silent can't be told now. An attempt that no
+// process has the handler for ends after handlerWait. It returns how many, up to
+// clockPortion of each.
+func (s *Store) ReadClocks(ctx context.Context, silence, handlerWait time.Duration) (tasks, attempts int, err error) {
 	if err = s.bounded(ctx, func(tx pgx.Tx) error {
 		return tx.QueryRow(ctx, `SELECT tasker.expire_tasks($1)`, clockPortion).Scan(&tasks)
 	}); err != nil {
 		return 0, 0, fmt.Errorf("end tasks whose deadline has passed: %w", err)
 	}
 	if err = s.bounded(ctx, func(tx pgx.Tx) error {
-		return tx.QueryRow(ctx, `SELECT tasker.reap_attempts(nullif($1, '0'::interval), $2)`, silence, clockPortion).Scan(&attempts)
+		return tx.QueryRow(ctx, `SELECT tasker.reap_attempts(nullif($1, '0'::interval), $2, $3)`, silence, clockPortion, handlerWait).Scan(&attempts)
 	}); err != nil {
 		return tasks, 0, fmt.Errorf("find attempts that have taken too long: %w", err)
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/taskerhq/tasker/migrations"
 	"github.com/taskerhq/tasker/store"
 	"github.com/taskerhq/tasker/testenv"
+	"github.com/taskerhq/tasker/worker"
 )
 
 // setupWithClocks is setup with a Postgres of its own and with clocks that are
@@ -127,4 +128,21 @@ step_templates: [{name: only, handler: tasker.sleep, handler_config: {seconds: 2
 			b.checkHistory()
 		})
 	}
+}
+
+// A task that is paused overnight does not fail by its deadline: that waits with it.
+func TestThePauseOfATaskStopsItsDeadline(t *testing.T) {
+	b := setup(t)
+	b.register(oneRubyStep)
+	b.start(func(c *worker.Config) { c.ClockEvery = 20 * time.Millisecond })
+	task := int64(b.number(`INSERT INTO tasker.tasks (namespace, name, run_at, deadline) VALUES ('test', 'ruby', now() + interval '1 hour', now() + interval '1 second') RETURNING task_id`))
+	b.must(b.store.PauseTask(t.Context(), task, store.Operator{}))
+	b.until("the deadline has passed, and the clocks were read since", func() bool {
+		return b.number(`SELECT count(*) FROM tasker.tasks WHERE deadline < clock_timestamp() - interval '200 milliseconds'`) == 1
+	})
+	b.want("pending", `SELECT state FROM tasker.tasks`)
+	b.must(b.store.ResumeTask(t.Context(), task, store.Operator{}))
+	b.want("true", `SELECT (deadline > clock_timestamp())::text FROM tasker.tasks`)
+	b.until("the rest of its time is over", func() bool { return b.number(`SELECT count(*) FROM tasker.tasks WHERE state = 'error'`) == 1 })
+	b.want("task_deadline t", `SELECT concat_ws(' ', error ->> 'code', finished_at >= deadline) FROM tasker.tasks`)
 }

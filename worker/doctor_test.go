@@ -52,6 +52,7 @@ var plants = map[string]string{
 	"rights": `DO $$ BEGIN
 		BEGIN CREATE ROLE tasker_worker; EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL; END;
 		GRANT USAGE ON SCHEMA tasker TO tasker_worker; END $$`, // and any login may call the functions
+	"sequence_behind":    `ALTER SEQUENCE tasker.workers_worker_id_seq RESTART WITH 1`,
 	"notification_queue": ``, // would take 800 MB of notifications
 	"old_snapshot":       ``, // would take ten minutes; its statement is run by every examination
 }

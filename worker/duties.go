@@ -129,7 +129,7 @@ func (w *worker) readClocks(ctx context.Context, log *slog.Logger) error {
 	if !w.status.answers.prompt(silence) {
 		silence = 0
 	}
-	tasks, attempts, err := w.store.ReadClocks(ctx, silence)
+	tasks, attempts, err := w.store.ReadClocks(ctx, silence, l.HandlerWait)
 	if err != nil {
 		return err
 	}

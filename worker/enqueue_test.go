@@ -4,6 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"os"
+	"path/filepath"
 	"reflect"
 	"strings"
 	"testing"
@@ -14,9 +16,11 @@ import (
 	"github.com/riverqueue/river"
 	"github.com/riverqueue/river/riverdriver/riverpgxv5"
 
+	"github.com/taskerhq/tasker"
 	"github.com/taskerhq/tasker/jobs"
 	"github.com/taskerhq/tasker/migrations"
 	"github.com/taskerhq/tasker/store"
+	"github.com/taskerhq/tasker/worker"
 )
 
 const oneGoStep = `
@@ -305,5 +309,129 @@ func TestRiverStateOfDelays(t *testing.T) {
 	b := setup(t)
 	for delay, want := range map[time.Duration]string{0: "available", 3 * time.Second: "available", time.Minute: "scheduled"} {
 		b.want(want, `SELECT tasker.river_state(now() + $1::interval)::text`, delay)
+	}
+}
+
+// Guarantee 1: enqueuing never waits for another transaction of the application, also not
+// for the one that uses a template first.
+func TestTheFirstInsertOfATemplateHoldsUpNoOther(t *testing.T) {
+	b := setup(t)
+	b.register(oneGoStep)
+	changed := strings.Replace(oneGoStep, "42", "43", 1)
+	first, err := b.pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer first.Rollback(context.WithoutCancel(t.Context()))
+	insert := `INSERT INTO tasker.tasks (namespace, name) VALUES ('test', 'one')`
+	if _, err := first.Exec(t.Context(), insert); err != nil {
+		t.Fatal(err)
+	}
+	b.exec(`SET LOCAL lock_timeout = '2s'; INSERT INTO tasker.tasks (namespace, name) VALUES ('test', 'one'); DELETE FROM tasker.tasks`, pgx.QueryExecModeSimpleProtocol)
+	if done, err := b.tryRegister(oneGoStep); err != nil || done != store.Unchanged {
+		t.Errorf("what is unchanged is registered while a transaction uses it: got %q, %v", done, err)
+	}
+	refused := func(want string) {
+		t.Helper()
+		_, err := b.tryRegister(changed)
+		var r *store.RefusedError
+		if !errors.As(err, &r) || !strings.Contains(r.Message, want) {
+			t.Errorf("a change of the template: got %v, want %q", err, want)
+		}
+	}
+	refused("template test/one@1.0.0 has changed, but an open transaction has inserted a task of this version")
+	folder := t.TempDir()
+	b.must(os.WriteFile(filepath.Join(folder, "one.yaml"), []byte(oneGoStep), 0o600))
+	stop := b.start(func(c *worker.Config) { c.Templates = folder }) // a worker that starts doesn't wait either
+	stop()
+	if err := first.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	b.register(changed)
+	b.register(oneGoStep)
+
+	// One that is open in a stricter isolation doesn't see what it would have to use.
+	strict, err := b.pool.BeginTx(t.Context(), pgx.TxOptions{IsoLevel: pgx.RepeatableRead})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer strict.Rollback(context.WithoutCancel(t.Context()))
+	if _, err := strict.Exec(t.Context(), `SELECT 1 FROM tasker.tasks`); err != nil {
+		t.Fatal(err)
+	}
+	b.register(changed)
+	var pg *pgconn.PgError
+	if _, err := strict.Exec(t.Context(), insert); !errors.As(err, &pg) || pg.Code != "40001" {
+		t.Errorf("a task of a template that was replaced since its transaction began: got %v", err)
+	}
+	b.exec(insert)
+	b.register(changed)
+	changed = oneGoStep
+	refused("but tasks have used this version")
+}
+
+// A key is the same over the attempts of a step, and no other step has it: of this
+// database, of another one, or of one that was restored from a backup.
+func TestIdempotencyKeysAreUniqueOverDatabasesAndRestores(t *testing.T) {
+	b := setup(t)
+	b.register(`{name: ruby, namespace_name: test, step_templates: [{name: only, handler_class: Work, default_retry_limit: 2, retry: {base_seconds: 0.001}}]}`)
+	b.register(oneGoStep)
+	keys := make(chan string, 10)
+	b.handlers.Register("key", func(_ context.Context, a *tasker.Attempt) (any, error) {
+		keys <- a.IdempotencyKey
+		if a.Number == 1 {
+			return nil, errors.New("again")
+		}
+		return nil, nil
+	})
+	b.register(`{name: go, namespace_name: test, step_templates: [{name: only, handler: key, retry: {base_seconds: 0.001}}]}`)
+	b.start()
+	inSQL := func(task int64) string {
+		return b.text(`SELECT tasker.idempotency_key(t.key_seed, s.step_id) FROM tasker.tasks t JOIN tasker.steps s USING (task_id) WHERE task_id = $1`, task)
+	}
+	task := b.enqueue("go", `{}`)
+	b.finish()
+	if first, second, want := <-keys, <-keys, inSQL(task); first != want || second != want {
+		t.Errorf("the keys of two attempts in Go are %q and %q, in SQL %q", first, second, want)
+	}
+	ruby := b.enqueue("ruby", `{}`)
+	key := func(attempt int) string {
+		return b.text(`SELECT a.idempotency_key FROM tasker.dispatches d CROSS JOIN LATERAL tasker.start_attempts(ARRAY[d.step_id], ARRAY[d.attempt], NULL, 7, ARRAY[d.ticket]) a
+			WHERE d.step_id = $1`, b.dispatched(ruby, attempt))
+	}
+	fails := func() {
+		b.exec(`SELECT standin.report_results(jsonb_agg(jsonb_build_object('step_id', step_id, 'attempt', attempt, 'outcome', 'failure', 'failure', '{"class": "E", "message": "no"}'::jsonb))) FROM tasker.dispatches`)
+	}
+	first := key(1)
+	fails()
+	if second := key(2); second != first || first != inSQL(ruby) {
+		t.Errorf("the keys of two attempts in Ruby are %q and %q, in SQL %q", first, second, inSQL(ruby))
+	}
+	fails()
+	b.untilState(ruby, "only", tasker.StepError)
+	b.must(b.store.RetryTask(t.Context(), ruby, nil, store.Operator{}))
+	if again := key(3); again != first {
+		t.Errorf("after a retry the key is %q, it was %q", again, first)
+	}
+	fails()
+	key(4)
+	fails()
+	b.untilState(ruby, "only", tasker.StepError)
+	b.must(b.store.RetryTask(t.Context(), ruby, json.RawMessage(`{"cents": 2}`), store.Operator{}))
+	if again := key(5); again == first {
+		t.Errorf("with another context the key is %q still", again)
+	}
+	b.want("tasker-step-5 tasker-00000000002a-5", `SELECT concat_ws(' ', tasker.idempotency_key(NULL, 5), tasker.idempotency_key(42, 5))`)
+	if old, made := tasker.IdempotencyKey(nil, 5), tasker.IdempotencyKey(new(int64(42)), 5); old+" "+made != "tasker-step-5 tasker-00000000002a-5" {
+		t.Errorf("in Go the keys are %q and %q", old, made)
+	}
+
+	// The same numbers again, as after a restore: another order gets another key.
+	insert := `INSERT INTO tasker.tasks (namespace, name) VALUES ('test', 'one') RETURNING task_id`
+	lost := inSQL(int64(b.number(insert)))
+	b.exec(`SELECT setval('tasker.tasks_task_id_seq', (SELECT max(task_id) - 1 FROM tasker.tasks)), setval('tasker.steps_step_id_seq', (SELECT max(step_id) - 1 FROM tasker.steps))`)
+	b.exec(`DELETE FROM tasker.steps WHERE task_id = (SELECT max(task_id) FROM tasker.tasks); DELETE FROM tasker.tasks WHERE task_id = (SELECT max(task_id) FROM tasker.tasks)`, pgx.QueryExecModeSimpleProtocol)
+	if now := inSQL(int64(b.number(insert))); now == lost || strings.TrimPrefix(now, "tasker-")[12:] != strings.TrimPrefix(lost, "tasker-")[12:] {
+		t.Errorf("an order that was lost had the key %q, another one under its numbers has %q", lost, now)
 	}
 }

@@ -104,7 +104,7 @@ var interleaved = []verb{
 	{"reap the owner", func(ctx context.Context, s *session, _ *scene) error { _, err := s.store.ReapWorker(ctx); return err }, false},
 	{"sweep", func(ctx context.Context, s *session, _ *scene) error { _, err := s.store.Sweep(ctx); return err }, false},
 	{"read the clocks", func(ctx context.Context, s *session, _ *scene) error {
-		_, _, err := s.store.ReadClocks(ctx, 10*time.Second)
+		_, _, err := s.store.ReadClocks(ctx, 10*time.Second, time.Hour)
 		return err
 	}, false},
 	{"take unstarted attempts", func(ctx context.Context, s *session, _ *scene) error {

@@ -41,6 +41,7 @@ type Live struct {
 	RepairTimeout  time.Duration // for one round of that; default 30 s
 	RepairBatch    int           // most jobs that one round looks for; default 5000
 	SilentProcess  time.Duration // silence after which a Sidekiq process is dead; default 10 s
+	HandlerWait    time.Duration // how long an attempt waits for a Sidekiq process that has its class; default 10 m
 	UnstartedFor   time.Duration // then a look into Redis is due; default 5 s
 	TakenFor       time.Duration // how long a Sidekiq thread may have a job and not have started its attempts; default 1 s
 	SweepEvery     time.Duration // what should never be; default 30 s
@@ -71,6 +72,7 @@ func (l Live) WithDefaults() Live {
 	l.RepairTimeout = cmp.Or(l.RepairTimeout, 30*time.Second)
 	l.RepairBatch = cmp.Or(l.RepairBatch, 5_000)
 	l.SilentProcess = cmp.Or(l.SilentProcess, 10*time.Second)
+	l.HandlerWait = cmp.Or(l.HandlerWait, 10*time.Minute)
 	l.UnstartedFor = cmp.Or(l.UnstartedFor, 5*time.Second)
 	l.TakenFor = cmp.Or(l.TakenFor, time.Second)
 	l.SweepEvery = cmp.Or(l.SweepEvery, 30*time.Second)

@@ -250,7 +250,9 @@ func TestADatabaseThatStandsStillKillsNoProcess(t *testing.T) {
 	b := setup(t)
 	b.register(`{name: ruby, namespace_name: test, step_templates: [{name: only, handler_class: Work}]}`)
 	const silence = 2 * time.Second
-	b.start(func(c *worker.Config) { c.Lease, c.SilentProcess, c.ClockEvery = 2*time.Second, silence, 50*time.Millisecond })
+	b.start(func(c *worker.Config) {
+		c.Lease, c.SilentProcess, c.ClockEvery = 2*time.Second, silence, 50*time.Millisecond
+	})
 	process := b.number(`SELECT tasker.register_process('test')`)
 	task := b.enqueue("ruby", `{}`)
 	step := b.dispatched(task, 1)

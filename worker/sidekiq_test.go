@@ -61,7 +61,9 @@ step_templates:
   - {name: missing, handler_class: Nobody::WroteThis}
   - {name: no_handler, handler_class: File}
   - {name: after, handler_class: Echo, depends_on_steps: [recovers, asks]}`)
-	b.start()
+	b.start(func(c *worker.Config) {
+		c.HandlerWait, c.ClockEvery, c.RepairEvery, c.UnstartedFor, c.TakenFor = time.Second, 100*time.Millisecond, 100*time.Millisecond, 200*time.Millisecond, 50*time.Millisecond
+	})
 	b.sidekiq()
 	task := b.enqueue("failures", `{}`)
 	b.finish()
@@ -385,4 +387,36 @@ func TestAnAttemptThatRunsIsNotTakenAway(t *testing.T) {
 	b.enqueueMany("slow", `{}`, 5)
 	b.finish()
 	b.want("5 of 1 attempts, 0 lost", `SELECT format('%s of %s attempts, %s lost', count(*), max(attempts), max(losses)) FROM tasker.steps WHERE state = 'complete'`)
+}
+
+// In a rolling deployment a process of the version before takes a step whose class it
+// doesn't have: the step waits for one that has it, and no attempt is used up.
+func TestAStepWaitsForAProcessThatHasItsClass(t *testing.T) {
+	b := setup(t)
+	b.register(`
+name: new
+namespace_name: test
+step_templates:
+  - {name: before, handler_class: Echo}
+  - {name: late, handler_class: Late, depends_on_step: before, default_retry_limit: 1}`)
+	b.start(func(c *worker.Config) {
+		c.RepairEvery, c.UnstartedFor, c.TakenFor = 100*time.Millisecond, 200*time.Millisecond, 50*time.Millisecond
+	})
+	old := b.sidekiq()
+	task := b.enqueue("new", `{}`)
+	b.until("the process has said that it lacks the class", func() bool {
+		return b.number(`SELECT count(*) FROM tasker.dispatches WHERE missing_since IS NOT NULL`) == 1
+	})
+	explained, err := b.store.Explain(t.Context(), task)
+	b.must(err)
+	if got, want := explained.Steps[1].Explanation, "for a Sidekiq process that has the class Late: "; !strings.Contains(got, want) || !strings.Contains(got, fmt.Sprintf(":%d:", old.cmd.Process.Pid)) {
+		t.Errorf("explain says %q, want %q and the process", got, want)
+	}
+	first := b.text(`SELECT looked_at::text FROM tasker.dispatches`)
+	b.until("it was pushed again, in vain", func() bool { return b.text(`SELECT looked_at::text FROM tasker.dispatches`) != first })
+	b.sidekiqEnv = append(b.sidekiqEnv, "TASKER_TEST_LATE=1")
+	b.sidekiq()
+	b.finish()
+	b.want("complete 1 0", `SELECT concat_ws(' ', state, attempts, losses) FROM tasker.steps WHERE task_id = $1 AND name = 'late'`, task)
+	b.checkHistory()
 }

@@ -2,7 +2,9 @@ package worker_test
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
+	"net/url"
 	"strings"
 	"testing"
 	"time"
@@ -11,6 +13,7 @@ import (
 
 	"github.com/taskerhq/tasker"
 	"github.com/taskerhq/tasker/store"
+	"github.com/taskerhq/tasker/testenv"
 	"github.com/taskerhq/tasker/worker"
 )
 
@@ -199,7 +202,7 @@ func TestAnOpenReportHoldsUpNobodyElse(t *testing.T) {
 			return b.number(`SELECT count(*) FROM tasker.tasks WHERE name = 'one' AND state <> 'complete'`) == 0
 		})
 	}
-	if _, _, err := b.store.ReadClocks(t.Context(), time.Nanosecond); err != nil {
+	if _, _, err := b.store.ReadClocks(t.Context(), time.Nanosecond, time.Hour); err != nil {
 		t.Error(err)
 	}
 	// The worker dies in the database's eyes, and its tasks are taken over.
@@ -299,6 +302,53 @@ func TestTheFenceHoldsUnderAStricterDefaultIsolation(t *testing.T) {
 	var level string
 	if err := pool.QueryRow(t.Context(), `SHOW transaction_isolation`).Scan(&level); err != nil || level != "read committed" {
 		t.Errorf("a worker's connection uses %q (%v)", level, err)
+	}
+}
+
+// Whatever the database's owner has set, a worker has the session that it needs, and text
+// that Postgres could not keep is refused before there is any.
+func TestTheSettingsOfADatabaseDoNotReachTheWorker(t *testing.T) {
+	b := setup(t)
+	for _, setting := range []string{"default_transaction_isolation = serializable", "standard_conforming_strings = off", "client_encoding = LATIN1", "DateStyle = 'German, DMY'", "IntervalStyle = sql_standard", "search_path = public"} {
+		b.exec(`DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET ` + strings.ReplaceAll(setting, "'", "''") + `', current_database()); END $$`)
+	}
+	pool, err := store.Open(t.Context(), b.url, "test", 2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pool.Close()
+	was := b.store
+	b.store = store.New(pool)
+	b.register(`{name: one, namespace_name: test, description: "it's ünïcode \\ ✓", step_templates: [{name: only, handler: tasker.echo, handler_config: {path: 'C:\dir ✓'}}]}`)
+	b.store = was
+	b.start()
+	b.enqueue("one", `{}`)
+	b.finish()
+	var result, description string
+	if err := pool.QueryRow(t.Context(), `SELECT s.result ->> 'path', m.description FROM tasker.steps s, tasker.task_templates m`).Scan(&result, &description); err != nil || result != `C:\dir ✓` || description != `it's ünïcode \ ✓` {
+		t.Errorf("the result is %q, the description %q, %v", result, description, err)
+	}
+}
+
+func TestADatabaseThatCannotKeepTextIsRefused(t *testing.T) {
+	b := setup(t)
+	admin := testenv.Pool(t, b.url)
+	for _, c := range []struct{ name, encoding string }{{"latin", "LATIN1"}, {"ascii", "SQL_ASCII"}} {
+		name := "test_" + c.name + "_" + strings.ToLower(rand.Text())
+		if _, err := admin.Exec(t.Context(), `CREATE DATABASE `+name+` TEMPLATE template0 ENCODING '`+c.encoding+`' LOCALE 'C'`); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			_, _ = admin.Exec(context.WithoutCancel(t.Context()), `DROP DATABASE IF EXISTS `+name+` WITH (FORCE)`)
+		})
+		at, err := url.Parse(b.url)
+		if err != nil {
+			t.Fatal(err)
+		}
+		at.Path = "/" + name
+		if _, err := store.Open(t.Context(), at.String(), "test", 1); err == nil || !strings.Contains(err.Error(), "its encoding is "+c.encoding+", and has to be UTF8") {
+			t.Errorf("a database in %s: got %v", c.encoding, err)
+		}
 	}
 }
 

@@ -28,5 +28,5 @@ func TestDoctorSaysWhatIsBrokenAndWhatWouldMendIt(t *testing.T) {
 			"         → psql", append(append(db, "doctor"), more...)...)
 	}
 	expect(t, exitFailed, `"task_id": 1,`, append(db, "doctor", "-o", "json")...)
-	expect(t, exitFailed, "1 of 17 promises are broken", append(db, "doctor")...)
+	expect(t, exitFailed, "1 of 18 promises are broken", append(db, "doctor")...)
 }

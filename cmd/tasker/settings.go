@@ -159,6 +159,7 @@ func liveConfig(l *config.Loaded) (worker.Live, error) {
 		RepairTimeout: l.Worker.RepairTimeout,
 		RepairBatch:   l.Worker.RepairBatch,
 		SilentProcess: l.Worker.SilentProcess,
+		HandlerWait:   l.Worker.HandlerWait,
 		UnstartedFor:  l.Worker.UnstartedFor,
 		TakenFor:      l.Worker.TakenFor,
 		SweepEvery:    l.Worker.SweepEvery,

@@ -141,7 +141,7 @@ RSpec.describe TaskerCore::AdoptedJob do
       step = dispatch_with({ arguments: ["$.context.order_id", "$$.literal"], keywords: { key: "$.idempotency_key" } }, "InvoiceJob", attempt: 2)
       perform(step)
 
-      expect(seen).to eq(["before", [5, "$.literal", "tasker-step-#{step.step_id}", 2, "default"]])
+      expect(seen).to match(["before", [5, "$.literal", match(/\Atasker-\h{12}-#{step.step_id}\z/), 2, "default"]])
       expect(step.result).to eq("paid" => 5)
     end
 

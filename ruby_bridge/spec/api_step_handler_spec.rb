@@ -40,7 +40,34 @@ RSpec.describe TaskerCore::ApiStepHandler do
 
       expect(answer).to have_attributes(status: 201, json: { "id" => 9_007_199_254_740_993 })
       expect(request).to start_with("POST /charges?a=1&b=2+3 HTTP/1.1\r\n").and end_with("\r\n\r\n{\"amount\":\"12.5\",\"at\":\"now\"}")
-      expect(request).to match(/^idempotency-key: tasker-step-42\r$/i).and match(%r{^content-type: application/json\r$}i).and match(/^x-shop: 5\r$/i)
+      expect(request).to match(/^idempotency-key: tasker-5eed00000007-42\r$/i).and match(%r{^content-type: application/json\r$}i).and match(/^x-shop: 5\r$/i)
+    end
+  end
+
+  describe "a response that the handler returns" do
+    def result_of(call, *answer)
+      HttpServer.run(->(_request) { answer }) do |server|
+        handler = Class.new(described_class) { define_method(:process) { |_task, _sequence, step| instance_exec(server.url("/x"), step, &call) } }
+        raised { return handler.new.handle(nil, nil, step) }
+      end
+    end
+
+    clients = { "the gem's" => ->(url, step) { api(step).get(url) }, "Net::HTTP's" => ->(url, _step) { Net::HTTP.get_response(URI(url)) } }
+    clients.each do |whose, call|
+      it "is its JSON, or status and body, with #{whose}" do
+        expect(result_of(call, 200, {}, '{"id": 5}')).to eq("id" => 5)
+        expect(result_of(call, 201, {}, "made")).to eq("status" => 201, "body" => "made")
+      end
+
+      it "fails like one that was checked, with #{whose}" do
+        expect(result_of(call, 404)).to be_a(TaskerCore::PermanentError).and have_attributes(error_code: "http_404")
+        expect(result_of(call, 503)).to be_a(TaskerCore::RetryableError)
+      end
+    end
+
+    it "is told from what a handler makes itself" do
+      outputs = [5, "x", nil, { "status" => 500, "body" => "x" }, Struct.new(:status, :body).new("paid", "x")]
+      expect(outputs.map { |output| TaskerCore::HttpOutcome.result_of(output) }).to eq(outputs)
     end
   end
 

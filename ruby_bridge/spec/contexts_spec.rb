@@ -59,7 +59,8 @@ RSpec.describe "What a handler is given" do
 
       expect(step.inputs["order_id"]).to eq(5)
       expect(step.results_of(:fraud_check)).to eq("score" => 3)
-      expect { step.results_of("fraud") }.to raise_error(KeyError, "step charge does not depend on fraud; there are fraud_check, reserve_inventory")
+      expect { step.results_of("fraud") }.to raise_error(KeyError, "step charge does not depend on fraud; there are fraud_check, reserve_inventory; " \
+                                                                             "sequence.results_of reads any step of the task")
       expect(frozen_with_parts?(step)).to be(true)
     end
 
@@ -71,7 +72,7 @@ RSpec.describe "What a handler is given" do
     it "has one idempotency key for all attempts" do
       later = described_class.new(answer["step"].merge("attempt" => 3))
 
-      expect(step.idempotency_key).to eq("tasker-step-42")
+      expect(step.idempotency_key).to eq("tasker-5eed00000007-42")
       expect(later.idempotency_key).to eq(step.idempotency_key)
     end
 
@@ -118,8 +119,9 @@ RSpec.describe "What a handler is given" do
       end
 
       it "knows which steps there are not" do
-        expect(sequence["nothing"]).to be_nil
-        expect { sequence.results_of("nothing") }.to raise_error(KeyError, /no step "nothing"/)
+        expect([sequence.step?("nothing"), sequence.step?(:greet), sequence.step?("reserve")]).to eq([false, true, true])
+        expect { sequence.find_step_by_name("gret") }.to raise_error(KeyError, 'the task has no step "gret"; did you mean greet?')
+        expect { sequence.results_of("nothing") }.to raise_error(KeyError, /no step "nothing"; there are greet, reserve, work/)
       end
     end
   end

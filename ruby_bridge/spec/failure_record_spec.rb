@@ -56,6 +56,20 @@ RSpec.describe TaskerCore::FailureRecord do
     expect(record(rude.new)["class"]).to start_with("#<Class")
   end
 
+  it "keeps what an error is given besides, whatever its name" do
+    permanent = record { raise TaskerCore::PermanentError.new("no", error_code: "E", error_category: "validation", context: { field: "iban" }) }
+    retryable = record { raise TaskerCore::RetryableError.new("later", error_category: "network") }
+
+    expect(permanent).to include("code" => "E", "permanent" => true, "context" => { "field" => "iban", "error_category" => "validation" })
+    expect(retryable).to include("permanent" => false, "context" => { "error_category" => "network" })
+  end
+
+  it "takes points in time of any class" do
+    at = Time.utc(2026, 10, 21, 7, 28)
+    points = [at, at.to_datetime, DateTime.new(2026, 10, 21, 9, 28, 0, "+02:00")]
+    expect(points.map { |point| record(TaskerCore::RetryableError.new(retry_after: point))["retry_after"] }).to all(eq("Wed, 21 Oct 2026 07:28:00 GMT"))
+  end
+
   it "takes the delay that a RetryableError asks for" do
     delays = [30, 1.5, 0, "120", "Wed, 21 Oct 2026 07:28:00 GMT", Time.utc(2026, 10, 21, 7, 28), nil, -1, Float::NAN, Object.new]
 

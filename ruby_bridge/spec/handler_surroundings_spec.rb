@@ -155,10 +155,10 @@ RSpec.describe TaskerCore::HandlerSurroundings do
     it "go to on_error for a handler that there is not" do
       all = []
       use_test_database(on_error: [->(error, context) { all << [error.class, context[:handler], context[:step]] }])
-      step = dispatch("Orders::Gone")
+      step = dispatch("File")
 
       expect { perform(step) }.to raise_error(TaskerCore::HandlerNotFoundError)
-      expect(all).to eq([[TaskerCore::HandlerNotFoundError, "Orders::Gone", "work"]])
+      expect(all).to eq([[TaskerCore::HandlerNotFoundError, "File", "work"]])
     end
 
     def failing(error, attempt: 1)

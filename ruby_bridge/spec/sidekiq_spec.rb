@@ -9,7 +9,7 @@ RSpec.describe "The sidekiq process" do
       sidekiq.push_payload(JSON.generate(job.merge("queue" => "default")))
 
       eventually("the step is complete") { step.state == "complete" }
-      expect(step.result).to eq("charge_id" => "ch_5", "key" => "tasker-step-#{step.step_id}")
+      expect(step.result).to match("charge_id" => "ch_5", "key" => /\Atasker-\h{12}-#{step.step_id}\z/)
       expect(sidekiq.registration["identity"]).to eq(sidekiq.redis.smembers("processes").first)
       expect(sidekiq.output).not_to include("deprecat")
     end
@@ -28,7 +28,7 @@ RSpec.describe "The sidekiq process" do
 
   it "lives on after failures of all kinds, and tells the error handlers" do
     SidekiqProcess.run("plain/boot.rb") do |sidekiq|
-      names = %w[Orders::Missing Kernel File Orders::Declined Orders::Exits]
+      names = %w[Kernel File Orders::Declined Orders::Exits]
       failing = names.map { |name| dispatch(name) }
       failing.each { |step| sidekiq.push(step) }
       eventually("all have failed") { failing.all?(&:failure) }
@@ -36,9 +36,9 @@ RSpec.describe "The sidekiq process" do
       sidekiq.push(fine)
       eventually("the next one is complete") { fine.state == "complete" }
 
-      expect(failing.map { |step| step.failure["code"] }).to eq(["handler_not_found", "handler_not_found", "handler_not_found", "card_declined", nil])
+      expect(failing.map { |step| step.failure["code"] }).to eq(["handler_not_found", "handler_not_found", "card_declined", nil])
       expect(failing.last.failure).to include("class" => "SystemExit")
-      errors = eventually("all errors are handled") { sidekiq.redis.lrange("errors", 0, -1).then { |all| all if all.size >= 5 } }
+      errors = eventually("all errors are handled") { sidekiq.redis.lrange("errors", 0, -1).then { |all| all if all.size >= 4 } }
       expect(errors).to include("TaskerCore::PermanentError: card declined")
       expect(sidekiq.redis.zcard("retry") + sidekiq.redis.zcard("dead")).to eq(0)
     end

@@ -1,6 +1,8 @@
 # frozen_string_literal: true
 
 require "active_record"
+require "active_support"
+require "active_support/core_ext/time/zones"
 
 RSpec.describe "TaskerCore.enqueue_task" do
   let(:template) { register_template([{ position: 0, name: "charge", handler_class: "Orders::Charge", attempt_limit: 3 }]) }
@@ -29,6 +31,14 @@ RSpec.describe "TaskerCore.enqueue_task" do
                                   "source_system" => "shop", "reason" => "test")
       expect(PG::TextDecoder::Array.new.decode(task(id)["tags"])).to eq(["a b", 'c"d,{}', "e"])
       expect(TestDatabase.value("SELECT run_at = '2030-01-02 03:04:05.5+00' FROM tasker.tasks WHERE task_id = $1", id)).to eq("t")
+    end
+
+    it "takes a Date for the midnight at which it begins in the app's zone" do
+      Time.use_zone("Asia/Tokyo") do
+        id = enqueue(run_at: Date.new(2030, 12, 1), deadline: DateTime.new(2030, 12, 2, 3, 4, 5, "+02:00"), connection:)
+        sql = "SELECT run_at = '2030-12-01 00:00:00+09' AND deadline = '2030-12-02 03:04:05+02' FROM tasker.tasks WHERE task_id = $1"
+        expect(TestDatabase.value(sql, id)).to eq("t")
+      end
     end
 
     it "returns the task that has the idempotency key already, or refuses, as asked" do

@@ -74,9 +74,9 @@ module TaskerCore
     def result(rest, path)
       names = @sequence.dependencies.keys.select { |name| rest == name || rest.start_with?("#{name}.") }
       name = names.max_by(&:size) || rest[/\A[^.]*/]
-      step = @sequence.find_step_by_name(name) or raise unresolvable("#{path}: the task has no step #{name.inspect}")
+      raise unresolvable("#{path}: the task has no step #{name.inspect}") unless @sequence.step?(name)
 
-      [step.results, rest.delete_prefix(name).delete_prefix(".")]
+      [@sequence.results_of(name), rest.delete_prefix(name).delete_prefix(".")]
     end
 
     def dig(value, rest, path)

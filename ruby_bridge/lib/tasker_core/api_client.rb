@@ -86,7 +86,7 @@ module TaskerCore
 
     def uri(url, query)
       uri = URI.parse(url.to_s)
-      unless uri.is_a?(URI::HTTP) && uri.host
+      unless uri.is_a?(URI::HTTP) && !uri.host.to_s.empty? # "" on Ruby 3.3 and later
         raise PermanentError.new("the URL of a call begins with http:// or https:// and has a host", error_code: "bad_url")
       end
 

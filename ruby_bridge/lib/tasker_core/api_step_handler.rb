@@ -14,7 +14,13 @@ module TaskerCore
   #
   #   response = Faraday.post(url, body, { "Idempotency-Key" => step.idempotency_key })
   #   check_response!(response).body
+  #
+  # A handler may return the response itself: its result is then the JSON of its body, or
+  # status and body where that is none.
   class ApiStepHandler < BaseStepHandler
+    # @return [Object] as for BaseStepHandler#process_results
+    def process_results(step, output, initial_results) = super(step, HttpOutcome.result_of(output), initial_results)
+
     private
 
     # @param step [StepContext] its timeout and its idempotency key go with each call

@@ -13,8 +13,10 @@ module TaskerCore
     PATIENCE_SECONDS = 1.0
 
     # @param attempts [Array<Array(Integer, Integer, Integer)>] step_id, attempt and ticket of each
-    def initialize(attempts, protocol: TaskerCore.protocol, reports: TaskerCore.reports, config: TaskerCore.config)
+    # @param handlers [Array<String>] the classes that they need
+    def initialize(attempts, handlers: [], protocol: TaskerCore.protocol, reports: TaskerCore.reports, config: TaskerCore.config)
       @attempts = attempts
+      @handlers = handlers
       @protocol = protocol
       @reports = reports
       @config = config
@@ -29,6 +31,9 @@ module TaskerCore
       # A Shutdown waits while a call to Postgres is under way, and comes
       # through in the handler and between tries.
       Thread.handle_interrupt(Sidekiq::Shutdown => :never) do
+        missing = HandlerLookup.missing(@handlers)
+        next give_back(missing) if missing
+
         start
         waiting? ? TaskerCore.bundle_watch.over(self) { run_all } : run_all
       ensure
@@ -61,6 +66,12 @@ module TaskerCore
     rescue Exception => e # rubocop:disable Lint/RescueException -- whatever it was, they may have been started
       leave_to_heartbeat(e) unless e.is_a?(DatabaseError) && e.refuses_data?
       raise
+    end
+
+    # Others of the job may have their class here: the engine pushes them one by one then.
+    def give_back(error)
+      @protocol.handler_missing(@attempts, TaskerCore.process_registration.id)
+      @config.logger.warn { "tasker: #{self} waits for a process that has its handler: #{error.message}" }
     end
 
     def run(answer)

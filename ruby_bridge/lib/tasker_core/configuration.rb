@@ -108,7 +108,7 @@ module TaskerCore
     def default_logger
       return Sidekiq.logger if Sidekiq.server?
 
-      (Rails.logger if defined?(Rails) && Rails.respond_to?(:logger)) || Logger.new($stderr, progname: "tasker_core")
+      (Rails.logger if defined?(Rails) && Rails.respond_to?(:logger)) || ::Logger.new($stderr, progname: "tasker_core")
     end
   end
 end

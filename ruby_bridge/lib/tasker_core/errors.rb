@@ -87,20 +87,21 @@ module TaskerCore
   #
   #   raise TaskerCore::RetryableError.new("rate limited", retry_after: response["Retry-After"])
   class RetryableError < Error
-    # @return [Numeric, ActiveSupport::Duration, Time, String, nil] as given
+    # @return [Numeric, ActiveSupport::Duration, Time, Date, String, nil] as given
     attr_reader :retry_after
     # @return [Hash]
     attr_reader :context
 
     # @param message [String]
-    # @param retry_after [Numeric, ActiveSupport::Duration, Time, String, nil] seconds to wait, a point
+    # @param retry_after [Numeric, ActiveSupport::Duration, Time, Date, String, nil] seconds to wait, a point
     #   in time, or the text of a Retry-After header. Replaces the step's backoff, up to
     #   the template's cap. Anything else is ignored.
     # @param context [Hash] kept with the failure, for people
-    def initialize(message = "the step may work on a later attempt", retry_after: nil, context: {})
+    # @param more [Hash{Symbol => Object}] what else is said goes into the context
+    def initialize(message = "the step may work on a later attempt", retry_after: nil, context: {}, **more)
       super(message)
       @retry_after = retry_after
-      @context = context
+      @context = more.empty? ? context : { **context.to_h, **more }
     end
   end
 
@@ -120,10 +121,11 @@ module TaskerCore
     # @param message [String]
     # @param error_code [String, Symbol, nil]
     # @param context [Hash] kept with the failure, for people
-    def initialize(message = "no further attempt can help", error_code: nil, context: {})
+    # @param more [Hash{Symbol => Object}] what else is said goes into the context
+    def initialize(message = "no further attempt can help", error_code: nil, context: {}, **more)
       super(message)
       @error_code = error_code
-      @context = context
+      @context = more.empty? ? context : { **context.to_h, **more }
     end
   end
 

@@ -1,5 +1,6 @@
 # frozen_string_literal: true
 
+require "date"
 require "json"
 require "time"
 
@@ -56,7 +57,7 @@ module TaskerCore
       return unless @error.is_a?(RetryableError)
 
       case (asked = @error.retry_after)
-      when Time then asked.httpdate
+      when Time, Date then PointInTime.of(asked).httpdate
       when String then CleanText.call(asked, limit: 100)
       when nil then nil
       else seconds(asked)

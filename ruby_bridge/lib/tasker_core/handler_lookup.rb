@@ -21,6 +21,17 @@ module TaskerCore
                                     "the app's own that config.adopt_jobs allows, or correct handler_class in the template"
     end
 
+    # @param names [Array<String>]
+    # @return [HandlerNotFoundError, nil] about the first that there is nothing of in this process
+    def missing(names)
+      names.each { |name| constant(name) }
+      nil
+    rescue HandlerNotFoundError => e
+      e
+    rescue StandardError, ScriptError
+      nil # it is there, and has a fault of its own: that shows when it runs
+    end
+
     def constant(name)
       raise not_found(name) unless CLASS_NAME.match?(name)
 

@@ -1,15 +1,21 @@
 # frozen_string_literal: true
 
+require "json"
+
 module TaskerCore
   # What an answer means for the step, whichever client it comes from: 2xx is a
-  # result; 429 and 503 come again after what they ask for (Retry-After), other
-  # 5xx after the step's backoff; everything else is final, with the code
-  # http_404 and the like. The engine's own handler tasker.http decides alike.
+  # result; 5xx and what is PASSING come again, after what they ask for (Retry-After) or
+  # the step's backoff; everything else is final, with the code http_404 and the like.
+  # The engine's own handler tasker.http decides alike.
   #
   # A redirect is final, too: a POST must not be made elsewhere than where the
   # handler sent it, nor its headers given to another host.
   class HttpOutcome
     BODY_CHARACTERS = 200
+    # Answers of the 4xx that the same call may not get again: too slow, a conflict (as with a
+    # first call under the same idempotency key that is still under way), locked, too early,
+    # too many. RFC 9110, 4918, 8470 and 6585.
+    PASSING = [408, 409, 423, 425, 429].freeze
     # Headers that help people, and hold no secret.
     HEADERS = /\A(retry-after|content-type|date|location|(x-)?(request|correlation|trace)-id|(x-)?rate-?limit.*)\z/
 
@@ -21,12 +27,34 @@ module TaskerCore
       @request = request
     end
 
+    # @param output [Object] what a handler returned
+    # @return [Object] of a response the JSON of its body, or status and body; anything else as it is
+    # @raise [RetryableError, PermanentError] the response is no result
+    def self.result_of(output)
+      outcome = new(output)
+      return output unless outcome.response?
+
+      outcome.check!
+      outcome.result
+    end
+
+    # @return [Boolean] whether it is a response of an HTTP client, and no Hash or Struct that looks a little like one
+    def response? = !status_method.nil? && @response.respond_to?(:body) && (@response.respond_to?(:headers) || @response.respond_to?(:each_header))
+
+    # @return [Object]
+    def result
+      return @response.body if @response.body.is_a?(Hash) || @response.body.is_a?(Array) # a client that reads JSON itself
+
+      JSON.parse(body, max_nesting: false)
+    rescue JSON::ParserError
+      { "status" => status, "body" => body }
+    end
+
     # @return [Object] the response, when it is a result
     # @raise [RetryableError, PermanentError]
     def check!
       return @response if status.between?(200, 299)
-      raise RetryableError.new(message, retry_after: headers["retry-after"], context:) if [429, 503].include?(status)
-      raise RetryableError.new(message, context:) if status >= 500
+      raise RetryableError.new(message, retry_after: headers["retry-after"], context:) if status >= 500 || PASSING.include?(status)
 
       raise PermanentError.new(message, error_code: "http_#{status}", context:)
     end

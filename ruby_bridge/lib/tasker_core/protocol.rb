@@ -20,6 +20,13 @@ module TaskerCore
       @database.exec(StartAnswer::SQL, [columns[0], columns[1], process_id, secret, columns[2]]).values.map { |row| StartAnswer.new(row) }
     end
 
+    # @param attempts [Array<Array(Integer, Integer, Integer)>] as of start_attempts: they go to another process
+    # @return [Integer] how many were given back
+    def handler_missing(attempts, process_id)
+      columns = [0, 1, 2].map { |i| "{#{attempts.map { |attempt| attempt[i] || 'NULL' }.join(',')}}" }
+      value("SELECT tasker.handler_missing($1, $2, $3, $4)", [*columns, process_id]).to_i
+    end
+
     # @param reports [Array<String>] JSON, each as in contract/reports.json
     # @return [Array<String, nil>] for each in turn: nil, accepted, or why it was refused
     def report(reports)
@@ -60,6 +67,11 @@ module TaskerCore
     def step_of_task(task_id, name)
       row = @database.exec("SELECT state, result FROM tasker.steps WHERE task_id = $1 AND name = $2", [task_id, name]).first
       [row["state"], row["result"] && JSON.parse(row["result"], max_nesting: false)] if row
+    end
+
+    # @return [Array<String>] of all steps of a task, in the order of its template
+    def names_of_steps(task_id)
+      @database.exec("SELECT name FROM tasker.steps WHERE task_id = $1 ORDER BY position", [task_id]).map { |row| row["name"] }
     end
 
     # @return [Hash{String => String}] name to state

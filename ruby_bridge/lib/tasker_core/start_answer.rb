@@ -10,7 +10,7 @@ module TaskerCore
     COLUMNS = %w[
       step_id attempt refusal handler_class attempts_used attempt_limit heartbeat_seconds
       task_id namespace name version context priority correlation_id parent_task_id tags initiator source_system reason created_at carrier
-      secret_of_attempt step_name config timeout_seconds progress dependencies
+      secret_of_attempt step_name config timeout_seconds progress dependencies idempotency_key
     ].freeze
     SQL = <<~SQL.freeze
       SELECT #{COLUMNS.join(', ').sub('created_at', %q(to_char(created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')))}
@@ -47,7 +47,7 @@ module TaskerCore
     # @return [Hash{String => Object}] as in contract/start_attempt.json
     def to_h
       task_id, namespace, name, version, context, priority, correlation_id, parent_task_id, tags, initiator, source_system, reason,
-        created_at, carrier, _, step_name, config, timeout, progress, results = @rest
+        created_at, carrier, _, step_name, config, timeout, progress, results, key = @rest
       dependencies = json(results) || {}
       { "status" => "started",
         "task" => {
@@ -56,7 +56,7 @@ module TaskerCore
           "initiator" => initiator, "source_system" => source_system, "reason" => reason, "created_at" => created_at, "carrier" => json(carrier)
         },
         "step" => {
-          "step_id" => step_id, "name" => step_name, "attempt" => attempt, "attempts_used" => @used, "attempt_limit" => @limit,
+          "step_id" => step_id, "idempotency_key" => key, "name" => step_name, "attempt" => attempt, "attempts_used" => @used, "attempt_limit" => @limit,
           "handler_class" => handler_class, "config" => json(config), "timeout_seconds" => number(timeout), "heartbeat_seconds" => heartbeat_seconds,
           "progress" => json(progress), "depends_on" => dependencies.keys
         },

@@ -7,6 +7,10 @@ module TaskerCore
     attr_reader :step_id
     # @return [String]
     attr_reader :name, :handler_class
+    # @return [String] the same for every attempt, another in every other database: give
+    #   it to whom you call, so that a second attempt doesn't charge twice. After
+    #   tasker task retry --context it is another, as what is asked for is
+    attr_reader :idempotency_key
     # @return [Integer] number of this attempt, from 1; every try counts
     attr_reader :attempt
     # @return [Integer] attempts that count against the limit, this one
@@ -36,7 +40,7 @@ module TaskerCore
     # @param dependencies [Hash] member "dependencies"
     # @param heartbeat [Heartbeat, nil] nil, in a test of a handler: heartbeats go nowhere
     def initialize(answer, inputs: {}, dependencies: {}, heartbeat: nil)
-      @step_id, @name, @handler_class, @attempt = answer.fetch_values("step_id", "name", "handler_class", "attempt")
+      @step_id, @name, @handler_class, @attempt, @idempotency_key = answer.fetch_values("step_id", "name", "handler_class", "attempt", "idempotency_key")
       @attempts_used = answer["attempts_used"]
       @attempt_limit = answer["attempt_limit"]
       @config = answer["config"] || {}
@@ -60,16 +64,13 @@ module TaskerCore
     # @raise [KeyError] the step doesn't depend on it
     def results_of(name)
       dependencies.fetch(name.to_s) do
-        raise KeyError.new("step #{self.name} does not depend on #{name}#{NearNames.hint(name, dependencies.keys)}", receiver: self, key: name)
+        raise KeyError.new("step #{self.name} does not depend on #{name}#{NearNames.hint(name, dependencies.keys)}; " \
+                           "sequence.results_of reads any step of the task", receiver: self, key: name)
       end
     end
 
     # @return [Boolean] whether the step fails for good when this attempt does
     def last_attempt? = attempts_used >= attempt_limit
-
-    # @return [String] the same for every attempt: give it to whom you call,
-    #   so that a second attempt doesn't charge twice
-    def idempotency_key = "tasker-step-#{step_id}"
 
     # Says that this attempt gets on, and keeps how far it has come. A step with
     # heartbeat_seconds fails when none comes for that long. Cheap: call it as

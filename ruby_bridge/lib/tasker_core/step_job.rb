@@ -16,7 +16,7 @@ module TaskerCore
     # @param arguments [Hash{String => Object}] as in contract/sidekiq_job.json and contract/sidekiq_bundle.json
     # @raise [ProtocolError] when they are of a version that this gem doesn't know
     def perform(arguments)
-      AttemptBundle.new(attempts(arguments)).call
+      AttemptBundle.new(attempts(arguments), handlers: handlers(arguments)).call
     end
 
     private
@@ -31,6 +31,9 @@ module TaskerCore
 
       raise ProtocolError, "a job names its attempts by step_id, attempt and ticket, integers, each step once, not #{CleanText.call(named.inspect, limit: 200)}"
     end
+
+    # Of a hint: without it, an attempt whose class is missing starts, and fails.
+    def handlers(arguments) = Array(arguments["handlers"] || arguments["handler"]).grep(String)
 
     def attempt?(attempt)
       return false unless attempt.is_a?(Array) && attempt.size.between?(2, 3)

@@ -46,28 +46,32 @@ module TaskerCore
     attr_reader :dependencies
 
     # @param name [String, Symbol]
-    # @return [Step, nil] nil when the task has no such step
+    # @return [Step]
+    # @raise [KeyError] when the task has no such step; it says which it has
     # @raise [DatabaseError]
-    def find_step_by_name(name)
-      name = name.to_s
-      @steps.fetch(name) { @steps[name] = read(name) }
-    end
+    def find_step_by_name(name) = find(name.to_s) || raise(no_step(name.to_s))
     alias [] find_step_by_name
 
     # @param name [String, Symbol]
-    # @return [Object, nil]
-    # @raise [KeyError] when the task has no such step
+    # @return [Boolean] whether the task has such a step, as not every version of its template may
     # @raise [DatabaseError]
-    def results_of(name)
-      step = find_step_by_name(name)
-      raise KeyError.new("the task has no step #{name.to_s.inspect}", receiver: self, key: name) unless step
+    def step?(name) = !find(name.to_s).nil?
 
-      step.results
-    end
+    # @param name [String, Symbol]
+    # @return [Object, nil]
+    # @raise [KeyError] when the task has no such step; it says which it has
+    # @raise [DatabaseError]
+    def results_of(name) = find_step_by_name(name).results
 
     def inspect = "#<#{self.class} of task #{@task_id}: #{dependencies.keys.join(', ')}>"
 
     private
+
+    def find(name) = @steps.fetch(name) { @steps[name] = read(name) }
+
+    def no_step(name)
+      KeyError.new("the task has no step #{name.inspect}#{NearNames.hint(name, @protocol.names_of_steps(@task_id))}", receiver: self, key: name)
+    end
 
     def states
       @states ||= @protocol.states_of_steps(@task_id, dependencies.keys).each_value(&:freeze).freeze

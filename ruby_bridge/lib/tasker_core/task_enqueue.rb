@@ -62,7 +62,7 @@ module TaskerCore
     end
 
     # A String is Postgres's to understand.
-    def time(value) = value.is_a?(String) ? value : JsonTree.build(value.to_time)
+    def time(value) = value.is_a?(String) ? value : JsonTree.build(PointInTime.of(value))
 
     def context_json(context)
       JSON.generate(JsonTree.build(context), max_nesting: 0)

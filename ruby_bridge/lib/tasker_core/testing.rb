@@ -60,11 +60,13 @@ module TaskerCore
         clock = stopped_clock
         results = StoredJson.build(dependencies, "what is given as dependencies")
         known = { **results, **StoredJson.build(steps, "what is given as steps") }.transform_values { |result| ["complete", result] }
+        step_id = next_id
         answer = {
           "task" => { "task_id" => next_id, "namespace" => "test", "name" => "task", "version" => "0.1.0", "priority" => 2,
                       "created_at" => JsonTree.build(clock.now), **StoredJson.build(task, "what is given as task"),
                       "context" => StoredJson.build(context, "the context") },
-          "step" => { "step_id" => next_id, "name" => step.to_s, "attempt" => attempt, "attempts_used" => attempt, "attempt_limit" => attempt_limit,
+          "step" => { "step_id" => step_id, "idempotency_key" => "tasker-test-#{step_id}",
+                      "name" => step.to_s, "attempt" => attempt, "attempts_used" => attempt, "attempt_limit" => attempt_limit,
                       "handler_class" => name_of(handler), "config" => StoredJson.build(config, "what is given as config"), "timeout_seconds" => timeout,
                       "heartbeat_seconds" => heartbeat, "progress" => StoredJson.build(progress, "what is given as progress"), "depends_on" => results.keys },
           "dependencies" => results

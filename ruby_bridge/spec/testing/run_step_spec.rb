@@ -12,12 +12,12 @@ RSpec.describe "TaskerCore::Testing.run_step" do
     outcome = run_step(context: { order_id: 5 }, dependencies: { reserve: { price: BigDecimal("1.50") } }, config: { mode: :fast },
                        attempt: 2, progress: { rows: 7 }, steps: { other: [1] }, step: "charge", task: { tags: ["a"] }) do |task, sequence, step|
       { order: task["order_id"], price: sequence.results_of("reserve")["price"], config: step.config, rows: step.progress["rows"],
-        other: sequence.results_of(:other), none: sequence.find_step_by_name("none"), state: sequence.dependencies["reserve"].state,
+        other: sequence.results_of(:other), none: sequence.step?("none"), state: sequence.dependencies["reserve"].state,
         step: step.name, last: step.last_attempt?, tags: task.tags, frozen: task.context.frozen? && step.config.frozen?, at: Time.at(0) }
     end
 
     expect(outcome).to be_step_success.with(
-      "order" => 5, "price" => "1.5", "config" => { "mode" => "fast" }, "rows" => 7, "other" => [1], "none" => nil, "state" => "complete",
+      "order" => 5, "price" => "1.5", "config" => { "mode" => "fast" }, "rows" => 7, "other" => [1], "none" => false, "state" => "complete",
       "step" => "charge", "last" => false, "tags" => ["a"], "frozen" => true, "at" => "1970-01-01T00:00:00.000000Z"
     )
     expect([outcome.result, outcome.heartbeats, outcome]).to all(be_frozen)

@@ -14,6 +14,9 @@ class Echo < TaskerCore::BaseStepHandler
   end
 end
 
+# Of a version that is being deployed.
+class Late < Echo; end if ENV["TASKER_TEST_LATE"]
+
 # Multiplies the values of its dependencies and squares the product, like the
 # Go handler of the same name.
 class Square < TaskerCore::BaseStepHandler

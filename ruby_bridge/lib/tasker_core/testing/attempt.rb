@@ -38,6 +38,9 @@ module TaskerCore
       def step_of_task(_task_id, name) = @steps[name]
 
       # @private
+      def names_of_steps(_task_id) = @steps.keys
+
+      # @private
       def states_of_steps(_task_id, names) = names.to_h { |name| [name, @steps.fetch(name).first] }
 
       private

@@ -119,7 +119,8 @@ module TaskerCore
         event "step.execution_requested", step, number if step.spec.handler_class
         event "step.handle", step, number
         { "task" => @task, "dependencies" => step.spec.depends_on.to_h { |name| [name, @steps[name].result] },
-          "step" => { "step_id" => step.id, "name" => step.spec.name, "attempt" => number, "attempts_used" => number, "attempt_limit" => limit(step),
+          "step" => { "step_id" => step.id, "idempotency_key" => "tasker-test-#{step.id}",
+                      "name" => step.spec.name, "attempt" => number, "attempts_used" => number, "attempt_limit" => limit(step),
                       "handler_class" => step.spec.handler_class || step.spec.handler, "config" => step.spec.config, "progress" => step.progress,
                       "timeout_seconds" => step.spec.timeout_seconds, "heartbeat_seconds" => step.spec.heartbeat_seconds,
                       "depends_on" => step.spec.depends_on } }
