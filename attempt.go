@@ -19,11 +19,11 @@ type Attempt struct {
 	// IdempotencyKey is the same for every attempt of the step: give it to whom you call,
 	// so that a second attempt doesn't charge twice.
 	IdempotencyKey string
-	Timeout       time.Duration              // start to close; 0: none
-	Context       json.RawMessage            // the task's context: a JSON object
-	Config        json.RawMessage            // handler_config of the step: a JSON object, or nil
-	Dependencies  map[string]json.RawMessage // results of the direct dependencies by step name; null for one that was skipped
-	Progress      json.RawMessage            // what the last heartbeat of an earlier attempt carried; nil: none did
+	Timeout        time.Duration              // start to close; 0: none
+	Context        json.RawMessage            // the task's context: a JSON object
+	Config         json.RawMessage            // handler_config of the step: a JSON object, or nil
+	Dependencies   map[string]json.RawMessage // results of the direct dependencies by step name; null for one that was skipped
+	Progress       json.RawMessage            // what the last heartbeat of an earlier attempt carried; nil: none did
 
 	// Beat is how Heartbeat reaches the engine. In a test of a handler it may be
 	// left nil: heartbeats then go nowhere.

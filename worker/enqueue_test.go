@@ -322,7 +322,7 @@ func TestTheFirstInsertOfATemplateHoldsUpNoOther(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer first.Rollback(context.WithoutCancel(t.Context()))
+	defer func() { _ = first.Rollback(context.WithoutCancel(t.Context())) }() // it may have ended
 	insert := `INSERT INTO tasker.tasks (namespace, name) VALUES ('test', 'one')`
 	if _, err := first.Exec(t.Context(), insert); err != nil {
 		t.Fatal(err)
@@ -355,7 +355,7 @@ func TestTheFirstInsertOfATemplateHoldsUpNoOther(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer strict.Rollback(context.WithoutCancel(t.Context()))
+	defer func() { _ = strict.Rollback(context.WithoutCancel(t.Context())) }() // it has failed
 	if _, err := strict.Exec(t.Context(), `SELECT 1 FROM tasker.tasks`); err != nil {
 		t.Fatal(err)
 	}

@@ -1,6 +1,7 @@
 package worker_test
 
 import (
+	"context"
 	"errors"
 	"strings"
 	"sync"
@@ -266,7 +267,7 @@ func TestADatabaseThatStandsStillKillsNoProcess(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer tx.Rollback(t.Context())
+	defer func() { _ = tx.Rollback(context.WithoutCancel(t.Context())) }() // it may have ended
 	if _, err := tx.Exec(t.Context(), `SELECT FROM tasker.workers FOR UPDATE`); err != nil {
 		t.Fatal(err)
 	}

@@ -49,7 +49,8 @@ RSpec.describe TaskerCore::Database do
 
   it "has the settings that the engine relies on, however the database is configured" do
     name = TestDatabase.value("SELECT current_database()")
-    hostile = { "default_transaction_isolation" => "serializable", "standard_conforming_strings" => "off", "search_path" => "public", "client_encoding" => "LATIN1" }
+    hostile = { "default_transaction_isolation" => "serializable", "standard_conforming_strings" => "off", "search_path" => "public",
+                "client_encoding" => "LATIN1" }
     hostile.each { |setting, value| TestDatabase.connection.exec("ALTER DATABASE #{name} SET #{setting} = #{value}") }
     expect(hostile.keys.map { |setting| described_class.new.exec("SHOW #{setting}").getvalue(0, 0) })
       .to eq(["read committed", "on", "pg_catalog, pg_temp", "UTF8"])
