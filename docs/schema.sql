@@ -841,11 +841,13 @@ DECLARE
     names text[];
     fault jsonb;
     n     int := 0;
+    began timestamptz := clock_timestamp();
 BEGIN
     FOR t IN SELECT u.task_id, u.owner, u.deadline, u.created_at FROM tasker.tasks u
              WHERE u.deadline < clock_timestamp() AND u.state IN ('pending', 'in_progress') AND u.paused_at IS NULL
              ORDER BY u.deadline LIMIT most FOR UPDATE SKIP LOCKED
     LOOP
+        EXIT WHEN clock_timestamp() > began + interval '300 milliseconds';
         BEGIN
             fault := jsonb_build_object('class', 'task_deadline', 'code', 'task_deadline',
                 'message', 'the deadline of the task passed' ||

@@ -40,13 +40,19 @@ var periodic = []struct {
 		return err
 	}},
 	{"read clocks", func(ctx context.Context, s *store.Store, _ int64) error {
-		tasks, attempts, err := s.ReadClocks(ctx, 10*time.Second, time.Hour)
-		if err == nil && (tasks != 200 || attempts == 0) {
-			err = fmt.Errorf("%d tasks expired, %d attempts reaped", tasks, attempts)
+		var tasks, attempts int
+		for { // as a worker does, until all is done
+			t, a, err := s.ReadClocks(ctx, 10*time.Second, time.Hour)
+			tasks, attempts = tasks+t, attempts+a
+			if err != nil || t+a == 0 {
+				if err == nil && (tasks != 100 || attempts == 0) {
+					err = fmt.Errorf("%d tasks expired, %d attempts reaped", tasks, attempts)
+				}
+				return err
+			}
 		}
-		return err
 	}},
-	{"age jobs", func(ctx context.Context, s *store.Store, _ int64) error { return s.AgeJobs(ctx, time.Minute) }},
+	{"age jobs", func(ctx context.Context, s *store.Store, _ int64) error { return s.AgeJobs(ctx, time.Hour) }},
 	{"rescue unheard", func(ctx context.Context, s *store.Store, _ int64) error {
 		_, err := s.RescueUnheard(ctx, "c", []int64{1, 2, 3})
 		return err
@@ -166,29 +172,29 @@ var emptied = `
 	DELETE FROM tasker.dispatches; DELETE FROM tasker.steps; DELETE FROM tasker.tasks; DELETE FROM tasker.events; DELETE FROM tasker.river_job;
 	ANALYZE ` + busyTables
 
-// flooded: 1,000 tasks of 12 Ruby steps side by side, all out, most of them at nobody;
-// 1,000 that wait, 1,000 that have not been touched, 200 whose deadline has passed, and
-// 1,000 that have ended.
+// flooded: 500 tasks of 12 Ruby steps side by side, all out, most of them at nobody;
+// 500 that wait, 500 that have not been touched, 100 whose deadline has passed, and 500
+// that have ended.
 const flooded = `
 	INSERT INTO tasker.processes (identity, details) VALUES ('alive', '{"queues": ["default"]}'), ('dead', '{"queues": ["default"]}');
 	UPDATE tasker.processes SET last_seen_at = now() - interval '1 hour' WHERE identity = 'dead';
-	INSERT INTO tasker.tasks (namespace, name, deadline) SELECT 'n', 'fan', CASE WHEN i > 4000 THEN now() + interval '1 hour' END FROM generate_series(1, 4200) i;
+	INSERT INTO tasker.tasks (namespace, name, deadline) SELECT 'n', 'fan', CASE WHEN i > 2000 THEN now() + interval '1 hour' END FROM generate_series(1, 2100) i;
 	CREATE TEMP TABLE ids AS SELECT task_id, row_number() OVER (ORDER BY task_id) AS i FROM tasker.tasks;
-	UPDATE tasker.tasks t SET state = 'in_progress', owner = $1, epoch = 1, started_at = now() FROM ids WHERE ids.task_id = t.task_id AND (i <= 2000 OR i > 3000);
-	UPDATE tasker.steps s SET state = 'enqueued', attempts = 1 FROM ids WHERE ids.task_id = s.task_id AND i <= 1000;
+	UPDATE tasker.tasks t SET state = 'in_progress', owner = $1, epoch = 1, started_at = now() FROM ids WHERE ids.task_id = t.task_id AND (i <= 1000 OR i > 1500);
+	UPDATE tasker.steps s SET state = 'enqueued', attempts = 1 FROM ids WHERE ids.task_id = s.task_id AND i <= 500;
 	INSERT INTO tasker.dispatches (step_id, task_id, attempt, queue, awaited_by, looked_at)
 		SELECT step_id, task_id, 1, 'default', $1, now() - interval '1 hour' FROM tasker.steps WHERE state = 'enqueued';
 	UPDATE tasker.dispatches d SET started_at = now(), process_id = (SELECT process_id FROM tasker.processes WHERE identity = CASE d.step_id % 20 WHEN 0 THEN 'dead' ELSE 'alive' END)
 		WHERE step_id % 10 = 0;
 	UPDATE tasker.steps s SET state = 'in_progress', started_at = now() WHERE state = 'enqueued' AND step_id % 10 = 0;
-	UPDATE tasker.steps s SET state = 'in_progress', attempts = 1 FROM ids WHERE ids.task_id = s.task_id AND i BETWEEN 1001 AND 2000 AND position = 0;
-	UPDATE tasker.steps s SET state = 'waiting_for_retry', retry_at = now() + interval '1 hour' FROM ids WHERE ids.task_id = s.task_id AND i BETWEEN 1001 AND 2000 AND position = 0;
-	UPDATE tasker.tasks t SET owner = NULL FROM ids WHERE ids.task_id = t.task_id AND i BETWEEN 1001 AND 2000;
-	UPDATE tasker.steps s SET state = 'in_progress', attempts = 1, started_at = now() FROM ids WHERE ids.task_id = s.task_id AND i BETWEEN 3001 AND 4000;
-	UPDATE tasker.steps s SET state = 'complete', result = '1', finished_at = now() FROM ids WHERE ids.task_id = s.task_id AND i BETWEEN 3001 AND 4000;
-	UPDATE tasker.tasks t SET state = 'complete', owner = NULL, finished_at = now() - interval '2 hours' FROM ids WHERE ids.task_id = t.task_id AND i BETWEEN 3001 AND 4000;
-	DELETE FROM tasker.river_job j USING ids WHERE (j.args ->> 'task_id')::bigint = ids.task_id AND (i <= 1000 OR i > 3000);
-	UPDATE tasker.tasks t SET deadline = now() - interval '1 second' FROM ids WHERE ids.task_id = t.task_id AND i > 4000;
+	UPDATE tasker.steps s SET state = 'in_progress', attempts = 1 FROM ids WHERE ids.task_id = s.task_id AND i BETWEEN 501 AND 1000 AND position = 0;
+	UPDATE tasker.steps s SET state = 'waiting_for_retry', retry_at = now() + interval '1 hour' FROM ids WHERE ids.task_id = s.task_id AND i BETWEEN 501 AND 1000 AND position = 0;
+	UPDATE tasker.tasks t SET owner = NULL FROM ids WHERE ids.task_id = t.task_id AND i BETWEEN 501 AND 1000;
+	UPDATE tasker.steps s SET state = 'in_progress', attempts = 1, started_at = now() FROM ids WHERE ids.task_id = s.task_id AND i BETWEEN 1501 AND 2000;
+	UPDATE tasker.steps s SET state = 'complete', result = '1', finished_at = now() FROM ids WHERE ids.task_id = s.task_id AND i BETWEEN 1501 AND 2000;
+	UPDATE tasker.tasks t SET state = 'complete', owner = NULL, finished_at = now() - interval '2 hours' FROM ids WHERE ids.task_id = t.task_id AND i BETWEEN 1501 AND 2000;
+	DELETE FROM tasker.river_job j USING ids WHERE (j.args ->> 'task_id')::bigint = ids.task_id AND (i <= 500 OR i > 1500);
+	UPDATE tasker.tasks t SET deadline = now() - interval '1 second' FROM ids WHERE ids.task_id = t.task_id AND i > 2000;
 	DROP TABLE ids`
 
 // states are those of the same rows: what Postgres knows of them, and how much else

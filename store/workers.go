@@ -48,6 +48,12 @@ func (s *Store) bounded(ctx context.Context, do func(tx pgx.Tx) error) error {
 	})
 }
 
+// outOfTime reports whether a bounded statement was ended, as it took too long.
+func outOfTime(err error) bool {
+	var pg *pgconn.PgError
+	return errors.As(err, &pg) && pg.Code == "57014" // query_canceled
+}
+
 // Pulse is what a worker learns when it says that it is alive.
 type Pulse struct {
 	Silent  time.Duration // how long it had not said so before
@@ -159,25 +165,32 @@ func (s *Store) HandledElsewhere(ctx context.Context, worker int64, handlers []s
 	return handled, nil
 }
 
-// clockPortion is how many tasks, and how many attempts, one call of ReadClocks ends at
-// most: as many as fit into maintenanceTime.
-const clockPortion = 1000
+// clockPortion is how many tasks, and how many attempts, one statement ends at most: far
+// less than fits into maintenanceTime, also on a machine that is slow.
+const clockPortion = 200
 
 // ReadClocks ends what has taken too long: tasks whose deadline has passed, and
 // attempts at Sidekiq whose time is up or whose process has been silent for so
 // long; silence 0: which process has been silent can't be told now. An attempt that no
-// process has the handler for ends after handlerWait. It returns how many, up to
-// clockPortion of each.
+// process has the handler for ends after handlerWait. It returns how many. What is left
+// when maintenanceTime is over is for the next call.
 func (s *Store) ReadClocks(ctx context.Context, silence, handlerWait time.Duration) (tasks, attempts int, err error) {
-	if err = s.bounded(ctx, func(tx pgx.Tx) error {
-		return tx.QueryRow(ctx, `SELECT tasker.expire_tasks($1)`, clockPortion).Scan(&tasks)
-	}); err != nil {
-		return 0, 0, fmt.Errorf("end tasks whose deadline has passed: %w", err)
+	portions := func(sql string, args ...any) (total int, err error) {
+		for began := time.Now(); ; {
+			var n int
+			if err := s.bounded(ctx, func(tx pgx.Tx) error { return tx.QueryRow(ctx, sql, append([]any{clockPortion}, args...)...).Scan(&n) }); err != nil {
+				return total, err
+			}
+			if total += n; n < clockPortion || time.Since(began) > maintenanceTime {
+				return total, nil
+			}
+		}
 	}
-	if err = s.bounded(ctx, func(tx pgx.Tx) error {
-		return tx.QueryRow(ctx, `SELECT tasker.reap_attempts(nullif($1, '0'::interval), $2, $3)`, silence, clockPortion, handlerWait).Scan(&attempts)
-	}); err != nil {
-		return tasks, 0, fmt.Errorf("find attempts that have taken too long: %w", err)
+	if tasks, err = portions(`SELECT tasker.expire_tasks($1)`); err != nil {
+		return tasks, 0, fmt.Errorf("end tasks whose deadline has passed: %w", err)
+	}
+	if attempts, err = portions(`SELECT tasker.reap_attempts(nullif($2, '0'::interval), $1, $3)`, silence, handlerWait); err != nil {
+		return tasks, attempts, fmt.Errorf("find attempts that have taken too long: %w", err)
 	}
 	return tasks, attempts, nil
 }
@@ -195,19 +208,24 @@ func (s *Store) AgeJobs(ctx context.Context, ageing time.Duration) error {
 }
 
 // TakeUnstarted returns attempts that no process has started and that nobody
-// has looked after for age, those first that waited longest. They are the
-// caller's to look after now: no other call returns them before age has passed
-// again.
+// has looked after for age, those first that waited longest, up to limit, or
+// fewer where the database is slow. They are the caller's to look after now: no
+// other call returns them before age has passed again.
 func (s *Store) TakeUnstarted(ctx context.Context, age time.Duration, limit int) ([]tasker.Dispatch, error) {
 	var list []tasker.Dispatch
-	err := s.bounded(ctx, func(tx pgx.Tx) error {
+	take := func(tx pgx.Tx) error {
 		rows, err := tx.Query(ctx, `SELECT * FROM tasker.take_unstarted($1, $2, $3)`, age, limit, tasker.LeastShared.Seconds())
 		if err != nil {
 			return err
 		}
 		list, err = pgx.CollectRows(rows, pgx.RowToStructByPos[tasker.Dispatch])
 		return err
-	})
+	}
+	err := s.bounded(ctx, take)
+	for outOfTime(err) && limit > 10 {
+		limit /= 10
+		err = s.bounded(ctx, take)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("find unstarted attempts: %w", err)
 	}
