@@ -51,11 +51,12 @@ var hurry = make(chan struct{})
 
 func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	out, told := newScreen(stdout), newScreen(stderr)
+	defer func() { _ = told.close() }() // what a write of an error failed with is of no use
 	root := newRoot(stdin, out, told)
 	root.SetArgs(args)
 	err := root.ExecuteContext(ctx)
-	if err == nil && out.err != nil && !errors.Is(out.err, syscall.EPIPE) { // a reader that has had enough is no failure
-		err = fmt.Errorf("write to standard output: %w", out.err)
+	if failed := out.close(); err == nil && failed != nil && !errors.Is(failed, syscall.EPIPE) { // a reader that has had enough is no failure
+		err = fmt.Errorf("write to standard output: %w", failed)
 	}
 	if err == nil {
 		return exitDone

@@ -8,6 +8,7 @@ import (
 	"os"
 	"reflect"
 	"strings"
+	"sync"
 	"time"
 	"unicode/utf8"
 
@@ -27,7 +28,10 @@ type screen struct {
 	w        io.Writer
 	terminal bool
 	colour   bool
-	err      error // of the first write that failed: half an output is not the whole
+
+	mu     sync.Mutex // a library's logger writes from goroutines of its own
+	err    error      // of the first write that failed: half an output is not the whole
+	closed bool       // the command has ended: what comes later is dropped
 }
 
 func newScreen(w io.Writer) *screen {
@@ -68,7 +72,20 @@ func (s *screen) Write(p []byte) (int, error) {
 	return s.write(out.String(), len(p))
 }
 
+// close ends the output and returns the first error of a write.
+func (s *screen) close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.closed = true
+	return s.err
+}
+
 func (s *screen) write(text string, n int) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return n, nil
+	}
 	if _, err := io.WriteString(s.w, text); err != nil {
 		if s.err == nil {
 			s.err = err
