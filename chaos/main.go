@@ -24,7 +24,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -68,7 +67,7 @@ type run struct {
 var errSkipped = errors.New("can't be brought about here")
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	ctx, stop := devstack.Told()
 	defer stop()
 	if len(os.Args) > 1 && os.Args[1] == "worker" {
 		flags := flag.NewFlagSet("worker", flag.ExitOnError)

@@ -4,15 +4,15 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"os/signal"
 	"slices"
-	"syscall"
+
+	"github.com/taskerhq/tasker/devstack"
 )
 
 // Main runs a measuring program until it is done or interrupted. The program ends
 // with status 1 when it fails.
 func Main(name string, measure func(context.Context) error) {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	ctx, stop := devstack.Told()
 	err := measure(ctx)
 	stop()
 	if err != nil {

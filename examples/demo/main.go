@@ -17,7 +17,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -40,7 +39,7 @@ const (
 func main() {
 	trace := flag.String("trace", "", "a file for the trace of one order, from Rails to Sidekiq and back")
 	flag.Parse()
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	ctx, stop := devstack.Told()
 	context.AfterFunc(ctx, stop) // a second Ctrl-C doesn't wait for the cleaning up
 	os.Exit(run(ctx, newScreen(os.Stdout), *trace))
 }

@@ -15,7 +15,6 @@ import (
 	"log/slog"
 	"os"
 	"os/exec"
-	"os/signal"
 	"path/filepath"
 	"syscall"
 	"time"
@@ -32,7 +31,7 @@ import (
 const within = 2 * time.Minute
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	ctx, stop := devstack.Told()
 	defer stop()
 	if err := onServers(ctx, "examples/phases", os.Stdout); err != nil {
 		fmt.Fprintln(os.Stderr, "phases:", err)
