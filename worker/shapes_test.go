@@ -187,7 +187,9 @@ func TestShapesComeToExactValuesAndAttempts(t *testing.T) {
 		for i, want := range run.values() {
 			step, script := steps[i], scripted(i, run.ruby(i))
 			result := fmt.Sprintf(`{"value": %d}`, want)
-			if step.State != tasker.StepComplete || string(step.Result) != result || step.Attempts != script.attempts() || step.Losses != 0 {
+			// A process gives back what has waited for a second behind others in its job, once at
+			// most: on a machine that is busy enough, that happens.
+			if step.State != tasker.StepComplete || string(step.Result) != result || step.Attempts != script.attempts()+step.Losses || step.Losses > 1 {
 				t.Errorf("%s, %s: %s %s after %d attempts (%d lost), want complete %s after %d", name, step.Name, step.State, step.Result, step.Attempts, step.Losses, result, script.attempts())
 				break
 			}
@@ -208,9 +210,9 @@ func TestShapesComeToExactValuesAndAttempts(t *testing.T) {
 	})
 	b.want("0", `SELECT count(*)::text FROM tasker.steps WHERE result @> '{"value": -1}'`)
 	b.checkHistory()
-	b.want("0.02", `SELECT string_agg(DISTINCT data ->> 'retry_in_seconds', ' ') FROM tasker.events WHERE name = 'step.retry_requested'`)
+	b.want("0.02", `SELECT string_agg(DISTINCT data ->> 'retry_in_seconds', ' ') FROM tasker.events WHERE name = 'step.retry_requested' AND data ->> 'code' IS DISTINCT FROM 'attempt_lost'`)
 	b.want("0", `SELECT count(*)::text FROM tasker.events r JOIN tasker.events n ON n.step_id = r.step_id AND n.attempt = r.attempt + 1
-		WHERE r.name = 'step.retry_requested' AND n.name IN ('step.handle', 'step.execution_requested') AND n.created_at < r.created_at + interval '20 milliseconds'`)
+		WHERE r.name = 'step.retry_requested' AND r.data ->> 'code' IS DISTINCT FROM 'attempt_lost' AND n.name IN ('step.handle', 'step.execution_requested') AND n.created_at < r.created_at + interval '20 milliseconds'`)
 	// No step began before all that it depends on was complete.
 	b.want("0", `SELECT count(*)::text FROM tasker.step_dependencies d
 		JOIN tasker.events e ON e.step_id = d.step_id AND e.attempt = 1 AND e.name IN ('step.handle', 'step.execution_requested')
