@@ -57,15 +57,19 @@ module TaskerCore
     # @raise [StateTransitionError] it can't be done in the state that it is in
     # @raise [ValidationError] what came along is refused
     def steer(function, types, *values)
-      connection = self.class.connection
       list = types.each_with_index.map { |type, index| "$#{index + 2}::#{type}" }
       self.class.transaction(requires_new: true) do # a refusal leaves the caller's transaction usable
-        ActiveRecordDatabase.new(connection).exec("SELECT tasker.#{function}(#{['$1::bigint', *list].join(', ')})", [id, *values])
+        # Not its value: ActiveRecord has no type for void.
+        sql = "SELECT 1 FROM tasker.#{function}(#{['$1::bigint', *list].join(', ')})"
+        leased { |connection| ActiveRecordDatabase.new(connection).exec(sql, [id, *values]) }
       end
       reload
     rescue ActiveRecord::StatementInvalid => e
       raise ErrorMapping.translate(e) || e
     end
+
+    # From Rails 7.2 an app may disallow that a thread keeps its connection.
+    def leased(&) = self.class.respond_to?(:with_connection) ? self.class.with_connection(&) : yield(self.class.connection)
 
     def json(value) = value.nil? ? nil : JSON.generate(JsonTree.build(value), max_nesting: 0)
   end
