@@ -20,6 +20,7 @@ type Probe struct {
 	Redis     func(ctx context.Context) error // reaches Sidekiq's Redis
 	Working   func(ctx context.Context) error // whether this worker takes tasks
 	Listening func() error                    // whether notifications are heard
+	Templates func() string                   // which are refused; they stop no worker
 	MostLag   time.Duration                   // how long the first task that is due may wait for a worker; 0: for ever
 	Timeout   time.Duration                   // for all checks together; default 5 s
 }
@@ -77,6 +78,9 @@ func (p Probe) Ready(ctx context.Context) *Readiness {
 	}
 	if p.Listening != nil {
 		ask("listener", func() (string, error) { return "hears notifications", p.Listening() })
+	}
+	if p.Templates != nil {
+		ask("templates", func() (string, error) { return p.Templates(), nil })
 	}
 	asking.Wait()
 	for _, part := range slices.Sorted(maps.Keys(r.Checks)) {

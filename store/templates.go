@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -24,6 +25,28 @@ const (
 // RegisterTemplate puts a validated template in place. A *RefusedError: the
 // version exists, has been used, and was different.
 func (s *Store) RegisterTemplate(ctx context.Context, t *tasker.Template, checksum string) (Registration, error) {
+	return registerTemplate(ctx, s.pool, t, checksum)
+}
+
+// TryTemplate says what RegisterTemplate would do, and does nothing.
+func (s *Store) TryTemplate(ctx context.Context, t *tasker.Template, checksum string) (would Registration, err error) {
+	tried := errors.New("tried")
+	err = pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
+		if would, err = registerTemplate(ctx, tx, t, checksum); err != nil {
+			return err
+		}
+		return tried // and taken back
+	})
+	if errors.Is(err, tried) {
+		err = nil
+	}
+	return would, err
+}
+
+func registerTemplate(ctx context.Context, in interface {
+	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
+}, t *tasker.Template, checksum string,
+) (Registration, error) {
 	definition, err := json.Marshal(t)
 	if err != nil {
 		return "", fmt.Errorf("register template %s: %w", t.FullName(), err)
@@ -33,7 +56,7 @@ func (s *Store) RegisterTemplate(ctx context.Context, t *tasker.Template, checks
 		return "", fmt.Errorf("register template %s: %w", t.FullName(), err)
 	}
 	var done Registration
-	err = s.pool.QueryRow(ctx, `SELECT tasker.register_template($1, $2, $3, $4, $5, $6, $7, $8)`,
+	err = in.QueryRow(ctx, `SELECT tasker.register_template($1, $2, $3, $4, $5, $6, $7, $8)`,
 		t.Namespace, t.Name, t.Version, text(t.Description), definition, checksum, t.MaxParallelSteps, steps).Scan(&done)
 	if err != nil {
 		return "", fmt.Errorf("register template %s: %w", t.FullName(), translate(err))

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -20,6 +21,7 @@ import (
 	"github.com/taskerhq/tasker/jobs"
 	"github.com/taskerhq/tasker/migrations"
 	"github.com/taskerhq/tasker/store"
+	"github.com/taskerhq/tasker/template"
 	"github.com/taskerhq/tasker/worker"
 )
 
@@ -433,5 +435,52 @@ func TestIdempotencyKeysAreUniqueOverDatabasesAndRestores(t *testing.T) {
 	b.exec(`DELETE FROM tasker.steps WHERE task_id = (SELECT max(task_id) FROM tasker.tasks); DELETE FROM tasker.tasks WHERE task_id = (SELECT max(task_id) FROM tasker.tasks)`, pgx.QueryExecModeSimpleProtocol)
 	if now := inSQL(int64(b.number(insert))); now == lost || strings.TrimPrefix(now, "tasker-")[12:] != strings.TrimPrefix(lost, "tasker-")[12:] {
 		t.Errorf("an order that was lost had the key %q, another one under its numbers has %q", lost, now)
+	}
+}
+
+// One template that has changed without a new version stops no worker: what is registered is
+// served, and log and readiness name the file.
+func TestAChangedTemplateStopsNoWorker(t *testing.T) {
+	b := setup(t)
+	b.register(oneGoStep)
+	b.exec(`INSERT INTO tasker.tasks (namespace, name) VALUES ('test', 'one')`)
+	folder := t.TempDir()
+	b.must(os.WriteFile(filepath.Join(folder, "one.yaml"), []byte(strings.Replace(oneGoStep, "42", "43", 1)), 0o600))
+	b.must(os.WriteFile(filepath.Join(folder, "other.yaml"), []byte(strings.Replace(oneGoStep, "name: one", "name: other", 1)), 0o600))
+	log := &syncBuffer{}
+	b.start(func(c *worker.Config) { c.Templates, c.Logger = folder, slog.New(slog.NewTextHandler(log, nil)) })
+	b.enqueue("other", `{}`)
+	b.finish()
+	b.want(`one {"answer": 42}, other {"answer": 42}`, `SELECT string_agg(t.name || ' ' || s.result, ', ' ORDER BY t.name) FROM tasker.tasks t JOIN tasker.steps s USING (task_id)`)
+	if got := log.String(); !strings.Contains(got, "template is refused; what is registered under its version is served") || !strings.Contains(got, "one.yaml") {
+		t.Errorf("the log says %s", got)
+	}
+}
+
+// What --dry-run asks changes nothing.
+func TestATemplateCanBeTried(t *testing.T) {
+	b := setup(t)
+	try := func(yaml string) (store.Registration, error) {
+		parsed, err := template.Parse("test.yaml", []byte(yaml), template.Options{})
+		b.must(err)
+		return b.store.TryTemplate(t.Context(), parsed, template.Checksum(parsed))
+	}
+	changed := strings.Replace(oneGoStep, "42", "43", 1)
+	for range 2 {
+		if would, err := try(oneGoStep); err != nil || would != store.Registered {
+			t.Errorf("a new one would be %q, %v", would, err)
+		}
+	}
+	b.register(oneGoStep)
+	if would, err := try(changed); err != nil || would != store.Replaced {
+		t.Errorf("an unused one would be %q, %v", would, err)
+	}
+	b.enqueue("one", `{}`)
+	var refused *store.RefusedError
+	if _, err := try(changed); !errors.As(err, &refused) {
+		t.Errorf("one that is used: %v", err)
+	}
+	if would, err := try(oneGoStep); err != nil || would != store.Unchanged {
+		t.Errorf("the same would be %q, %v", would, err)
 	}
 }

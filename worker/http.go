@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -21,6 +22,7 @@ type status struct {
 	listening atomic.Bool // for reports
 	loops     atomic.Pointer[orchestrator.Orchestrator]
 	answers   answers
+	refused   atomic.Pointer[[]string] // files of templates
 }
 
 // held is how many tasks the worker holds.
@@ -62,6 +64,14 @@ func (w *worker) serve(ctx context.Context, database store.Server) (stop func(),
 		}
 		return nil
 	}}
+	if w.live.now().Templates != "" {
+		probe.Templates = func() string {
+			if refused := w.status.refused.Load(); refused != nil && len(*refused) > 0 {
+				return "refused, as they have changed and their versions have been used: " + strings.Join(*refused, ", ")
+			}
+			return "all are registered"
+		}
+	}
 	if w.redis != nil {
 		probe.Redis = func(ctx context.Context) error { return w.redis.Ping(ctx).Err() }
 	}

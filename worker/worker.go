@@ -237,16 +237,26 @@ func (w *worker) trace(ctx context.Context) (end func(), err error) {
 	}, nil
 }
 
+// registerTemplates puts the templates of the folder into the database. One that is refused,
+// as it has changed and its version has been used, stops no worker: what is registered is
+// served, and readiness says which file was refused.
 func (w *worker) registerTemplates(ctx context.Context, l Live) error {
 	if l.Templates == "" {
 		return nil
 	}
+	var refused []string
+	defer func() { w.status.refused.Store(&refused) }()
 	loaded, err := template.LoadFolder(l.Templates, template.Options{Environment: l.Environment, Variables: l.Variables})
 	if err != nil {
 		return err
 	}
 	for _, l := range loaded {
 		done, err := w.store.RegisterTemplate(ctx, l.Template, template.Checksum(l.Template))
+		if _, changed := errors.AsType[*store.RefusedError](err); changed {
+			w.Logger.Error("template is refused; what is registered under its version is served", "file", l.File, "error", err)
+			refused = append(refused, l.File)
+			continue
+		}
 		if err != nil {
 			return fmt.Errorf("%s: %w", l.File, err)
 		}

@@ -15,7 +15,6 @@ import (
 	"github.com/taskerhq/tasker/devstack"
 	"github.com/taskerhq/tasker/migrations"
 	"github.com/taskerhq/tasker/store"
-	"github.com/taskerhq/tasker/template"
 	"github.com/taskerhq/tasker/worker"
 )
 
@@ -72,9 +71,12 @@ func (a *app) dev(ctx context.Context, dir string, postgresPort, redisPort int, 
 	}
 	defer cleanup()
 
-	if c.Templates != "" { // before anything is started
-		if _, err := template.LoadFolder(c.Templates, template.Options{Environment: c.Environment, Variables: c.Variables}); err != nil {
-			return err
+	if c.Templates != "" {
+		updates := make(chan worker.Live)
+		c.Updates = updates
+		go a.watchTemplates(ctx, c.Live, updates)
+		if !a.readable(c.Live) { // the servers and the worker run without; corrected templates are taken up
+			c.Templates = ""
 		}
 	}
 	unlock, err := lockFolder(dir)

@@ -136,7 +136,7 @@ func TestTemplatesAreValidatedRegisteredListedAndShown(t *testing.T) {
 
 	changed := folder(t, map[string]string{"one.yaml": strings.Replace(one, "42", "43", 1)})
 	expect(t, exitRefused, "template test/one@1.0.0 has changed, but tasks have used this version", append(db, "template", "register", changed)...)
-	expect(t, exitRefused, "give the changed template a new version", append(db, "worker", "--templates", changed)...)
+	expect(t, exitRefused, "give the changed template a new version", append(db, "template", "register", "--dry-run", changed)...)
 }
 
 func TestTemplatesUseTheVariablesThatTheyMay(t *testing.T) {

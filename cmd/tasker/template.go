@@ -31,10 +31,13 @@ func (a *app) templateCommand() *cobra.Command {
 			return a.printLoaded(loaded, func(l *template.Loaded) (string, error) { return "valid", nil })
 		},
 	}
+	var dryRun bool
 	register := &cobra.Command{
 		Use: "register FOLDER|FILE", Short: "Put the templates of a folder, or of one file, into the database", Args: argsExactly(1),
 		Long: `A version that tasks have used can't change: give the template a new version.
-Workers register the folder given to them with --templates when they start.`,
+Workers register the folder given to them with --templates when they start; what is
+refused then is logged, and the version that is registered is served. --dry-run, in CI,
+finds that out before.`,
 		RunE: func(c *cobra.Command, args []string) error {
 			loaded, err := load(args[0])
 			if err != nil {
@@ -42,15 +45,23 @@ Workers register the folder given to them with --templates when they start.`,
 			}
 			return a.withStore(c.Context(), func(s *store.Store) error {
 				return a.printLoaded(loaded, func(l *template.Loaded) (string, error) {
-					done, err := s.RegisterTemplate(c.Context(), l.Template, template.Checksum(l.Template))
+					register := s.RegisterTemplate
+					if dryRun {
+						register = s.TryTemplate
+					}
+					done, err := register(c.Context(), l.Template, template.Checksum(l.Template))
 					if err != nil {
 						return "", fmt.Errorf("%s: %w", l.File, err)
+					}
+					if dryRun && done != store.Unchanged {
+						return "would be " + string(done), nil
 					}
 					return string(done), nil
 				})
 			})
 		},
 	}
+	register.Flags().BoolVar(&dryRun, "dry-run", false, "say what would be done, and do nothing")
 	for _, c := range []*cobra.Command{validate, register} {
 		a.settingFlags(c.Flags(), readingSettings...)
 	}
