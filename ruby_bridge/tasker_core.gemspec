@@ -16,9 +16,9 @@ Gem::Specification.new do |spec|
 
   spec.files = Dir["lib/**/*", "sig/**/*.rbs", "README.md", "CHANGELOG.md", "LICENSE"].select { |file| File.file?(file) }
 
-  spec.add_dependency "bigdecimal" # with Ruby 3.4, not a part of Ruby any more
+  spec.add_dependency "bigdecimal", ">= 3.0", "< 5" # with Ruby 3.4, not a part of Ruby any more
   spec.add_dependency "connection_pool", ">= 2.2.5", "< 4"
-  spec.add_dependency "logger" # the same with Ruby 4.0
+  spec.add_dependency "logger", ">= 1.4", "< 2" # the same with Ruby 4.0
   spec.add_dependency "pg", ">= 1.4", "< 2"
   spec.add_dependency "sidekiq", ">= 6.4", "< 9"
 end
