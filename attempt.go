@@ -16,8 +16,8 @@ type Attempt struct {
 	Used          int    // attempts that count against Limit, this one included; those lost with a process don't
 	Limit         int
 	CorrelationID string
-	// IdempotencyKey is the same for every attempt of the step: give it to whom you call,
-	// so that a second attempt doesn't charge twice.
+	// IdempotencyKey is the same for every attempt of the step: pass it to the service that
+	// you call, so that a second attempt doesn't charge twice.
 	IdempotencyKey string
 	Timeout        time.Duration              // start to close; 0: none
 	Context        json.RawMessage            // the task's context: a JSON object

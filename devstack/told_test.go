@@ -4,6 +4,7 @@ package devstack_test
 
 import (
 	"bufio"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -28,19 +29,22 @@ func TestAProgramIsToldOfTheEndOfGoRun(t *testing.T) {
 			if err := cmd.Start(); err != nil {
 				t.Fatal(err)
 			}
-			if line, err := bufio.NewReader(out).ReadString('\n'); err != nil || line != "runs\n" {
+			reader := bufio.NewReader(out)
+			if line, err := reader.ReadString('\n'); err != nil || line != "runs\n" {
 				t.Fatalf("it says %q, %v", line, err)
 			}
 			if err := cmd.Process.Signal(how); err != nil {
 				t.Fatal(err)
 			}
-			for end := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
-				if _, err := os.Stat(done); err == nil {
-					break
-				}
-				if time.Now().After(end) {
-					t.Fatal("the program runs on")
-				}
+			ended := make(chan struct{}) // when nothing holds the other end of its output any more
+			go func() { _, _ = io.Copy(io.Discard, reader); close(ended) }()
+			select {
+			case <-ended:
+			case <-time.After(30 * time.Second):
+				t.Fatal("the program runs on")
+			}
+			if _, err := os.Stat(done); err != nil {
+				t.Errorf("it was not told: %v", err)
 			}
 			_ = cmd.Wait() // it was killed
 		})

@@ -1252,7 +1252,7 @@ CREATE FUNCTION tasker.idempotency_key(key_seed bigint, step_id bigint) RETURNS 
 -- Name: FUNCTION idempotency_key(key_seed bigint, step_id bigint); Type: COMMENT; Schema: tasker; Owner: -
 --
 
-COMMENT ON FUNCTION tasker.idempotency_key(key_seed bigint, step_id bigint) IS 'What a step gives to whom it calls: the same for all attempts, another in every other database';
+COMMENT ON FUNCTION tasker.idempotency_key(key_seed bigint, step_id bigint) IS 'The key that a step passes to the service it calls: the same for all attempts, another in every other database';
 
 --
 -- Name: is_test_database(); Type: FUNCTION; Schema: tasker; Owner: -

@@ -40,7 +40,7 @@ type Registry struct {
 
 	running struct {
 		sync.Mutex
-		of map[*tasker.Attempt]string
+		attempts map[string]int // by handler
 	}
 }
 
@@ -107,8 +107,8 @@ func (r *Registry) Run(ctx context.Context, name string, attempt *tasker.Attempt
 			}
 		}
 	}()
-	r.begins(attempt, name)
-	defer r.ends(attempt)
+	r.count(name, 1)
+	defer r.count(name, -1)
 	value, err := f(ctx, attempt)
 	if err != nil {
 		return nil, failureOf(ctx, err, name, attempt)
@@ -120,26 +120,19 @@ func (r *Registry) Run(ctx context.Context, name string, attempt *tasker.Attempt
 func (r *Registry) Running() map[string]int {
 	r.running.Lock()
 	defer r.running.Unlock()
-	names := map[string]int{}
-	for _, name := range r.running.of {
-		names[name]++
-	}
-	return names
+	return maps.Clone(r.running.attempts)
 }
 
-func (r *Registry) begins(a *tasker.Attempt, name string) {
+// count adds to the attempts that run with the handler.
+func (r *Registry) count(name string, more int) {
 	r.running.Lock()
 	defer r.running.Unlock()
-	if r.running.of == nil {
-		r.running.of = map[*tasker.Attempt]string{}
+	if r.running.attempts == nil {
+		r.running.attempts = map[string]int{}
 	}
-	r.running.of[a] = name
-}
-
-func (r *Registry) ends(a *tasker.Attempt) {
-	r.running.Lock()
-	defer r.running.Unlock()
-	delete(r.running.of, a)
+	if r.running.attempts[name] += more; r.running.attempts[name] == 0 {
+		delete(r.running.attempts, name)
+	}
 }
 
 // Permanent marks an error as one that no retry can mend. code is a word for

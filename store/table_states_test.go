@@ -172,7 +172,7 @@ var emptied = `
 	DELETE FROM tasker.dispatches; DELETE FROM tasker.steps; DELETE FROM tasker.tasks; DELETE FROM tasker.events; DELETE FROM tasker.river_job;
 	ANALYZE ` + busyTables
 
-// flooded: 500 tasks of 12 Ruby steps side by side, all out, most of them at nobody;
+// flooded: 500 tasks of 12 Ruby steps side by side, all out, most of them not started;
 // 500 that wait, 500 that have not been touched, 100 whose deadline has passed, and 500
 // that have ended.
 const flooded = `
@@ -215,11 +215,12 @@ const bloat = `UPDATE tasker.dispatches SET looked_at = looked_at; UPDATE tasker
 	UPDATE tasker.dispatches SET looked_at = looked_at; UPDATE tasker.steps SET progress = NULL; UPDATE tasker.tasks SET reason = NULL; UPDATE tasker.river_job SET priority = priority`
 
 var (
-	buffers    = regexp.MustCompile(`Buffers: shared(?: hit=(\d+))?(?: read=(\d+))?`)
-	visited    = regexp.MustCompile(`\(actual rows=([\d.]+) loops=(\d+)\)`)
-	sidelined  = regexp.MustCompile(`Rows Removed by (?:Join )?Filter: (\d+)`)
-	atThisRate = 50.0 // rows looked at that cost as much as a page
+	buffers = regexp.MustCompile(`Buffers: shared(?: hit=(\d+))?(?: read=(\d+))?`)
+	visited = regexp.MustCompile(`\(actual rows=([\d.]+) loops=(\d+)\)`)
 )
+
+// rowsPerPage is how many rows looked at cost as much as a page.
+const rowsPerPage = 50
 
 // costOf is what a statement took, in pages of tables and indexes, or rows that were
 // looked at in memory.
@@ -235,11 +236,11 @@ func costOf(plan string) float64 {
 		if m := visited.FindStringSubmatch(line); m != nil {
 			rows, _ := strconv.ParseFloat(m[1], 64)
 			loops, _ = strconv.ParseFloat(m[2], 64)
-			cost += rows * loops / atThisRate
+			cost += rows * loops / rowsPerPage
 		}
-		if m := sidelined.FindStringSubmatch(line); m != nil {
+		if m := removed.FindStringSubmatch(line); m != nil {
 			rows, _ := strconv.ParseFloat(m[1], 64)
-			cost += rows * loops / atThisRate
+			cost += rows * loops / rowsPerPage
 		}
 	}
 	return cost

@@ -375,7 +375,6 @@ func (w *worker) session(ctx context.Context) (err error) {
 func (w *worker) finish(o *orchestrator.Orchestrator, river *jobs.Client, id int64, log *slog.Logger) error {
 	l := w.live.now()
 	patient, hurry := context.WithCancel(context.Background())
-	defer hurry()
 	var waiting sync.WaitGroup
 	waiting.Go(func() { w.tellWhatIsWaitedFor(patient, hurry, log) })
 	defer waiting.Wait()

@@ -27,9 +27,9 @@ type Spread struct{ Least, Median, Most float64 }
 // Collapsed says of each rate whether it is below half of the best one: then something
 // went wrong in its round, which a median would hide.
 func Collapsed(rates []float64) []bool {
-	collapsed := make([]bool, len(rates))
+	collapsed, half := make([]bool, len(rates)), slices.Max(rates)/2
 	for i, rate := range rates {
-		collapsed[i] = rate < slices.Max(rates)/2
+		collapsed[i] = rate < half
 	}
 	return collapsed
 }

@@ -12,7 +12,6 @@ import (
 
 	"github.com/taskerhq/tasker/analytics"
 	"github.com/taskerhq/tasker/store"
-	"github.com/taskerhq/tasker/template"
 )
 
 func (a *app) analyticsCommand() *cobra.Command {
@@ -62,37 +61,6 @@ not be counted yet.`,
 			},
 		})
 	return c
-}
-
-// knownTemplate is an error that wraps store.ErrNotFound where no template is registered that
-// has the namespace and the name, so that an empty answer is one. An empty word fits all.
-func knownTemplate(ctx context.Context, s *store.Store, namespace, name string) error {
-	if namespace == "" && name == "" {
-		return nil
-	}
-	list, err := s.Templates(ctx)
-	if err != nil {
-		return err
-	}
-	var namespaces, names []string
-	for i := range list {
-		here := namespace == "" || list[i].Namespace == namespace
-		if here && (name == "" || list[i].Name == name) {
-			return nil
-		}
-		namespaces = append(namespaces, list[i].Namespace)
-		if here {
-			names = append(names, list[i].Name)
-		}
-	}
-	if len(names) == 0 {
-		return fmt.Errorf("no template is registered in namespace %s: %w%s", namespace, store.ErrNotFound, template.DidYouMean(namespace, namespaces))
-	}
-	where := ""
-	if namespace != "" {
-		where = namespace + "/"
-	}
-	return fmt.Errorf("no template %s%s is registered: %w%s", where, name, store.ErrNotFound, template.DidYouMean(name, names))
 }
 
 // jsonOr prints v, or returns the error.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"strings"
 
@@ -187,4 +188,35 @@ func (a *app) printTemplate(t *tasker.Template) error {
 		}
 	}
 	return nil
+}
+
+// knownTemplate is an error that wraps store.ErrNotFound where no template is registered that
+// has the namespace and the name, so that an empty answer is one. An empty word fits all.
+func knownTemplate(ctx context.Context, s *store.Store, namespace, name string) error {
+	if namespace == "" && name == "" {
+		return nil
+	}
+	list, err := s.Templates(ctx)
+	if err != nil {
+		return err
+	}
+	var namespaces, names []string
+	for i := range list {
+		here := namespace == "" || list[i].Namespace == namespace
+		if here && (name == "" || list[i].Name == name) {
+			return nil
+		}
+		namespaces = append(namespaces, list[i].Namespace)
+		if here {
+			names = append(names, list[i].Name)
+		}
+	}
+	if len(names) == 0 {
+		return fmt.Errorf("no template is registered in namespace %s: %w%s", namespace, store.ErrNotFound, template.DidYouMean(namespace, namespaces))
+	}
+	where := ""
+	if namespace != "" {
+		where = namespace + "/"
+	}
+	return fmt.Errorf("no template %s%s is registered: %w%s", where, name, store.ErrNotFound, template.DidYouMean(name, names))
 }

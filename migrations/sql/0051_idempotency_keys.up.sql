@@ -14,7 +14,7 @@ COMMENT ON COLUMN tasker.tasks.key_seed IS 'random; part of the idempotency keys
 CREATE FUNCTION tasker.idempotency_key(key_seed bigint, step_id bigint) RETURNS text
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     RETURN CASE WHEN key_seed IS NULL THEN 'tasker-step-' || step_id::text ELSE 'tasker-' || lpad(to_hex(key_seed), 12, '0') || '-' || step_id::text END;
-COMMENT ON FUNCTION tasker.idempotency_key(key_seed bigint, step_id bigint) IS 'What a step gives to whom it calls: the same for all attempts, another in every other database';
+COMMENT ON FUNCTION tasker.idempotency_key(key_seed bigint, step_id bigint) IS 'The key that a step passes to the service it calls: the same for all attempts, another in every other database';
 
 DROP FUNCTION tasker.claim_tasks(bigint, bigint[], bigint[], bigint, bytea);
 CREATE FUNCTION tasker.claim_tasks(worker bigint, ids bigint[], opening bigint[] DEFAULT '{}'::bigint[], gates_seen bigint DEFAULT NULL::bigint, ticket_key bytea DEFAULT NULL::bytea) RETURNS TABLE(task_id bigint, template_id bigint, epoch integer, context jsonb, correlation_id text, fresh bigint[], begun boolean, due_in double precision, key_seed bigint)

@@ -16,15 +16,14 @@ module TaskerCore
     #   Reports and heartbeats have to show it. nil: Postgres makes one
     # @return [Array<StartAnswer>] the answers in turn
     def start_attempts(attempts, process_id, secret = nil)
-      columns = [0, 1, 2].map { |i| "{#{attempts.map { |attempt| attempt[i] || 'NULL' }.join(',')}}" }
-      @database.exec(StartAnswer::SQL, [columns[0], columns[1], process_id, secret, columns[2]]).values.map { |row| StartAnswer.new(row) }
+      step_ids, numbers, tickets = columns(attempts)
+      @database.exec(StartAnswer::SQL, [step_ids, numbers, process_id, secret, tickets]).values.map { |row| StartAnswer.new(row) }
     end
 
     # @param attempts [Array<Array(Integer, Integer, Integer)>] as of start_attempts: they go to another process
     # @return [Integer] how many were given back
     def handler_missing(attempts, process_id)
-      columns = [0, 1, 2].map { |i| "{#{attempts.map { |attempt| attempt[i] || 'NULL' }.join(',')}}" }
-      value("SELECT tasker.handler_missing($1, $2, $3, $4)", [*columns, process_id]).to_i
+      value("SELECT tasker.handler_missing($1, $2, $3, $4)", [*columns(attempts), process_id]).to_i
     end
 
     # @param reports [Array<String>] JSON, each as in contract/reports.json
@@ -87,6 +86,9 @@ module TaskerCore
     end
 
     private
+
+    # Arrays as Postgres writes them.
+    def columns(attempts) = [0, 1, 2].map { |i| "{#{attempts.map { |attempt| attempt[i] || 'NULL' }.join(',')}}" }
 
     def value(sql, values) = @database.exec(sql, values).getvalue(0, 0)
   end

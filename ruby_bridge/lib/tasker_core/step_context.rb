@@ -7,8 +7,8 @@ module TaskerCore
     attr_reader :step_id
     # @return [String]
     attr_reader :name, :handler_class
-    # @return [String] the same for every attempt, another in every other database: give
-    #   it to whom you call, so that a second attempt doesn't charge twice. After
+    # @return [String] the same for every attempt, another in every other database: pass
+    #   it to the service that you call, so that a second attempt doesn't charge twice. After
     #   tasker task retry --context it is another, as what is asked for is
     attr_reader :idempotency_key
     # @return [Integer] number of this attempt, from 1; every try counts
